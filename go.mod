@@ -1,0 +1,3 @@
+module github.com/streamcqsa/streamcqsa
+
+go 1.26
