@@ -1,0 +1,96 @@
+package attention
+
+// Geometry fixes everything that a device allocates: the kernel it needs and
+// the pool of slots. Nothing is allocated after it.
+type Geometry struct {
+	D, Dv    int
+	DType    DType // of Q, K, V
+	OutDType DType
+	Scale    float64
+
+	KVHeads int // KV heads of the largest head group
+	Group   int // query heads that share one KV head
+
+	QueryRows int // rows of the longest query chunk
+	KeyRows   int // rows of the longest key chunk
+
+	QuerySlots int
+	KVSlots    int
+}
+
+// QueryHeads is the number of query heads of the largest head group.
+func (g Geometry) QueryHeads() int { return g.KVHeads * g.Group }
+
+// Use is a number of bytes held for one purpose.
+type Use struct {
+	Purpose string `json:"purpose"`
+	Bytes   int64  `json:"bytes"`
+}
+
+// Footprint lists the memory that a device holds, purpose by purpose.
+type Footprint []Use
+
+// Total is the sum over all purposes, in bytes.
+func (f Footprint) Total() int64 {
+	var n int64
+	for _, u := range f {
+		n += u.Bytes
+	}
+	return n
+}
+
+// Rates describe a device to the planner. They need not be exact: they choose
+// between plans and predict time.
+type Rates struct {
+	FLOPS  float64 // kernel arithmetic, FLOP/s
+	In     float64 // host to slot, bytes/s, from the page cache
+	Out    float64 // slot to host, bytes/s
+	Launch float64 // seconds a batch costs beside its arithmetic
+}
+
+// Rows points at consecutive rows of one head in host memory. Row i occupies
+// Width elements of type DType from Data[i*Stride].
+type Rows struct {
+	Data   []byte
+	Stride int // bytes between the starts of consecutive rows
+	N      int // rows
+	Width  int // elements in a row
+	DType  DType
+}
+
+// Row returns the bytes of row i.
+func (r Rows) Row(i int) []byte {
+	return r.Data[i*r.Stride : i*r.Stride+r.Width*r.DType.Size()]
+}
+
+// Slice returns rows [lo,hi).
+func (r Rows) Slice(lo, hi int) Rows {
+	end := len(r.Data)
+	if hi > lo {
+		end = (hi-1)*r.Stride + r.Width*r.DType.Size()
+	}
+	s := r
+	s.Data, s.N = r.Data[lo*r.Stride:end], hi-lo
+	return s
+}
+
+// KVRef is one pair of a Work: the key chunk in a KV slot, and the mask.
+type KVRef struct {
+	Slot   int
+	Kind   MaskKind // Full, Diagonal or Partial
+	Offset int      // row i of the query chunk sees key j of the key chunk iff j <= i + Offset; unused for Full
+}
+
+// Work is what one launch does to one query slot: apply the KV slots to the
+// state, in the order listed. The order is part of the result's bits.
+type Work struct {
+	Query int // query slot
+	Refs  []KVRef
+}
+
+// Event is something that a device was asked to do and will have done. Wait
+// returns when it is done, with the error of the operation or of one before it
+// on which it depended. Wait may be called any number of times, by anyone.
+type Event interface {
+	Wait() error
+}

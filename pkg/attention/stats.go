@@ -1,0 +1,12 @@
+package attention
+
+// Stats are what a device has done since Reserve. Seconds are those in which
+// the queue of that direction was busy; the three overlap.
+type Stats struct {
+	InBytes, OutBytes int64 // moved from host memory into slots, and back
+
+	InSeconds, ApplySeconds, OutSeconds float64
+
+	Batches int64
+	Pairs   float64 // (query row, key) pairs applied, over all query heads
+}

@@ -1,0 +1,401 @@
+package cpu
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/edsrzf/mmap-go"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+)
+
+// Device computes on the host's cores. It implements the streaming engine's
+// device contract; see there for the order in which its methods may be called.
+type Device struct {
+	threads int
+
+	geo     attention.Geometry
+	arenas  []mmap.MMap
+	kv      []kvSlot
+	query   []querySlot
+	scratch []scratch
+	alloc   attention.Footprint
+
+	in, apply, out *queue
+
+	interrupted atomic.Bool
+	mu          sync.Mutex // guards stats
+	stats       attention.Stats
+}
+
+type kvSlot struct {
+	k, v  []float32
+	heads int
+	rows  int
+}
+
+type querySlot struct {
+	q     []float32
+	state []float64 // acc (heads x rows x Dv), m, l (heads x rows each), packed for the rows loaded
+	heads int
+	rows  int
+}
+
+func (s *querySlot) head(h, dv int) state {
+	n := s.heads * s.rows
+	m, l := s.state[n*dv:n*dv+n], s.state[n*dv+n:n*dv+2*n]
+	lo, hi := h*s.rows, (h+1)*s.rows
+	return state{acc: s.state[lo*dv : hi*dv], m: m[lo:hi], l: l[lo:hi]}
+}
+
+// New returns a device of that many threads; 0 means one for each core that
+// the process may use.
+func New(threads int) *Device {
+	if threads <= 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	return &Device{threads: threads}
+}
+
+// Name is "cpu".
+func (d *Device) Name() string { return "cpu" }
+
+// Threads is the number of threads that apply pairs.
+func (d *Device) Threads() int { return d.threads }
+
+// Rates are typical of the portable kernel on a current server core.
+func (d *Device) Rates(attention.Geometry) attention.Rates {
+	return attention.Rates{FLOPS: 3.6e9 * float64(d.threads), In: 1.5e9, Out: 1.5e9, Launch: 50e-6}
+}
+
+func tiles(rows int) int { return (rows + keyTile - 1) / keyTile }
+
+func kFloats(g attention.Geometry) int { return g.KVHeads * g.KeyRows * g.D }
+func vFloats(g attention.Geometry) int { return g.KVHeads * tiles(g.KeyRows) * keyTile * g.Dv }
+func qFloats(g attention.Geometry) int { return g.QueryHeads() * g.QueryRows * g.D }
+
+// StateBytes is the size of a saved state of the longest query chunk: per row
+// acc[Dv], m and l in float64.
+func (d *Device) StateBytes(g attention.Geometry) int64 {
+	return int64(g.QueryHeads()) * int64(g.QueryRows) * int64(g.Dv+2) * 8
+}
+
+// Footprint is the memory that Reserve takes; see the package comment.
+func (d *Device) Footprint(g attention.Geometry) attention.Footprint {
+	page := int64(os.Getpagesize())
+	pages := func(n int64) int64 { return (n + page - 1) / page * page }
+	// float64 first, for alignment inside a query slot's arena.
+	return attention.Footprint{
+		{Purpose: "kv_slots", Bytes: pages(int64(g.KVSlots) * int64(kFloats(g)+vFloats(g)) * 4)},
+		{Purpose: "query_slots", Bytes: pages(int64(g.QuerySlots) * (d.StateBytes(g) + int64(qFloats(g))*4))},
+		{Purpose: "scratch", Bytes: pages(int64(d.threads) * int64(scratchFloats(g)) * 8)},
+	}
+}
+
+// Reserve takes all memory and starts the queues.
+func (d *Device) Reserve(g attention.Geometry) error {
+	d.geo = g
+	arenas := make(map[string][]byte)
+	for _, u := range d.Footprint(g) {
+		// COPY is a private map: its pages are anonymous memory.
+		m, err := mmap.MapRegion(nil, int(u.Bytes), mmap.COPY, mmap.ANON, 0)
+		if err != nil {
+			d.unmap()
+			return fmt.Errorf("reserve %d bytes of memory for %s: %w", u.Bytes, u.Purpose, err)
+		}
+		d.arenas = append(d.arenas, m)
+		d.alloc = append(d.alloc, attention.Use{Purpose: u.Purpose, Bytes: int64(len(m))})
+		arenas[u.Purpose] = m
+	}
+	f32 := floats[float32](arenas["kv_slots"])
+	for range g.KVSlots {
+		s := kvSlot{k: f32[:kFloats(g)]}
+		f32 = f32[kFloats(g):]
+		s.v, f32 = f32[:vFloats(g)], f32[vFloats(g):]
+		d.kv = append(d.kv, s)
+	}
+	stateFloats := int(d.StateBytes(g) / 8)
+	f64 := floats[float64](arenas["query_slots"])
+	f32 = floats[float32](arenas["query_slots"])[2*stateFloats*g.QuerySlots:]
+	for range g.QuerySlots {
+		s := querySlot{state: f64[:stateFloats], q: f32[:qFloats(g)]}
+		f64, f32 = f64[stateFloats:], f32[qFloats(g):]
+		d.query = append(d.query, s)
+	}
+	f64 = floats[float64](arenas["scratch"])
+	for range d.threads {
+		d.scratch = append(d.scratch, newScratch(g, f64[:scratchFloats(g)]))
+		f64 = f64[scratchFloats(g):]
+	}
+	d.in = newQueue(func(t time.Duration) { d.book(func(s *attention.Stats) { s.InSeconds += t.Seconds() }) })
+	d.apply = newQueue(func(t time.Duration) { d.book(func(s *attention.Stats) { s.ApplySeconds += t.Seconds() }) })
+	d.out = newQueue(func(t time.Duration) { d.book(func(s *attention.Stats) { s.OutSeconds += t.Seconds() }) })
+	return nil
+}
+
+func floats[T float32 | float64](b []byte) []T {
+	if len(b) == 0 {
+		return nil
+	}
+	return unsafe.Slice((*T)(unsafe.Pointer(&b[0])), len(b)/int(unsafe.Sizeof(T(0))))
+}
+
+func (d *Device) book(f func(*attention.Stats)) {
+	d.mu.Lock()
+	f(&d.stats)
+	d.mu.Unlock()
+}
+
+// Allocated is the memory taken by Reserve, as it was taken.
+func (d *Device) Allocated() attention.Footprint { return d.alloc }
+
+// Stats is what was done since Reserve. It may be called at any time.
+func (d *Device) Stats() attention.Stats {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.stats
+}
+
+// Interrupt makes operations that are running or waiting end soon, with
+// attention.ErrInterrupted. The states in slots are then worthless.
+func (d *Device) Interrupt() { d.interrupted.Store(true) }
+
+// Release waits for all operations and gives the memory back.
+func (d *Device) Release() error {
+	for _, q := range []*queue{d.in, d.apply, d.out} {
+		if q != nil {
+			q.close()
+		}
+	}
+	return d.unmap()
+}
+
+func (d *Device) unmap() error {
+	var first error
+	for _, m := range d.arenas {
+		if err := m.Unmap(); err != nil && first == nil {
+			first = fmt.Errorf("release device memory: %w", err)
+		}
+	}
+	*d = Device{threads: d.threads}
+	return first
+}
+
+// LoadKV packs one key chunk into a KV slot: k and v have one entry per KV head.
+func (d *Device) LoadKV(slot int, k, v []attention.Rows, after ...attention.Event) attention.Event {
+	return d.in.submit(after, func() error {
+		s := &d.kv[slot]
+		s.heads, s.rows = len(k), k[0].N
+		var bytes int64
+		for h := range k {
+			if d.interrupted.Load() {
+				return attention.ErrInterrupted
+			}
+			loadRows(s.k[h*s.rows*d.geo.D:], k[h])
+			nt := tiles(s.rows)
+			packValues(s.v[h*nt*keyTile*d.geo.Dv:(h+1)*nt*keyTile*d.geo.Dv], v[h])
+			bytes += rowBytes(k[h]) + rowBytes(v[h])
+		}
+		d.book(func(st *attention.Stats) { st.InBytes += bytes })
+		return nil
+	})
+}
+
+func rowBytes(r attention.Rows) int64 { return int64(r.N) * int64(r.Width) * int64(r.DType.Size()) }
+
+func loadRows(dst []float32, r attention.Rows) {
+	if r.Stride == r.Width*r.DType.Size() { // contiguous: one long conversion
+		r.DType.Widen(dst[:r.N*r.Width], r.Data[:r.N*r.Stride])
+		return
+	}
+	for i := range r.N {
+		r.DType.Widen(dst[i*r.Width:(i+1)*r.Width], r.Row(i))
+	}
+}
+
+// packValues transposes V tile by tile. The keys that pad the last tile are
+// never read by the kernel.
+func packValues(dst []float32, v attention.Rows) {
+	const block = 8 // rows widened together, so that writes fill cache lines
+	row := make([]float32, block*v.Width)
+	for j := 0; j < v.N; j += block {
+		n := min(block, v.N-j)
+		loadRows(row, v.Slice(j, j+n))
+		tile := dst[j/keyTile*keyTile*v.Width:]
+		for x := range v.Width {
+			to := tile[x*keyTile+j%keyTile:]
+			for i := range n {
+				to[i] = row[i*v.Width+x]
+			}
+		}
+	}
+}
+
+// LoadQuery loads one query chunk, one entry of q per query head, and its
+// state: fresh if from is nil, else as SaveState wrote it.
+func (d *Device) LoadQuery(slot int, q []attention.Rows, from io.ReaderAt, after ...attention.Event) attention.Event {
+	return d.in.submit(after, func() error {
+		s := &d.query[slot]
+		s.heads, s.rows = len(q), q[0].N
+		var bytes int64
+		for h := range q {
+			loadRows(s.q[h*s.rows*d.geo.D:], q[h])
+			bytes += rowBytes(q[h])
+		}
+		state := s.used(d.geo.Dv)
+		if from == nil {
+			n := s.heads * s.rows
+			clear(state)
+			for i := range n {
+				state[n*d.geo.Dv+i] = math.Inf(-1)
+			}
+		} else {
+			b := stateBytes(state)
+			if _, err := from.ReadAt(b, 0); err != nil {
+				return err
+			}
+			bytes += int64(len(b))
+		}
+		d.book(func(st *attention.Stats) { st.InBytes += bytes })
+		return nil
+	})
+}
+
+func (s *querySlot) used(dv int) []float64 { return s.state[:s.heads*s.rows*(dv+2)] }
+
+func stateBytes(f []float64) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(f))), 8*len(f))
+}
+
+// SaveState writes the slot's state, in this machine's byte order.
+func (d *Device) SaveState(slot int, to io.WriterAt, after ...attention.Event) attention.Event {
+	return d.out.submit(after, func() error {
+		b := stateBytes(d.query[slot].used(d.geo.Dv))
+		if _, err := to.WriteAt(b, 0); err != nil {
+			return err
+		}
+		d.book(func(st *attention.Stats) { st.OutBytes += int64(len(b)) })
+		return nil
+	})
+}
+
+// Finish writes the rows of a complete query chunk: O rounded once to its
+// type, and lse (if wanted: lse may be nil) as float32. The first empty rows
+// see no key.
+func (d *Device) Finish(slot, empty int, out, lse []attention.Rows, after ...attention.Event) attention.Event {
+	return d.out.submit(after, func() error {
+		s := &d.query[slot]
+		var bytes int64
+		for h := range out {
+			st := s.head(h, d.geo.Dv)
+			for i := range out[h].N {
+				finishRow(out[h].DType, out[h].Row(i), st.acc[i*d.geo.Dv:(i+1)*d.geo.Dv], st.l[i], i < empty)
+			}
+			bytes += rowBytes(out[h])
+			if lse == nil {
+				continue
+			}
+			for i := range lse[h].N {
+				attention.F32.Put(lse[h].Row(i), st.m[i]+math.Log(st.l[i]))
+			}
+			bytes += rowBytes(lse[h])
+		}
+		d.book(func(st *attention.Stats) { st.OutBytes += bytes })
+		return nil
+	})
+}
+
+func finishRow(t attention.DType, dst []byte, acc []float64, l float64, empty bool) {
+	if empty {
+		clear(dst) // +0 in every type
+		return
+	}
+	for x, a := range acc {
+		t.Put(dst[x*t.Size():], a/l)
+	}
+}
+
+// task is one tile of query rows of one query head.
+type task struct {
+	work *attention.Work
+	head int
+	row  int
+}
+
+// Apply applies work to query slots. No query slot may occur twice.
+func (d *Device) Apply(work []attention.Work, after ...attention.Event) attention.Event {
+	return d.apply.submit(after, func() error {
+		var list []task
+		for i := range work {
+			s := &d.query[work[i].Query]
+			for h := range s.heads {
+				for r := 0; r < s.rows; r += rowTile {
+					list = append(list, task{&work[i], h, r})
+				}
+			}
+		}
+		var next atomic.Int64
+		var wg sync.WaitGroup
+		for t := range min(d.threads, len(list)) {
+			wg.Go(func() {
+				for {
+					i := int(next.Add(1)) - 1
+					if i >= len(list) || d.interrupted.Load() {
+						return
+					}
+					d.do(&d.scratch[t], list[i])
+				}
+			})
+		}
+		wg.Wait()
+		if d.interrupted.Load() {
+			return attention.ErrInterrupted
+		}
+		d.book(func(s *attention.Stats) { s.Batches++ })
+		return nil
+	})
+}
+
+func (d *Device) do(sc *scratch, t task) {
+	g := d.geo
+	s := &d.query[t.work.Query]
+	n := min(rowTile, s.rows-t.row)
+	lo := t.head*s.rows + t.row
+	q := sc.q[:n*g.D]
+	for i, x := range s.q[lo*g.D : (lo+n)*g.D] {
+		q[i] = float64(x)
+	}
+	st := s.head(t.head, g.Dv)
+	st = state{acc: st.acc[t.row*g.Dv : (t.row+n)*g.Dv], m: st.m[t.row : t.row+n], l: st.l[t.row : t.row+n]}
+	for _, ref := range t.work.Refs {
+		if d.interrupted.Load() {
+			return
+		}
+		kv := &d.kv[ref.Slot]
+		head := t.head / g.Group
+		nt := tiles(kv.rows)
+		ks := keys{
+			n: kv.rows,
+			k: kv.k[head*kv.rows*g.D : (head+1)*kv.rows*g.D],
+			v: kv.v[head*nt*keyTile*g.Dv : (head+1)*nt*keyTile*g.Dv],
+		}
+		var pairs float64
+		visible := func(i int) int {
+			v := ks.n
+			if ref.Kind != attention.Full {
+				v = min(max(t.row+i+ref.Offset+1, 0), ks.n)
+			}
+			pairs += float64(v)
+			return v
+		}
+		applyRows(g, sc, q, st, ks, visible)
+		d.book(func(s *attention.Stats) { s.Pairs += pairs })
+	}
+}

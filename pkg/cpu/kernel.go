@@ -1,0 +1,210 @@
+package cpu
+
+import (
+	"math"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+)
+
+const (
+	rowTile  = 32  // query rows of one task
+	rowBlock = 4   // query rows of one micro-kernel call
+	keyTile  = 128 // keys between two updates of the state
+)
+
+// scratch is the memory of one thread.
+type scratch struct {
+	q []float64 // rowTile x D: the task's query rows
+	p []float64 // rowBlock x keyTile: scores, then weights
+	o []float64 // rowBlock x Dv: the tile's share of the numerator
+}
+
+func scratchFloats(g attention.Geometry) int {
+	return rowTile*g.D + rowBlock*keyTile + rowBlock*g.Dv
+}
+
+func newScratch(g attention.Geometry, buf []float64) scratch {
+	q, rest := buf[:rowTile*g.D], buf[rowTile*g.D:]
+	return scratch{q: q, p: rest[:rowBlock*keyTile], o: rest[rowBlock*keyTile:]}
+}
+
+// keys are the packed keys and values of one head of a KV slot.
+type keys struct {
+	n int       // keys
+	k []float32 // n x D
+	v []float32 // tiles x Dv x keyTile
+}
+
+// state are the rows that a task owns: acc is rows x Dv, m and l one per row.
+type state struct {
+	acc, m, l []float64
+}
+
+// applyRows applies one key chunk to rows of one query head. q are the rows as
+// float64; row i sees the first visible(i) keys.
+func applyRows(g attention.Geometry, sc *scratch, q []float64, st state, ks keys, visible func(i int) int) {
+	rows := len(st.m)
+	for r := 0; r < rows; r += rowBlock {
+		n := min(rowBlock, rows-r)
+		var vis [rowBlock]int
+		most := 0
+		for i := range n {
+			vis[i] = visible(r + i)
+			most = max(most, vis[i])
+		}
+		for k0 := 0; k0 < most; k0 += keyTile {
+			var see [rowBlock]int
+			for i := range n {
+				see[i] = min(max(vis[i]-k0, 0), keyTile)
+			}
+			applyTile(g, sc, q[r*g.D:(r+n)*g.D], state{
+				acc: st.acc[r*g.Dv : (r+n)*g.Dv], m: st.m[r : r+n], l: st.l[r : r+n],
+			}, ks, k0, see[:n])
+		}
+	}
+}
+
+// applyTile applies keys [k0, k0+max(see)) to up to rowBlock rows: scores, the
+// running maximum, weights, and the tile's numerator summed from zero and then
+// merged into the state. A key that a row does not see takes no part at all:
+// not even as a factor of zero, since 0 * NaN is NaN.
+func applyTile(g attention.Geometry, sc *scratch, q []float64, st state, ks keys, k0 int, see []int) {
+	most, least := 0, keyTile
+	for _, s := range see {
+		most, least = max(most, s), min(least, s)
+	}
+	rows := len(see)
+	k := ks.k[k0*g.D:]
+	matmul(sc.p, keyTile, q, k, g.D, rows, most, g.D, g.D)
+	for i, n := range see {
+		softmaxRow(sc.p[i*keyTile:i*keyTile+n], g.Scale, &st.m[i], &st.l[i], st.acc[i*g.Dv:(i+1)*g.Dv])
+	}
+	v := ks.v[k0/keyTile*g.Dv*keyTile:]
+	matmul(sc.o, g.Dv, sc.p, v, least, rows, g.Dv, keyTile, keyTile)
+	for i, n := range see {
+		o := sc.o[i*g.Dv : (i+1)*g.Dv]
+		if n > least { // the ragged edge of a causal mask
+			for d := range o {
+				p, vd := sc.p[i*keyTile+least:i*keyTile+n], v[d*keyTile+least:d*keyTile+n]
+				for j, w := range p {
+					o[d] += w * float64(vd[j])
+				}
+			}
+		}
+		if n > 0 {
+			acc := st.acc[i*g.Dv : (i+1)*g.Dv]
+			for d, x := range o {
+				acc[d] += x
+			}
+		}
+	}
+}
+
+// softmaxRow turns raw dot products into weights relative to the new running
+// maximum, and re-bases the row's state on it. A maximum of -inf (no finite
+// score yet) is replaced by 0 in the exponent, so that -inf - (-inf) never
+// happens; NaN and +inf make the row NaN, as they do in the definition.
+func softmaxRow(p []float64, scale float64, m, l *float64, acc []float64) {
+	if len(p) == 0 {
+		return
+	}
+	top := *m
+	for j, dot := range p {
+		s := dot * scale
+		p[j] = s
+		if s > top {
+			top = s
+		}
+	}
+	base := top
+	if math.IsInf(top, -1) {
+		base = 0
+	}
+	if top != *m {
+		// The first tile re-bases an empty state: exp(-inf) = 0 times zeros.
+		f := math.Exp(*m - base)
+		*m = top
+		*l *= f
+		for d := range acc {
+			acc[d] *= f
+		}
+	}
+	var sum float64
+	for j, s := range p {
+		w := math.Exp(s - base)
+		p[j] = w
+		sum += w
+	}
+	*l += sum
+}
+
+// matmul computes c[i][j] = sum_d a[i][d] b[j][d] for i < rows, j < cols and
+// d < depth. Row i of a starts at i*lda, row j of b at j*ldb, row i of c at
+// i*ldc. rows is at most rowBlock. Blocks of four rows by two columns keep
+// eight sums in registers.
+func matmul(c []float64, ldc int, a []float64, b []float32, depth, rows, cols, lda, ldb int) {
+	j := 0
+	if rows == rowBlock {
+		a0, a1, a2, a3 := a[:depth], a[lda:lda+depth], a[2*lda:2*lda+depth], a[3*lda:3*lda+depth]
+		c0, c1, c2, c3 := c[:cols], c[ldc:ldc+cols], c[2*ldc:2*ldc+cols], c[3*ldc:3*ldc+cols]
+		for ; j+2 <= cols; j += 2 {
+			b0, b1 := b[j*ldb:j*ldb+depth], b[(j+1)*ldb:(j+1)*ldb+depth]
+			c0[j], c0[j+1], c1[j], c1[j+1], c2[j], c2[j+1], c3[j], c3[j+1] = dot4x2(a0, a1, a2, a3, b0, b1)
+		}
+	}
+	for i := range rows {
+		ai := a[i*lda : i*lda+depth]
+		ci := c[i*ldc : i*ldc+cols]
+		x := j
+		for ; x+4 <= cols; x += 4 {
+			ci[x], ci[x+1], ci[x+2], ci[x+3] = dot1x4(ai, b[x*ldb:x*ldb+depth], b[(x+1)*ldb:(x+1)*ldb+depth],
+				b[(x+2)*ldb:(x+2)*ldb+depth], b[(x+3)*ldb:(x+3)*ldb+depth])
+		}
+		for ; x < cols; x++ {
+			ci[x] = dot1x1(ai, b[x*ldb:x*ldb+depth])
+		}
+	}
+}
+
+// dot4x2 returns the eight dot products of four rows with two columns. Every
+// slice has the length of a0.
+func dot4x2(a0, a1, a2, a3 []float64, b0, b1 []float32) (s00, s01, s10, s11, s20, s21, s30, s31 float64) {
+	n := len(a0)
+	a1, a2, a3, b0, b1 = a1[:n], a2[:n], a3[:n], b0[:n], b1[:n] // one bounds check, not six a step
+	for d, x := range a0 {
+		u, v := float64(b0[d]), float64(b1[d])
+		s00 += x * u
+		s01 += x * v
+		x = a1[d]
+		s10 += x * u
+		s11 += x * v
+		x = a2[d]
+		s20 += x * u
+		s21 += x * v
+		x = a3[d]
+		s30 += x * u
+		s31 += x * v
+	}
+	return
+}
+
+// dot1x4 is for fewer than four rows: four columns hide the latency of the sums.
+func dot1x4(a []float64, b0, b1, b2, b3 []float32) (s0, s1, s2, s3 float64) {
+	n := len(a)
+	b0, b1, b2, b3 = b0[:n], b1[:n], b2[:n], b3[:n]
+	for d, x := range a {
+		s0 += x * float64(b0[d])
+		s1 += x * float64(b1[d])
+		s2 += x * float64(b2[d])
+		s3 += x * float64(b3[d])
+	}
+	return
+}
+
+func dot1x1(a []float64, b []float32) (s float64) {
+	b = b[:len(a)]
+	for d, x := range a {
+		s += x * float64(b[d])
+	}
+	return s
+}
