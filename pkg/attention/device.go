@@ -46,6 +46,7 @@ type Rates struct {
 	In     float64 // host to slot, bytes/s, from the page cache
 	Out    float64 // slot to host, bytes/s
 	Launch float64 // seconds a batch costs beside its arithmetic
+	Shared float64 // share of a transfer's seconds in which the kernel loses all its cores; 0 where copies have engines of their own
 }
 
 // Rows points at consecutive rows of one head in host memory. Row i occupies

@@ -72,7 +72,7 @@ func (d *Device) Threads() int { return d.threads }
 
 // Rates are typical of the portable kernel on a current server core.
 func (d *Device) Rates(attention.Geometry) attention.Rates {
-	return attention.Rates{FLOPS: 3.6e9 * float64(d.threads), In: 1.5e9, Out: 1.5e9, Launch: 50e-6}
+	return attention.Rates{FLOPS: 3e9 * float64(d.threads), In: 1.5e9, Out: 1.5e9, Launch: 50e-6, Shared: 1 / float64(d.threads)}
 }
 
 func tiles(rows int) int { return (rows + keyTile - 1) / keyTile }

@@ -1,0 +1,18 @@
+package stream
+
+import (
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// reserveSpace gives the file its size and, where the file system can, its disk
+// blocks, so that a full disk is an error now.
+func reserveSpace(f *os.File, size int64) error {
+	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return f.Truncate(size)
+	}
+	return err
+}

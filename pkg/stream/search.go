@@ -1,0 +1,232 @@
+package stream
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"sort"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+	"github.com/streamcqsa/streamcqsa/pkg/divide"
+)
+
+const (
+	// minRows is the shortest chunk that the planner chooses by itself: below
+	// it a kernel spends its time on edges. Requests for more chunks are obeyed.
+	minRows = 64
+	// maxChunks bounds the interest sets that the planner tries; finer divisions
+	// move more bytes than a rows division of the same footprint.
+	maxChunks = 1100
+)
+
+// slots is one way to share the budget out: chunks that a batch uses, and
+// chunks that load ahead or are kept for later.
+type slots struct {
+	query, queryAhead, kv, kvAhead int
+}
+
+// candidate is a plan before it is priced.
+type candidate struct {
+	kind             string
+	set              divide.InterestSet // of cqs
+	heads            int                // KV heads per head group
+	queryChunks      int
+	keyChunks int
+	slots            slots
+}
+
+type search struct {
+	req      Request
+	dev      Device
+	kinds    []string
+	sets     []divide.InterestSet // ascending c
+	smallest int64                // footprint of the smallest candidate seen
+}
+
+func newSearch(req Request, dev Device) (*search, error) {
+	s := &search{req: req, dev: dev, smallest: math.MaxInt64}
+	switch req.Divide {
+	case "", "auto":
+		s.kinds = []string{divideCQS, divideRows}
+	case divideCQS, divideRows:
+		s.kinds = []string{req.Divide}
+	default:
+		return nil, fmt.Errorf("%w: division %q: want auto, cqs or rows", ErrRequest, req.Divide)
+	}
+	if s.req.Depth == 0 {
+		s.req.Depth = 1
+	}
+	if s.req.Depth > 1 && s.req.Divide != divideCQS {
+		s.kinds = []string{divideCQS}
+		if req.Divide == divideRows {
+			return nil, fmt.Errorf("%w: depth %d: only the cqs division has a depth", ErrRequest, req.Depth)
+		}
+	}
+	return s, s.chooseSets()
+}
+
+// chooseSets lists the interest sets to try: the one asked for, or the perfect
+// ones whose chunks are not too short.
+func (s *search) chooseSets() error {
+	if !slices.Contains(s.kinds, divideCQS) {
+		return nil
+	}
+	if c := s.req.Chunks; c != 0 {
+		set, err := divide.Cover(c)
+		if err != nil {
+			if s.req.Divide == divideCQS || s.req.Depth > 1 {
+				return fmt.Errorf("%w: %w", ErrRequest, err)
+			}
+			s.kinds = []string{divideRows}
+			return nil
+		}
+		s.sets = []divide.InterestSet{set}
+		return s.checkDepth()
+	}
+	longest := max(s.req.Problem.Nq, s.req.Problem.Nk)
+	for _, c := range append([]int{1}, divide.PerfectCounts(maxChunks)...) {
+		atoms := math.Pow(float64(c), float64(s.req.Depth))
+		if c > 1 && float64(longest)/atoms < minRows {
+			break
+		}
+		set, err := divide.Cover(c)
+		if err != nil {
+			return fmt.Errorf("build the interest set of %d chunks: %w", c, err)
+		}
+		s.sets = append(s.sets, set)
+	}
+	return s.checkDepth()
+}
+
+func (s *search) checkDepth() error {
+	if _, err := divide.CQS(s.sets[0], s.req.Depth); err != nil {
+		return fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	return nil
+}
+
+// best is the best plan of one division, or nil if none fits.
+func (s *search) best(kind string) (*Plan, error) {
+	var best *Plan
+	var candidates []candidate
+	for _, heads := range s.headChoices() {
+		if kind == divideCQS {
+			candidates = append(candidates, s.cqs(heads)...)
+		} else {
+			candidates = append(candidates, s.rows(heads)...)
+		}
+	}
+	for _, c := range candidates {
+		p, err := s.price(c)
+		if err != nil {
+			return nil, err
+		}
+		if best == nil || better(p, best) {
+			best = p
+		}
+	}
+	return best, nil
+}
+
+// headChoices are sizes of head groups: all KV heads, then halves, down to one.
+func (s *search) headChoices() []int {
+	var list []int
+	for n := s.req.Problem.KVHeads(); ; n = (n + 1) / 2 {
+		list = append(list, n)
+		if n == 1 {
+			return list
+		}
+	}
+}
+
+// cqs lists, for each way to share out the slots, the coarsest division that
+// fits and the next finer ones.
+func (s *search) cqs(heads int) []candidate {
+	var list []candidate
+	const finer = 3
+	for _, combo := range []func(l int) slots{
+		func(l int) slots { return slots{1, 0, 1, 0} },
+		func(l int) slots { return slots{1, 1, 1, 1} },
+		func(l int) slots { return slots{1, 1, 2, 1} },
+		func(l int) slots { return slots{1, 1, (l + 1) / 2, 1} },
+		func(l int) slots { return slots{1, 1, l, 1} },
+		func(l int) slots { return slots{1, 1, l, 1 + l/2} },
+		func(l int) slots { return slots{l, 1, l, 1} },
+	} {
+		at := func(i int) candidate {
+			set := s.sets[i]
+			atoms := int(math.Pow(float64(set.Chunks()), float64(s.req.Depth)) + 0.5)
+			l := int(math.Pow(float64(set.Size()), float64(s.req.Depth)) + 0.5)
+			return candidate{kind: divideCQS, set: set, heads: heads, queryChunks: atoms, keyChunks: atoms, slots: combo(l)}
+		}
+		first := sort.Search(len(s.sets), func(i int) bool { return s.fits(at(i)) })
+		s.fits(at(len(s.sets) - 1)) // the finest counts for the smallest budget
+		for i := first; i < min(first+finer, len(s.sets)); i++ {
+			if c := at(i); s.fits(c) {
+				list = append(list, c)
+			}
+		}
+	}
+	return list
+}
+
+// rows lists divisions by key chunk length; for each, the longest query chunk
+// that fits.
+func (s *search) rows(heads int) []candidate {
+	p := s.req.Problem
+	finest := func(n int) int { return max(1, n/minRows) }
+	var keyCounts []int
+	if s.req.Chunks != 0 {
+		keyCounts = []int{s.req.Chunks}
+	} else {
+		for c := 1; c < finest(p.Nk); c *= 2 {
+			keyCounts = append(keyCounts, c)
+		}
+		keyCounts = append(keyCounts, finest(p.Nk))
+	}
+	var list []candidate
+	for _, combo := range []slots{{1, 0, 1, 0}, {1, 0, 1, 1}, {1, 1, 1, 1}, {1, 1, 2, 2}} {
+		for _, keys := range keyCounts {
+			at := func(queries int) candidate {
+				return candidate{kind: divideRows, heads: heads, queryChunks: queries, keyChunks: keys, slots: combo}
+			}
+			if s.req.Chunks != 0 {
+				if c := at(keys); s.fits(c) {
+					list = append(list, c)
+				}
+				continue
+			}
+			most := finest(p.Nq)
+			queries := 1 + sort.Search(most, func(i int) bool { return s.fits(at(i + 1)) })
+			if queries <= most {
+				list = append(list, at(queries))
+			}
+		}
+	}
+	return list
+}
+
+// fits says whether the candidate's footprint is within the budget, and
+// remembers the smallest footprint ever asked about.
+func (s *search) fits(c candidate) bool {
+	total := s.dev.Footprint(s.geometry(c)).Total()
+	if total < 0 { // overflow: far beyond any budget
+		return false
+	}
+	s.smallest = min(s.smallest, total)
+	return total <= s.req.Budget
+}
+
+func (s *search) geometry(c candidate) attention.Geometry {
+	p := s.req.Problem
+	qAxis, kAxis := divide.Axis{N: p.Nq, Chunks: c.queryChunks}, divide.Axis{N: p.Nk, Chunks: c.keyChunks}
+	groups := (p.KVHeads() + c.heads - 1) / c.heads
+	return attention.Geometry{
+		D: p.D, Dv: p.Dv, DType: p.DType, OutDType: p.OutDType, Scale: p.Scale,
+		KVHeads: c.heads, Group: p.Group(),
+		QueryRows: qAxis.Longest(), KeyRows: kAxis.Longest(),
+		// More slots than chunks in all head groups would stay unused.
+		QuerySlots: min(c.slots.query+c.slots.queryAhead, groups*c.queryChunks),
+		KVSlots:    min(c.slots.kv+c.slots.kvAhead, groups*c.keyChunks),
+	}
+}

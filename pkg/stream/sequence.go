@@ -1,0 +1,275 @@
+package stream
+
+import (
+	"iter"
+	"math"
+)
+
+// stepKind is what a step asks of the device.
+type stepKind uint8
+
+const (
+	stepLoadKV    stepKind = iota // load key chunk into slot
+	stepLoadQuery                 // load query chunk and its state into slot
+	stepSave                      // write the state in slot back: its chunk is evicted
+	stepApply                     // apply the batch
+	stepFinish                    // write the results of the chunk in slot
+)
+
+// step is one operation of the run.
+type step struct {
+	kind  stepKind
+	slot  int
+	group int
+	chunk int
+	fresh bool         // stepLoadQuery: the chunk has no state yet
+	work  []placedWork // stepApply
+}
+
+// placedWork is a chunkWork whose chunks have slots.
+type placedWork struct {
+	slot  int
+	chunk int
+	refs  []placedRef
+}
+
+type placedRef struct {
+	slot int
+	keyRef
+}
+
+// lookahead is how many uses of chunks the sequencer knows in advance. A chunk
+// that is not used within it counts as never used again.
+const lookahead = 1 << 14
+
+// sequencer turns batches into steps: it decides which chunk is in which slot.
+// It is deterministic and does no I/O, so the planner prices a plan by running
+// it, and the run does exactly what was priced.
+type sequencer struct {
+	sched   *schedule
+	query   *cache
+	kv      *cache
+	left    map[int64]int // pairs still to come, by query chunk that has begun
+	window  []batch       // upcoming batches, in order
+	uses    int           // chunk uses in the window
+	done    int           // batches taken out of the window
+	saved   func(group, chunk int) bool
+	next    func() (batch, bool)
+	stop    func()
+	drained bool
+}
+
+// newSequencer starts at the given stream of batches. resumed says which query
+// chunks have a saved state from before it; nil means none.
+func newSequencer(s *schedule, querySlots, kvSlots, prefetch int, from iter.Seq[batch], resumed func(group, chunk int) bool) *sequencer {
+	q := &sequencer{
+		sched: s,
+		query: newCache(querySlots, prefetch),
+		kv:    newCache(kvSlots, prefetch),
+		left:  make(map[int64]int),
+		saved: resumed,
+	}
+	q.next, q.stop = iter.Pull(from)
+	return q
+}
+
+// chunkID names a chunk of one axis over all head groups.
+func chunkID(group, chunk int) int64 { return int64(group)<<32 | int64(chunk) }
+
+// fill reads batches ahead and books when each chunk will be used.
+func (q *sequencer) fill() {
+	for !q.drained && (len(q.window) == 0 || q.uses < lookahead) {
+		b, ok := q.next()
+		if !ok {
+			q.drained = true
+			return
+		}
+		at := q.done + len(q.window)
+		q.window = append(q.window, b)
+		for _, w := range b.work {
+			q.query.book(chunkID(b.group, w.query), at)
+			q.uses++
+			for _, r := range w.refs {
+				q.kv.book(chunkID(b.group, r.key), at)
+				q.uses++
+			}
+		}
+	}
+}
+
+// batch returns the steps of the next batch: loads (each after the eviction
+// that makes room), one apply, and the finishes. It returns nil at the end.
+func (q *sequencer) batch() []step {
+	q.fill()
+	if len(q.window) == 0 {
+		return nil
+	}
+	b := q.window[0]
+	q.window = q.window[1:]
+	at := q.done
+	q.done++
+	var steps []step
+	q.pin(b, at)
+	apply := step{kind: stepApply, group: b.group}
+	for _, w := range b.work {
+		p := placedWork{chunk: w.query, slot: q.placeQuery(&steps, b.group, w, at)}
+		q.uses--
+		for _, r := range w.refs {
+			p.refs = append(p.refs, placedRef{q.placeKV(&steps, b.group, r.key, at), r})
+			q.uses--
+		}
+		if len(p.refs) > 0 {
+			apply.work = append(apply.work, p)
+		}
+	}
+	if len(apply.work) > 0 {
+		steps = append(steps, apply)
+	}
+	for _, w := range b.work {
+		id := chunkID(b.group, w.query)
+		q.left[id] -= len(w.refs)
+		if q.left[id] == 0 {
+			delete(q.left, id)
+			steps = append(steps, step{kind: stepFinish, slot: q.query.where[id], group: b.group, chunk: w.query})
+			q.query.drop(id)
+		}
+	}
+	return steps
+}
+
+// pin marks what the batch uses before anything is evicted for it.
+func (q *sequencer) pin(b batch, at int) {
+	for _, w := range b.work {
+		q.query.use(chunkID(b.group, w.query), at)
+		for _, r := range w.refs {
+			q.kv.use(chunkID(b.group, r.key), at)
+		}
+	}
+}
+
+func (q *sequencer) placeKV(steps *[]step, group, key, at int) int {
+	slot, _, hit := q.kv.place(chunkID(group, key), at)
+	if !hit {
+		*steps = append(*steps, step{kind: stepLoadKV, slot: slot, group: group, chunk: key})
+	}
+	return slot
+}
+
+func (q *sequencer) placeQuery(steps *[]step, group int, w chunkWork, at int) int {
+	id := chunkID(group, w.query)
+	slot, victim, hit := q.query.place(id, at)
+	if hit {
+		return slot
+	}
+	if victim >= 0 {
+		*steps = append(*steps, step{kind: stepSave, slot: slot, group: int(victim >> 32), chunk: int(victim & math.MaxUint32)})
+	}
+	_, begun := q.left[id]
+	if !begun {
+		q.left[id] = q.sched.pairsOf(w.query)
+		begun = q.saved != nil && q.saved(group, w.query)
+	}
+	*steps = append(*steps, step{kind: stepLoadQuery, slot: slot, group: group, chunk: w.query, fresh: !begun})
+	return slot
+}
+
+// cache decides which slot a chunk gets. Belady's rule, with one exception for
+// overlap: a slot that a recent batch uses may still be busy when its successor
+// should already be loading, so a quiet slot is preferred unless its chunk is
+// needed at once.
+type cache struct {
+	slots    []cached
+	where    map[int64]int
+	uses     map[int64][]int // upcoming batches that use a chunk, in order
+	prefetch int             // batches for which a slot counts as busy after its last use
+}
+
+type cached struct {
+	id   int64 // -1: nothing
+	last int   // batch that used it last
+}
+
+func newCache(slots, prefetch int) *cache {
+	c := &cache{slots: make([]cached, slots), where: make(map[int64]int), uses: make(map[int64][]int), prefetch: prefetch}
+	for i := range c.slots {
+		c.slots[i] = cached{id: -1, last: math.MinInt}
+	}
+	return c
+}
+
+func (c *cache) book(id int64, at int) { c.uses[id] = append(c.uses[id], at) }
+
+// use consumes a booking, and marks the chunk's slot, if it has one, as used.
+func (c *cache) use(id int64, at int) {
+	u := c.uses[id]
+	for len(u) > 0 && u[0] <= at {
+		u = u[1:]
+	}
+	if len(u) == 0 {
+		delete(c.uses, id)
+	} else {
+		c.uses[id] = u
+	}
+	if slot, ok := c.where[id]; ok {
+		c.slots[slot].last = at
+	}
+}
+
+// place returns the slot of a chunk that batch at uses; if it was not there
+// (hit false), the slot chosen for it and the chunk evicted from it, or -1.
+func (c *cache) place(id int64, at int) (slot int, victim int64, hit bool) {
+	if slot, ok := c.where[id]; ok {
+		return slot, -1, true
+	}
+	slot = c.victim(at)
+	victim = c.slots[slot].id
+	if victim >= 0 {
+		delete(c.where, victim)
+	}
+	c.slots[slot] = cached{id: id, last: at}
+	c.where[id] = slot
+	return slot, victim, false
+}
+
+// nextUse is the next batch that uses the chunk, or MaxInt.
+func (c *cache) nextUse(id int64) int {
+	if u := c.uses[id]; len(u) > 0 {
+		return u[0]
+	}
+	return math.MaxInt
+}
+
+func (c *cache) victim(at int) int {
+	best, quiet := -1, -1
+	bestNext, quietNext := -1, -1
+	for i, s := range c.slots {
+		if s.last == at {
+			continue
+		}
+		next := math.MaxInt
+		if s.id >= 0 {
+			next = c.nextUse(s.id)
+		}
+		if next > bestNext || next == bestNext && s.last < c.slots[best].last {
+			best, bestNext = i, next
+		}
+		if s.last < at-c.prefetch && (next > quietNext || next == quietNext && s.last < c.slots[quiet].last) {
+			quiet, quietNext = i, next
+		}
+	}
+	if quiet >= 0 && quietNext > at+c.prefetch {
+		return quiet
+	}
+	if best < 0 {
+		panic("stream: a batch uses more chunks than there are slots")
+	}
+	return best
+}
+
+// drop forgets a chunk whose slot is free from now on.
+func (c *cache) drop(id int64) {
+	if slot, ok := c.where[id]; ok {
+		delete(c.where, id)
+		c.slots[slot].id = -1
+	}
+}

@@ -1,0 +1,113 @@
+package stream
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+)
+
+// Source is an input tensor: its elements, mapped, and hints about them.
+type Source interface {
+	Path() string
+	Bytes() []byte
+	WillNeed(lo, hi int64) // byte ranges of Bytes
+	DontNeed(lo, hi int64)
+}
+
+// Sink is an output tensor, mapped.
+type Sink interface {
+	Path() string
+	Bytes() []byte
+}
+
+// Tensors are the inputs and outputs of a run. LSE may be nil.
+//
+// Their bytes hold the problem's tensors in its layout; LSE has the layout of O
+// without the last axis, in float32.
+type Tensors struct {
+	Q, K, V Source
+	O, LSE  Sink
+}
+
+// check compares the lengths of all tensors with the problem.
+func (t Tensors) check(p attention.Problem) error {
+	var errs []error
+	want := func(name string, b []byte, n int64) {
+		if int64(len(b)) != n {
+			errs = append(errs, fmt.Errorf("tensor %s has %d bytes, the problem says %d", name, len(b), n))
+		}
+	}
+	want("Q", t.Q.Bytes(), tensorBytes(p.B, p.Hq, p.Nq, p.D, p.DType))
+	want("K", t.K.Bytes(), tensorBytes(p.B, p.Hkv, p.Nk, p.D, p.DType))
+	want("V", t.V.Bytes(), tensorBytes(p.B, p.Hkv, p.Nk, p.Dv, p.DType))
+	want("O", t.O.Bytes(), tensorBytes(p.B, p.Hq, p.Nq, p.Dv, p.OutDType))
+	if t.LSE != nil {
+		want("LSE", t.LSE.Bytes(), tensorBytes(p.B, p.Hq, p.Nq, 1, attention.F32))
+	}
+	return errors.Join(errs...)
+}
+
+// view is one tensor as rows of heads.
+type view struct {
+	data    []byte
+	layout  attention.Layout
+	heads   int // per batch entry
+	n, d    int
+	dtype   attention.DType
+	advisor Source // nil for outputs
+}
+
+func (v view) rowBytes() int { return v.layout.RowStride(v.heads, v.d) * v.dtype.Size() }
+
+// rows are rows [lo,hi) of head u, counted over the whole batch.
+func (v view) rows(u, lo, hi int) attention.Rows {
+	start, end := v.span(u, lo, hi)
+	return attention.Rows{Data: v.data[start:end], Stride: v.rowBytes(), N: hi - lo, Width: v.d, DType: v.dtype}
+}
+
+// span is the byte range of rows [lo,hi) of head u, from the first element to
+// behind the last. In a layout with heads inside tokens it holds other heads too.
+func (v view) span(u, lo, hi int) (start, end int64) {
+	b, h := u/v.heads, u%v.heads
+	size := int64(v.dtype.Size())
+	start = int64(v.layout.Offset(b, h, lo, v.heads, v.n, v.d)) * size
+	return start, start + int64(hi-1-lo)*int64(v.rowBytes()) + int64(v.d)*size
+}
+
+// views are the tensors of a run cut into heads.
+type views struct{ q, k, v, o, lse view }
+
+func newViews(p attention.Problem, t Tensors) views {
+	in := func(s Source, h, n, d int) view {
+		return view{data: s.Bytes(), layout: p.Layout, heads: h, n: n, d: d, dtype: p.DType, advisor: s}
+	}
+	w := views{
+		q: in(t.Q, p.Hq, p.Nq, p.D), k: in(t.K, p.Hkv, p.Nk, p.D), v: in(t.V, p.Hkv, p.Nk, p.Dv),
+		o: view{data: t.O.Bytes(), layout: p.Layout, heads: p.Hq, n: p.Nq, d: p.Dv, dtype: p.OutDType},
+	}
+	if t.LSE != nil {
+		w.lse = view{data: t.LSE.Bytes(), layout: p.Layout, heads: p.Hq, n: p.Nq, d: 1, dtype: attention.F32}
+	}
+	return w
+}
+
+// blame names the tensor and the byte of a failed access to a mapping.
+func (t Tensors) blame(f *attention.Fault) error {
+	type mapped struct {
+		what, name string
+		bytes      []byte
+	}
+	all := []mapped{{"read", t.Q.Path(), t.Q.Bytes()}, {"read", t.K.Path(), t.K.Bytes()}, {"read", t.V.Path(), t.V.Bytes()}, {"write", t.O.Path(), t.O.Bytes()}}
+	if t.LSE != nil {
+		all = append(all, mapped{"write", t.LSE.Path(), t.LSE.Bytes()})
+	}
+	for _, m := range all {
+		base := uintptr(unsafe.Pointer(unsafe.SliceData(m.bytes)))
+		if f.Addr >= base && f.Addr < base+uintptr(len(m.bytes)) {
+			return fmt.Errorf("%s %s at element byte %d: the file shrank under its mapping, or its disk failed: %w", m.what, m.name, f.Addr-base, f)
+		}
+	}
+	return f
+}
