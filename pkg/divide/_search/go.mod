@@ -1,0 +1,3 @@
+module github.com/streamcqsa/streamcqsa/pkg/divide/_search
+
+go 1.26
