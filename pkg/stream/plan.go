@@ -80,6 +80,12 @@ type Plan struct {
 	division *divide.Division
 }
 
+// headsOf is the number of KV heads of a head group: the last may be smaller.
+func (p *Plan) headsOf(group int) int {
+	n := p.Geometry.KVHeads
+	return min(n, p.Problem.KVHeads()-group*n)
+}
+
 // NoFitError says that nothing fits, and what would.
 type NoFitError struct {
 	Budget   int64

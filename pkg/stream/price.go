@@ -2,6 +2,7 @@ package stream
 
 import (
 	"fmt"
+	"iter"
 	"math"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
@@ -57,18 +58,24 @@ func (s *search) traffic(plan *Plan) {
 	pairs := sched.chunkPairs()
 	plan.ChunkPairs = pairs * float64(plan.Groups)
 	c := newCounter(s, plan)
-	whole := func(yield func(batch) bool) { // one head group; the others are like it
-		_ = sched.blind(0, yield) && sched.subproblems(0, 0, sched.div.Len(), yield)
+	g := plan.Geometry
+	walk := func(from iter.Seq[batch]) {
+		c.walk(newSequencer(sched, g.QuerySlots, g.KVSlots, defaultPrefetch, from, nil), 0)
 	}
-	if pairs <= sampleBatches {
-		c.walk(newSequencer(sched, plan.Geometry.QuerySlots, plan.Geometry.KVSlots, defaultPrefetch, whole, nil), 0)
-	} else {
+	groups := float64(plan.Problem.KVHeads()) / float64(g.KVHeads)
+	switch {
+	case plan.ChunkPairs <= sampleBatches:
+		walk(sched.batches())
+	case pairs <= sampleBatches: // one head group stands for all
+		walk(func(yield func(batch) bool) {
+			_ = sched.blind(0, yield) && sched.subproblems(0, 0, sched.div.Len(), yield)
+		})
+		c.scale(groups)
+	default:
 		c.sample(sched, pairs)
+		c.scale(groups)
 	}
 	t := c.t
-	for _, b := range []*int64{&t.In, &t.Out, &t.StateIn, &t.StateOut} {
-		*b = scaled(*b, float64(plan.Problem.KVHeads())/float64(plan.Geometry.KVHeads))
-	}
 	t.Out += plan.OutputBytes + plan.LSEBytes
 	p := plan.Problem
 	inputs := tensorBytes(p.B, p.Hq, p.Nq, p.D, p.DType) + tensorBytes(p.B, p.Hkv, p.Nk, p.D+p.Dv, p.DType)
@@ -82,25 +89,23 @@ func (s *search) traffic(plan *Plan) {
 	}
 }
 
-func scaled(n int64, f float64) int64 { return int64(math.Round(float64(n) * f)) }
-
-// counter walks a sequencer and counts bytes and pairs, for one full head group.
+// counter walks a sequencer and counts bytes and pairs.
 type counter struct {
 	t                 Traffic
 	pairs             float64
-	kvRow, qRow, sRow float64 // bytes per key, per query row, per saved row
+	kvRow, qRow, sRow int64 // bytes per KV head: of a key, a query row, a saved row
 	sched             *schedule
 	plan              *Plan
 }
 
 func newCounter(s *search, plan *Plan) *counter {
 	g := plan.Geometry
-	es := float64(g.DType.Size())
+	es := int64(g.DType.Size())
 	return &counter{
 		sched: newSchedule(plan), plan: plan,
-		kvRow: float64(g.KVHeads) * float64(g.D+g.Dv) * es,
-		qRow:  float64(g.QueryHeads()) * float64(g.D) * es,
-		sRow:  float64(s.dev.StateBytes(g)) / float64(g.QueryRows),
+		kvRow: int64(g.D+g.Dv) * es,
+		qRow:  int64(g.Group*g.D) * es,
+		sRow:  s.dev.StateBytes(g) / int64(g.QueryRows*g.KVHeads),
 	}
 }
 
@@ -116,25 +121,29 @@ func (c *counter) walk(q *sequencer, skip int) {
 			continue
 		}
 		for _, st := range steps {
-			switch st.kind {
-			case stepLoadKV:
-				c.t.In += int64(c.kvRow * float64(c.sched.key.Len(st.chunk)))
-			case stepLoadQuery:
-				n := float64(c.sched.query.Len(st.chunk))
-				c.t.In += int64(c.qRow * n)
-				if !st.fresh {
-					c.t.In += int64(c.sRow * n)
-					c.t.StateIn += int64(c.sRow * n)
-				}
-			case stepSave:
-				n := int64(c.sRow * float64(c.sched.query.Len(st.chunk)))
-				c.t.Out += n
-				c.t.StateOut += n
-			case stepApply:
-				for _, w := range st.work {
-					c.pairs += float64(len(w.refs))
-				}
-			}
+			c.count(st)
+		}
+	}
+}
+
+func (c *counter) count(st step) {
+	heads := int64(c.plan.headsOf(st.group))
+	rows := func() int64 { return heads * int64(c.sched.query.Len(st.chunk)) }
+	switch st.kind {
+	case stepLoadKV:
+		c.t.In += heads * c.kvRow * int64(c.sched.key.Len(st.chunk))
+	case stepLoadQuery:
+		c.t.In += c.qRow * rows()
+		if !st.fresh {
+			c.t.In += c.sRow * rows()
+			c.t.StateIn += c.sRow * rows()
+		}
+	case stepSave:
+		c.t.Out += c.sRow * rows()
+		c.t.StateOut += c.sRow * rows()
+	case stepApply:
+		for _, w := range st.work {
+			c.pairs += float64(len(w.refs))
 		}
 	}
 }
@@ -150,15 +159,19 @@ func (c *counter) sample(sched *schedule, pairs float64) {
 			return yield(b) && n < sampleBatches
 		})
 	}
-	g := c.plan.Geometry
 	known := func(int, int) bool { return true }
 	if c.plan.Divide == divideRows {
 		known = nil // a query chunk is finished before the next begins
 	}
+	g := c.plan.Geometry
 	c.walk(newSequencer(sched, g.QuerySlots, g.KVSlots, defaultPrefetch, middle, known), sampleBatches/4)
-	f := pairs / c.pairs
+	c.scale(pairs / c.pairs)
+}
+
+// scale extrapolates from what was walked.
+func (c *counter) scale(f float64) {
 	for _, b := range []*int64{&c.t.In, &c.t.Out, &c.t.StateIn, &c.t.StateOut} {
-		*b = scaled(*b, f)
+		*b = int64(math.Round(float64(*b) * f))
 	}
 	c.t.Sampled = true
 }

@@ -268,8 +268,8 @@ func (r *runner) trim() error {
 
 // heads is the range of KV heads of a head group, over the whole batch.
 func (r *runner) heads(group int) (lo, hi int) {
-	n := r.plan.Geometry.KVHeads
-	return group * n, min((group+1)*n, r.plan.Problem.KVHeads())
+	lo = group * r.plan.Geometry.KVHeads
+	return lo, lo + r.plan.headsOf(group)
 }
 
 // queryHeads lists the query heads of a head group, over the whole batch.

@@ -27,12 +27,12 @@ type slots struct {
 
 // candidate is a plan before it is priced.
 type candidate struct {
-	kind             string
-	set              divide.InterestSet // of cqs
-	heads            int                // KV heads per head group
-	queryChunks      int
-	keyChunks int
-	slots            slots
+	kind        string
+	set         divide.InterestSet // of cqs
+	heads       int                // KV heads per head group
+	queryChunks int
+	keyChunks   int
+	slots       slots
 }
 
 type search struct {
