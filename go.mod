@@ -1,7 +1,8 @@
 module github.com/streamcqsa/streamcqsa
 
-go 1.26
+go 1.26.0
 
-require github.com/edsrzf/mmap-go v1.2.0
-
-require golang.org/x/sys v0.0.0-20211216021012-1d35b9e2eb4e
+require (
+	github.com/edsrzf/mmap-go v1.2.0
+	golang.org/x/sys v0.49.0
+)

@@ -1,0 +1,86 @@
+package tensorfile
+
+import (
+	"errors"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+func adviseWillNeed(b []byte) error   { return unix.Madvise(b, unix.MADV_WILLNEED) }
+func adviseDontNeed(b []byte) error   { return unix.Madvise(b, unix.MADV_DONTNEED) }
+func adviseSequential(b []byte) error { return unix.Madvise(b, unix.MADV_SEQUENTIAL) }
+
+// fallocate is a variable for tests, which have no file system without it.
+var fallocate = unix.Fallocate
+
+// allocate reserves the first size bytes of f, and makes it that long. On file
+// systems that can't it returns errNoAllocate.
+func allocate(f *os.File, size int64) error {
+	// In steps: an interrupted call is begun again, and on some file systems
+	// a call takes as long as writing would.
+	const step = 1 << 30
+	for at := int64(0); at < size; {
+		n := min(step, size-at)
+		err := fallocate(int(f.Fd()), 0, at, n)
+		switch {
+		case err == nil:
+			at += n
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+			return errNoAllocate
+		default:
+			return os.NewSyscallError("fallocate", err)
+		}
+	}
+	return nil
+}
+
+// isNoSpace: the disk or the user's part of it is full.
+func isNoSpace(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}
+
+// freeBytes is what the user may still allocate where f is; -1 if unknown.
+func freeBytes(f *os.File) int64 {
+	var s unix.Statfs_t
+	// Some network file systems report zeros for all they don't know.
+	if err := unix.Fstatfs(int(f.Fd()), &s); err != nil || s.Blocks == 0 {
+		return -1
+	}
+	return int64(s.Bavail) * s.Bsize
+}
+
+// lockFile makes f this process's own until it is closed.
+func lockFile(f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return ErrInUse
+	}
+	// Some network file systems have no locks. The lock only guards against
+	// the mistake of starting a run twice, so that they can be lived without.
+	return nil
+}
+
+// syncDir makes a rename in dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	err = d.Sync()
+	// Some file systems don't sync directories, and need not.
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	return err
+}
+
+func fileID(fi os.FileInfo) (dev, ino uint64) {
+	if s, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return uint64(s.Dev), s.Ino
+	}
+	return 0, 0
+}

@@ -1,0 +1,481 @@
+package tensorfile
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/edsrzf/mmap-go"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+)
+
+// Format of a file. It follows from the extension alone.
+type Format uint8
+
+const (
+	Raw         Format = iota + 1 // elements only; any other extension
+	NPY                           // .npy
+	Safetensors                   // .safetensors
+)
+
+func (f Format) String() string {
+	switch f {
+	case Raw:
+		return "raw"
+	case NPY:
+		return "npy"
+	case Safetensors:
+		return "safetensors"
+	}
+	return fmt.Sprintf("Format(%d)", uint8(f))
+}
+
+// FormatOf returns the format that path's extension names.
+func FormatOf(path string) Format {
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".npy":
+		return NPY
+	case ".safetensors":
+		return Safetensors
+	}
+	return Raw
+}
+
+// Spec says which tensor to open, and what the user states about it.
+type Spec struct {
+	Path   string
+	Key    string          // safetensors; may be empty if the file has one tensor
+	DType  attention.DType // 0: as the file says; raw files don't say, nor does npy for bf16
+	Shape  []int           // raw
+	Offset int64           // raw: bytes before the first element
+}
+
+// ParseRef splits a reference to a tensor in a safetensors file, FILE:KEY, of
+// which FILE ends in .safetensors. Any other colon belongs to the path.
+func ParseRef(s string) (path, key string) {
+	const ext = ".safetensors"
+	if i := strings.Index(strings.ToLower(s), ext+":"); i >= 0 {
+		return s[:i+len(ext)], s[i+len(ext)+1:]
+	}
+	return s, ""
+}
+
+// Info describes a file.
+type Info struct {
+	Path        string
+	Format      Format
+	Size        int64
+	HeaderBytes int64             // before the first element
+	Metadata    map[string]string // of a safetensors file
+	Tensors     []TensorInfo      // by offset; none for a raw file
+}
+
+// TensorInfo describes a tensor as the file does.
+type TensorInfo struct {
+	Key     string          // safetensors
+	Stored  string          // the element type in the file's words: <f4, BF16
+	DType   attention.DType // 0: not one that can be read
+	Shape   []int
+	Offset  int64  // of the first element in the file
+	Bytes   int64  // of all elements
+	Order   string // C or Fortran
+	Problem string // why it can't be opened, and what to do; empty if it can
+}
+
+// Inspect describes every tensor of a file, those that Open refuses included.
+func Inspect(path string) (*Info, error) {
+	m, fi, err := mapInput(path)
+	if err != nil {
+		return nil, err
+	}
+	defer m.unmap()
+	if FormatOf(path) == Raw {
+		return &Info{Path: path, Format: Raw, Size: fi.Size()}, nil
+	}
+	info, err := m.parse(Spec{Path: path}, fi.Size())
+	if err != nil {
+		return nil, withPath(err, path)
+	}
+	return info, nil
+}
+
+// input is a whole file, mapped read-only.
+type input struct {
+	path string
+	data mmap.MMap // nil for an empty file, which can't be mapped
+}
+
+func (m *input) Path() string { return m.path }
+func (m *input) Map() []byte  { return m.data }
+
+func (m *input) unmap() error {
+	if m.data == nil {
+		return nil
+	}
+	return m.data.Unmap()
+}
+
+// mapInput maps exactly the bytes of the file, shared: the pages are those of
+// the page cache, and a driver can pin them.
+func mapInput(path string) (*input, os.FileInfo, error) {
+	// Asked before opening: to open a pipe would wait for its writer.
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, nil, notRegular(path, fi)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The mapping outlives the descriptor; nothing was written, so that closing
+	// it can lose nothing.
+	defer f.Close()
+	if fi, err = f.Stat(); err != nil {
+		return nil, nil, err
+	}
+	m := &input{path: path}
+	if fi.Size() == 0 {
+		return m, fi, nil
+	}
+	if fi.Size() > math.MaxInt {
+		return nil, nil, fmt.Errorf("map %s: %d bytes are more than this machine can address", path, fi.Size())
+	}
+	if m.data, err = mmap.MapRegion(f, int(fi.Size()), mmap.RDONLY, 0, 0); err != nil {
+		return nil, nil, fmt.Errorf("map %s, %d bytes: %w", path, fi.Size(), err)
+	}
+	return m, fi, nil
+}
+
+func notRegular(path string, fi os.FileInfo) error {
+	what := "not a regular file"
+	if fi.IsDir() {
+		what = "a directory, not a file"
+	}
+	return &FormatError{Path: path, Offset: -1, What: what}
+}
+
+// parse runs under Guard: the file may shrink even now.
+func (m *input) parse(spec Spec, size int64) (info *Info, err error) {
+	err = Guard(func() (err error) {
+		switch FormatOf(spec.Path) {
+		case NPY:
+			info, err = parseNpy(m.data, size)
+		case Safetensors:
+			info, err = parseSafetensors(m.data, size)
+		default:
+			if info, err = rawInfo(spec, size); err != nil {
+				err = hintContainer(err, m.data)
+			}
+		}
+		return err
+	}, m)
+	if err == nil {
+		info.Path = spec.Path
+	}
+	return info, err
+}
+
+// hintContainer adds to an error about a raw file that it begins like another
+// format.
+func hintContainer(err error, data []byte) error {
+	var fe *FormatError
+	if !errors.As(err, &fe) {
+		return err
+	}
+	switch {
+	case strings.HasPrefix(string(data[:min(len(data), 6)]), npyMagic):
+		fe.What = "the file begins like npy, but its name does not end in .npy; " + fe.What
+	case strings.HasPrefix(string(data[:min(len(data), 4)]), "PK\x03\x04"):
+		fe.What = "the file is a zip archive (npz or a PyTorch checkpoint): save its tensors as .npy or .safetensors first; " + fe.What
+	}
+	return err
+}
+
+// Tensor is a tensor in a file that is mapped read-only. All its slices die
+// with Close.
+type Tensor struct {
+	in       *input
+	format   Format
+	info     TensorInfo
+	metadata map[string]string
+	id       Identity
+}
+
+// Open maps the file of a tensor and checks its header and its size. An error
+// about the content is an ErrFormat.
+func Open(spec Spec) (*Tensor, error) {
+	if err := spec.check(); err != nil {
+		return nil, withPath(err, spec.Path)
+	}
+	m, fi, err := mapInput(spec.Path)
+	if err != nil {
+		return nil, err
+	}
+	t, err := newTensor(m, fi, spec)
+	if err != nil {
+		// Unmapping what was mapped can't fail, and the first error says more.
+		_ = m.unmap()
+		return nil, withPath(err, spec.Path)
+	}
+	return t, nil
+}
+
+// check refuses statements that the file's format has no use for: whoever
+// makes them has another file in mind.
+func (spec Spec) check() error {
+	format := FormatOf(spec.Path)
+	if format != Raw && (spec.Shape != nil || spec.Offset != 0) {
+		return &FormatError{Offset: -1, What: fmt.Sprintf("a shape and an offset are stated, but a %v file has its own", format)}
+	}
+	if format != Safetensors && spec.Key != "" {
+		return &FormatError{Key: spec.Key, Offset: -1, What: fmt.Sprintf("a key is stated, but a %v file has none", format)}
+	}
+	return nil
+}
+
+func newTensor(m *input, fi os.FileInfo, spec Spec) (*Tensor, error) {
+	info, err := m.parse(spec, fi.Size())
+	if err != nil {
+		return nil, err
+	}
+	ti, err := info.find(spec.Key)
+	if err != nil {
+		return nil, err
+	}
+	if info.Format == NPY {
+		npyStated(&ti, spec.DType)
+	}
+	if ti.Problem != "" {
+		return nil, &FormatError{Key: ti.Key, Offset: -1, What: ti.Problem}
+	}
+	if spec.DType != 0 && ti.DType != spec.DType {
+		return nil, &FormatError{Key: ti.Key, Offset: -1, What: "element type is not the stated one", Found: fmt.Sprintf("%v (%s)", ti.DType, ti.Stored), Want: spec.DType.String()}
+	}
+	t := &Tensor{in: m, format: info.Format, info: ti, metadata: info.Metadata}
+	if t.id, err = identify(m, fi, info, ti); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// find returns the tensor with the key, or the only one.
+func (info *Info) find(key string) (TensorInfo, error) {
+	if info.Format != Safetensors {
+		return info.Tensors[0], nil
+	}
+	if key == "" && len(info.Tensors) == 1 {
+		return info.Tensors[0], nil
+	}
+	keys := make([]string, len(info.Tensors))
+	for i, t := range info.Tensors {
+		if t.Key == key && key != "" {
+			return t, nil
+		}
+		keys[i] = t.Key
+	}
+	what := "no such key"
+	if key == "" {
+		what = "which tensor? state its key"
+	}
+	slices.Sort(keys)
+	const most = 20
+	more := ""
+	if len(keys) > most {
+		more = fmt.Sprintf(" and %d more", len(keys)-most)
+		keys = keys[:most]
+	}
+	for i := range keys {
+		keys[i] = clip(keys[i])
+	}
+	list := strings.Join(keys, ", ") + more
+	if list == "" {
+		list = "no tensors at all"
+	}
+	return TensorInfo{}, &FormatError{Key: key, Offset: -1, What: what + ": the file has " + list}
+}
+
+// Identity is what a journal remembers of an input, to notice that a file is
+// not the one that a run began with. All fields are comparable with ==.
+type Identity struct {
+	Path    string `json:"path"` // absolute
+	Key     string `json:"key,omitempty"`
+	Offset  int64  `json:"offset"` // of the first element
+	Size    int64  `json:"size"`
+	ModTime int64  `json:"mtime_ns"`         // since 1970
+	Device  uint64 `json:"device,omitempty"` // 0 with Inode where the system has none
+	Inode   uint64 `json:"inode,omitempty"`
+	Header  string `json:"header_sha256"` // of the bytes before the first tensor's data; raw: of none
+}
+
+func identify(m *input, fi os.FileInfo, info *Info, ti TensorInfo) (Identity, error) {
+	abs, err := filepath.Abs(m.path)
+	if err != nil {
+		return Identity{}, fmt.Errorf("absolute path of %s: %w", m.path, err)
+	}
+	id := Identity{Path: abs, Key: ti.Key, Offset: ti.Offset, Size: fi.Size(), ModTime: fi.ModTime().UnixNano()}
+	id.Device, id.Inode = fileID(fi)
+	err = Guard(func() error {
+		sum := sha256.Sum256(m.data[:info.HeaderBytes])
+		id.Header = hex.EncodeToString(sum[:])
+		return nil
+	}, m)
+	return id, err
+}
+
+// Path is the path as it was given.
+func (t *Tensor) Path() string { return t.in.path }
+
+// Key is the key in a safetensors file, also when it was not stated.
+func (t *Tensor) Key() string { return t.info.Key }
+
+// Format of the file.
+func (t *Tensor) Format() Format { return t.format }
+
+// DType of the elements.
+func (t *Tensor) DType() attention.DType { return t.info.DType }
+
+// Shape returns a copy of the extents.
+func (t *Tensor) Shape() []int { return slices.Clone(t.info.Shape) }
+
+// Metadata is the __metadata__ of a safetensors file; nil if there is none.
+func (t *Tensor) Metadata() map[string]string { return t.metadata }
+
+// Identity of the file when it was opened.
+func (t *Tensor) Identity() Identity { return t.id }
+
+// Map is the whole file, and starts at a page. It is nil after Close.
+func (t *Tensor) Map() []byte { return t.in.data }
+
+// Offset is where Bytes starts in Map. In a safetensors file it need not be a
+// multiple of the element's size.
+func (t *Tensor) Offset() int64 { return t.info.Offset }
+
+// Bytes are the elements, little-endian and in C order. It is nil after Close.
+func (t *Tensor) Bytes() []byte {
+	if t.in.data == nil {
+		return nil
+	}
+	lo, hi := t.info.Offset, t.info.Offset+t.info.Bytes
+	return t.in.data[lo:hi:hi]
+}
+
+// Close unmaps the file. A second Close does nothing.
+func (t *Tensor) Close() error {
+	if err := t.in.unmap(); err != nil {
+		return fmt.Errorf("unmap %s: %w", t.in.path, err)
+	}
+	return nil
+}
+
+// CheckUnchanged returns an ErrChanged if the path names another file now, or
+// if the file's size or modification time is not what it was at Open.
+func (t *Tensor) CheckUnchanged() error {
+	fi, err := os.Stat(t.in.path)
+	if err != nil {
+		return err
+	}
+	dev, ino := fileID(fi)
+	switch {
+	case fi.Size() != t.id.Size:
+		return fmt.Errorf("%w: %s: %d bytes, had %d when it was opened", ErrChanged, t.in.path, fi.Size(), t.id.Size)
+	case dev != t.id.Device || ino != t.id.Inode:
+		return fmt.Errorf("%w: %s: replaced by another file", ErrChanged, t.in.path)
+	case fi.ModTime().UnixNano() != t.id.ModTime:
+		return fmt.Errorf("%w: %s: written to since it was opened", ErrChanged, t.in.path)
+	}
+	return nil
+}
+
+// WillNeed asks the system to read bytes lo to hi of Bytes ahead. Like all
+// hints it can fail only in ways that make it useless (a file system that
+// doesn't read ahead), not wrong, so that its error is dropped.
+func (t *Tensor) WillNeed(lo, hi int64) {
+	page := int64(os.Getpagesize())
+	lo, hi = t.window(lo, hi)
+	if lo < hi {
+		_ = adviseWillNeed(t.in.data[lo/page*page : hi])
+	}
+}
+
+// DontNeed gives the pages that lie wholly within bytes lo to hi of Bytes back
+// to the system: they leave this process, and what reads them again finds the
+// same bytes. A page shared with a neighbouring range stays.
+func (t *Tensor) DontNeed(lo, hi int64) {
+	page := int64(os.Getpagesize())
+	lo, hi = t.window(lo, hi)
+	lo = (lo + page - 1) / page * page
+	if hi < int64(len(t.in.data)) { // the last page of the map ends with the map
+		hi = hi / page * page
+	}
+	if lo < hi {
+		_ = adviseDontNeed(t.in.data[lo:hi])
+	}
+}
+
+// Sequential says that the tensor will be read once, from its start.
+func (t *Tensor) Sequential() {
+	page := int64(os.Getpagesize())
+	if lo, hi := t.window(0, t.info.Bytes); lo < hi {
+		_ = adviseSequential(t.in.data[lo/page*page : hi])
+	}
+}
+
+// window moves a range of Bytes into Map, clipped.
+func (t *Tensor) window(lo, hi int64) (int64, int64) {
+	if t.in.data == nil {
+		return 0, 0
+	}
+	return t.info.Offset + max(lo, 0), t.info.Offset + min(hi, t.info.Bytes)
+}
+
+// SameFile reports whether a and b name one file, through whatever links. For
+// names of files that don't exist yet it compares where they would be made.
+func SameFile(a, b string) bool {
+	fa, errA := os.Stat(a)
+	fb, errB := os.Stat(b)
+	if errA == nil && errB == nil {
+		return os.SameFile(fa, fb)
+	}
+	if errA == nil || errB == nil {
+		return false
+	}
+	return canonical(a) == canonical(b)
+}
+
+// canonical is an absolute path without links, as far as it exists.
+func canonical(path string) string {
+	path = followLinks(path)
+	if abs, err := filepath.Abs(path); err == nil {
+		path = abs
+	}
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		path = filepath.Join(dir, filepath.Base(path))
+	}
+	return path
+}
+
+// followLinks returns what path, if it is a symbolic link, leads to in the
+// end, whether or not that exists.
+func followLinks(path string) string {
+	for range 40 { // the kernel's own limit against loops
+		to, err := os.Readlink(path)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(path), to)
+		}
+		path = to
+	}
+	return path
+}
