@@ -80,6 +80,9 @@ type Plan struct {
 	division *divide.Division
 }
 
+// Division is the division that the plan chose.
+func (p *Plan) Division() *divide.Division { return p.division }
+
 // headsOf is the number of KV heads of a head group: the last may be smaller.
 func (p *Plan) headsOf(group int) int {
 	n := p.Geometry.KVHeads
