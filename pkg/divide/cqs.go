@@ -93,10 +93,13 @@ func (d *Division) owner(query, key int) int {
 // the owner, and then the atoms' positions in the owner's local sequence.
 func (d *Division) cqsOwner(query, key int) int {
 	index := 0
-	for _, lev := range d.levels {
+	for k, lev := range d.levels {
 		x, y := query/lev.piece, key/lev.piece
 		o := d.owner(x, y)
 		index += o * lev.index
+		if k == len(d.levels)-1 {
+			break
+		}
 		query = d.set.place(o, x)*lev.piece + query%lev.piece
 		key = d.set.place(o, y)*lev.piece + key%lev.piece
 	}
