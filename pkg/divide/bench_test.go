@@ -19,6 +19,7 @@ func BenchmarkSubproblem(b *testing.B) {
 	} {
 		b.Run(name, func(b *testing.B) {
 			var sub Subproblem
+			d.Subproblem(0, &sub)
 			for i := 0; b.Loop(); i++ {
 				d.Subproblem(i%d.Len(), &sub)
 			}

@@ -43,9 +43,9 @@ func TestSinger(t *testing.T) {
 }
 
 func TestSingerRange(t *testing.T) {
-	for _, q := range []int{-1 << 62, -7, 0, 1, 4096, 1 << 31, 1 << 62} {
-		if set, err := Singer(q); err == nil {
-			t.Errorf("q=%d: found %v, expected an error", q, set)
+	for _, q := range []int{-1 << 62, -7, 0, 1, 4096, 1 << 31, 3_037_000_500, 1 << 62} {
+		if set, err := Singer(q); err == nil || !strings.Contains(err.Error(), "2 <= q and q^2+q+1 <= 16777216") {
+			t.Errorf("q=%d: found %v, error %v, expected one about the range", q, set, err)
 		}
 	}
 	if testing.Short() {
