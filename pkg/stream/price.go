@@ -47,10 +47,10 @@ func tensorBytes(b, h, n, d int, t attention.DType) int64 {
 	return int64(b) * int64(h) * int64(n) * int64(d) * int64(t.Size())
 }
 
-// sampleBatches is how many batches of one head group are walked to price a
-// plan. Longer schedules are sampled in their middle, where the caches are warm
-// and most states exist, and scaled.
-const sampleBatches = 4096
+// samplePairs is how many chunk pairs are walked to price a plan. Longer
+// schedules are sampled in their middle, where the caches are warm and most
+// states exist, and scaled.
+const samplePairs = 1 << 13
 
 // traffic fills in ChunkPairs, Traffic and StateDisk.
 func (s *search) traffic(plan *Plan) {
@@ -64,9 +64,9 @@ func (s *search) traffic(plan *Plan) {
 	}
 	groups := float64(plan.Problem.KVHeads()) / float64(g.KVHeads)
 	switch {
-	case plan.ChunkPairs <= sampleBatches:
+	case plan.ChunkPairs <= samplePairs:
 		walk(sched.batches())
-	case pairs <= sampleBatches: // one head group stands for all
+	case pairs <= samplePairs: // one head group stands for all
 		walk(func(yield func(batch) bool) {
 			_ = sched.blind(0, yield) && sched.subproblems(0, 0, sched.div.Len(), yield)
 		})
@@ -109,15 +109,20 @@ func newCounter(s *search, plan *Plan) *counter {
 	}
 }
 
-// walk counts the steps of the sequencer after the first skip batches.
+// walk counts the steps of the sequencer, after those of the first skip pairs.
 func (c *counter) walk(q *sequencer, skip int) {
 	defer q.stop()
-	for n := 0; ; n++ {
+	for {
 		steps := q.batch()
 		if steps == nil {
 			return
 		}
-		if n < skip {
+		if skip > 0 {
+			for _, st := range steps {
+				for _, w := range st.work {
+					skip -= len(w.refs)
+				}
+			}
 			continue
 		}
 		for _, st := range steps {
@@ -155,8 +160,10 @@ func (c *counter) sample(sched *schedule, pairs float64) {
 	middle := func(yield func(batch) bool) {
 		n := 0
 		sched.subproblems(0, from, sched.div.Len(), func(b batch) bool {
-			n++
-			return yield(b) && n < sampleBatches
+			for _, w := range b.work {
+				n += len(w.refs)
+			}
+			return yield(b) && n < samplePairs
 		})
 	}
 	known := func(int, int) bool { return true }
@@ -164,7 +171,7 @@ func (c *counter) sample(sched *schedule, pairs float64) {
 		known = nil // a query chunk is finished before the next begins
 	}
 	g := c.plan.Geometry
-	c.walk(newSequencer(sched, g.QuerySlots, g.KVSlots, defaultPrefetch, middle, known), sampleBatches/4)
+	c.walk(newSequencer(sched, g.QuerySlots, g.KVSlots, defaultPrefetch, middle, known), samplePairs/4)
 	c.scale(pairs / c.pairs)
 }
 

@@ -11,9 +11,11 @@ import (
 )
 
 const (
-	// minRows is the shortest chunk that the planner chooses by itself: below
-	// it a kernel spends its time on edges. Requests for more chunks are obeyed.
-	minRows = 64
+	// fineRows is the shortest chunk that the planner likes: below it kernels
+	// and copies spend their time on edges. minRows is the shortest that it
+	// takes when nothing else fits. Requests for more chunks are obeyed.
+	fineRows = 1024
+	minRows  = 64
 	// maxChunks bounds the interest sets that the planner tries; finer divisions
 	// move more bytes than a rows division of the same footprint.
 	maxChunks = 1100
@@ -40,6 +42,7 @@ type search struct {
 	dev      Device
 	kinds    []string
 	sets     []divide.InterestSet // ascending c
+	shortest int                  // rows of the shortest chunk to try
 	smallest int64                // footprint of the smallest candidate seen
 }
 
@@ -83,19 +86,26 @@ func (s *search) chooseSets() error {
 		s.sets = []divide.InterestSet{set}
 		return s.checkDepth()
 	}
-	longest := max(s.req.Problem.Nq, s.req.Problem.Nk)
-	for _, c := range append([]int{1}, divide.PerfectCounts(maxChunks)...) {
-		atoms := math.Pow(float64(c), float64(s.req.Depth))
-		if c > 1 && float64(longest)/atoms < minRows {
-			break
-		}
+	for _, c := range divide.PerfectCounts(maxChunks) {
 		set, err := divide.Cover(c)
 		if err != nil {
 			return fmt.Errorf("build the interest set of %d chunks: %w", c, err)
 		}
+		if c > 1 && s.rowsOf(set) < minRows {
+			break
+		}
 		s.sets = append(s.sets, set)
 	}
 	return s.checkDepth()
+}
+
+// atoms is the number of chunks of each axis, and rowsOf the rows of one.
+func (s *search) atoms(set divide.InterestSet) float64 {
+	return math.Pow(float64(set.Chunks()), float64(s.req.Depth))
+}
+
+func (s *search) rowsOf(set divide.InterestSet) float64 {
+	return float64(max(s.req.Problem.Nq, s.req.Problem.Nk)) / s.atoms(set)
 }
 
 func (s *search) checkDepth() error {
@@ -107,6 +117,15 @@ func (s *search) checkDepth() error {
 
 // best is the best plan of one division, or nil if none fits.
 func (s *search) best(kind string) (*Plan, error) {
+	for _, s.shortest = range []int{fineRows, minRows} {
+		if p, err := s.bestOf(kind); p != nil || err != nil {
+			return p, err
+		}
+	}
+	return nil, nil
+}
+
+func (s *search) bestOf(kind string) (*Plan, error) {
 	var best *Plan
 	var candidates []candidate
 	for _, heads := range s.headChoices() {
@@ -144,6 +163,11 @@ func (s *search) headChoices() []int {
 func (s *search) cqs(heads int) []candidate {
 	var list []candidate
 	const finer = 3
+	sets := s.sets
+	if s.req.Chunks == 0 {
+		tooShort := func(i int) bool { return i > 0 && s.rowsOf(sets[i]) < float64(s.shortest) }
+		sets = sets[:sort.Search(len(sets), tooShort)]
+	}
 	for _, combo := range []func(l int) slots{
 		func(l int) slots { return slots{1, 0, 1, 0} },
 		func(l int) slots { return slots{1, 1, 1, 1} },
@@ -154,14 +178,14 @@ func (s *search) cqs(heads int) []candidate {
 		func(l int) slots { return slots{l, 1, l, 1} },
 	} {
 		at := func(i int) candidate {
-			set := s.sets[i]
-			atoms := int(math.Pow(float64(set.Chunks()), float64(s.req.Depth)) + 0.5)
+			set := sets[i]
+			atoms := int(s.atoms(set))
 			l := int(math.Pow(float64(set.Size()), float64(s.req.Depth)) + 0.5)
 			return candidate{kind: divideCQS, set: set, heads: heads, queryChunks: atoms, keyChunks: atoms, slots: combo(l)}
 		}
-		first := sort.Search(len(s.sets), func(i int) bool { return s.fits(at(i)) })
-		s.fits(at(len(s.sets) - 1)) // the finest counts for the smallest budget
-		for i := first; i < min(first+finer, len(s.sets)); i++ {
+		first := sort.Search(len(sets), func(i int) bool { return s.fits(at(i)) })
+		s.fits(at(len(sets) - 1)) // the finest counts for the smallest budget
+		for i := first; i < min(first+finer, len(sets)); i++ {
 			if c := at(i); s.fits(c) {
 				list = append(list, c)
 			}
@@ -174,7 +198,7 @@ func (s *search) cqs(heads int) []candidate {
 // that fits.
 func (s *search) rows(heads int) []candidate {
 	p := s.req.Problem
-	finest := func(n int) int { return max(1, n/minRows) }
+	finest := func(n int) int { return max(1, n/s.shortest) }
 	var keyCounts []int
 	if s.req.Chunks != 0 {
 		keyCounts = []int{s.req.Chunks}
