@@ -41,6 +41,6 @@ func runDevices(w io.Writer, asJSON bool) error {
 		return writeJSON(w, map[string]any{"devices": list})
 	}
 	_, err := fmt.Fprintf(w, "cpu   %d threads, %s of %s free (limit of %s)\ncuda  not available: %s\n",
-		list[0].Threads, binary(m.available), binary(m.limit), m.from, list[1].Note)
+		list[0].Threads, sizeText(m.available), sizeText(m.limit), m.from, list[1].Note)
 	return err
 }

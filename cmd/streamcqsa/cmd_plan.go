@@ -111,21 +111,21 @@ func writePlan(out io.Writer, p *stream.Plan, others []*stream.Plan) error {
 	line := func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
 	line("problem\t%s", problemLine(p.Problem))
 	line("arithmetic\t%s, %s query-key pairs", quantity(p.FLOPs, "FLOP"), quantity(p.Problem.Pairs()*float64(p.Problem.B*p.Problem.Hq), ""))
-	line("device\t%s, budget %s (%s bytes)", p.Device, binary(p.Budget), grouped(p.Budget))
+	line("device\t%s, budget %s (%s bytes)", p.Device, sizeText(p.Budget), grouped(p.Budget))
 	line("division\t%s", divisionLine(p))
 	line("\t%s; %d of %d query slots and %d of %d KV slots in one batch", subproblemLine(p),
 		p.Active.Query, p.Geometry.QuerySlots, p.Active.KV, p.Geometry.KVSlots)
 	line("heads\t%d %s of %d KV heads, each shared by %d query heads", p.Groups, plural(p.Groups, "group"), p.Geometry.KVHeads, p.Geometry.Group)
 	line("")
-	line("memory\tdevice\t%s\t%s bytes", binary(p.Memory.Total()), grouped(p.Memory.Total()))
+	line("memory\tdevice\t%s\t%s bytes", sizeText(p.Memory.Total()), grouped(p.Memory.Total()))
 	for _, u := range p.Memory {
-		line("\t  %s\t%s\t%s bytes", u.Purpose, binary(u.Bytes), grouped(u.Bytes))
+		line("\t  %s\t%s\t%s bytes", u.Purpose, sizeText(u.Bytes), grouped(u.Bytes))
 	}
-	line("disk\toutput\t%s\t%s bytes", binary(p.OutputBytes), grouped(p.OutputBytes))
+	line("disk\toutput\t%s\t%s bytes", sizeText(p.OutputBytes), grouped(p.OutputBytes))
 	if p.LSEBytes > 0 {
-		line("\tlse\t%s\t%s bytes", binary(p.LSEBytes), grouped(p.LSEBytes))
+		line("\tlse\t%s\t%s bytes", sizeText(p.LSEBytes), grouped(p.LSEBytes))
 	}
-	line("\tstate\t%s\t%s bytes, while running", binary(p.StateDisk), grouped(p.StateDisk))
+	line("\tstate\t%s\t%s bytes, while running", sizeText(p.StateDisk), grouped(p.StateDisk))
 	line("")
 	t, s := p.Traffic, p.Seconds
 	about := ""
@@ -142,7 +142,7 @@ func writePlan(out io.Writer, p *stream.Plan, others []*stream.Plan) error {
 	} {
 		moved, mark := "", ""
 		if l.key != "kernel" {
-			moved = about + binary(l.bytes)
+			moved = about + sizeText(l.bytes)
 		}
 		if l.key == s.Bound {
 			mark = "\tbound"
@@ -153,7 +153,7 @@ func writePlan(out io.Writer, p *stream.Plan, others []*stream.Plan) error {
 	for _, o := range others {
 		line("")
 		line("instead\t%s", divisionLine(o))
-		line("\t%s memory, %s in, %s out, %s", binary(o.Memory.Total()), binary(o.Traffic.In), binary(o.Traffic.Out), duration(o.Seconds.Total))
+		line("\t%s memory, %s in, %s out, %s", sizeText(o.Memory.Total()), sizeText(o.Traffic.In), sizeText(o.Traffic.Out), duration(o.Seconds.Total))
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write the plan: %w", err)

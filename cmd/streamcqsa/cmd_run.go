@@ -148,7 +148,9 @@ func (o *runOptions) createOutputs(p attention.Problem, in *inputs) (*outputs, e
 		l.DType = attention.F32
 		shape := p.Layout.Shape(p.B, p.Hq, p.Nq, 1)
 		l.Shape = shape[:len(shape)-1]
-		l.Metadata = map[string]string{"lse_base": "e"}
+		if tensorfile.FormatOf(l.Path) == tensorfile.Safetensors {
+			l.Metadata = map[string]string{"lse_base": "e"}
+		}
 		if shared = tensorfile.SameFile(l.Path, oSpec.Path); shared {
 			if tensorfile.FormatOf(l.Path) != tensorfile.Safetensors || l.Key == oSpec.Key {
 				return nil, usagef("--out and --lse name the same place %s: want two files, or two keys of a safetensors file", o.lse)

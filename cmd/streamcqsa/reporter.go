@@ -60,7 +60,7 @@ func (l *lineReporter) every() time.Duration { return time.Second }
 func (l *lineReporter) plan(p *stream.Plan, _ []*stream.Plan) {
 	fmt.Fprintf(l.out, "problem  %s\n", problemLine(p.Problem))
 	fmt.Fprintf(l.out, "plan     %s; %s of a budget of %s (%s bytes); %s predicted\n",
-		divisionLine(p), binary(p.Memory.Total()), binary(p.Budget), grouped(p.Budget), duration(p.Seconds.Total))
+		divisionLine(p), sizeText(p.Memory.Total()), sizeText(p.Budget), grouped(p.Budget), duration(p.Seconds.Total))
 }
 
 func (l *lineReporter) progress(p stream.Progress) {
@@ -86,7 +86,7 @@ func (l *lineReporter) summary(p *stream.Plan, r *stream.Report, peak int64, com
 	fmt.Fprintf(l.out, "done     %s (%s predicted), %s/s; kernel busy %s, loads %s, stores %s, sync %s\n",
 		duration(r.Seconds), duration(p.Seconds.Total), quantity(r.FLOPS, "FLOP"), duration(s.ApplySeconds), duration(s.InSeconds), duration(s.OutSeconds), duration(commit.Seconds()))
 	fmt.Fprintf(l.out, "         %s in, %s out; device memory %s, peak anonymous memory %s\n",
-		binary(s.InBytes), binary(s.OutBytes), binary(r.Memory.Total()), binary(peak))
+		sizeText(s.InBytes), sizeText(s.OutBytes), sizeText(r.Memory.Total()), sizeText(peak))
 	return nil
 }
 

@@ -36,6 +36,7 @@ STREAMCQSA_MEM_BUDGET. The flag wins.
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return classify(errUsage, err) })
 	root.AddCommand(newPlanCommand(), newRunCommand(), newVerifyCommand(), newInspectCommand(),
 		newDevicesCommand(), newGenCommand(), newBenchCommand(), newVersionCommand())
+	markUsage(root)
 	for _, c := range root.Commands() {
 		markUsage(c)
 	}

@@ -71,8 +71,8 @@ func (s *size) String() string {
 // Type names the value in help texts.
 func (s *size) Type() string { return "size" }
 
-// binary writes bytes for people: 1.5 GiB.
-func binary(n int64) string {
+// sizeText writes bytes for people: 1.5 GiB.
+func sizeText(n int64) string {
 	const names = "KMGTPE"
 	if n < 1<<10 {
 		return fmt.Sprintf("%d B", n)
