@@ -235,10 +235,10 @@ func Open(spec Spec) (*Tensor, error) {
 func (spec Spec) check() error {
 	format := FormatOf(spec.Path)
 	if format != Raw && (spec.Shape != nil || spec.Offset != 0) {
-		return &FormatError{Offset: -1, What: fmt.Sprintf("a shape and an offset are stated, but a %v file has its own", format)}
+		return &FormatError{Offset: -1, What: fmt.Sprintf("a shape and an offset are stated, but %v files have their own", format)}
 	}
 	if format != Safetensors && spec.Key != "" {
-		return &FormatError{Key: spec.Key, Offset: -1, What: fmt.Sprintf("a key is stated, but a %v file has none", format)}
+		return &FormatError{Key: spec.Key, Offset: -1, What: fmt.Sprintf("a key is stated, but %v files have none", format)}
 	}
 	return nil
 }
