@@ -309,6 +309,44 @@ func TestHuge(t *testing.T) {
 	}
 }
 
+// The pages of a range, for a tensor that starts 4 bytes into the first and
+// ends 104 bytes into the last of 4.
+func TestHintRanges(t *testing.T) {
+	page := int64(os.Getpagesize())
+	m := make([]byte, 3*page+104)
+	ti := TensorInfo{Offset: 4, Bytes: 3*page + 100}
+	at := func(part []byte) [2]int64 {
+		if len(part) == 0 {
+			return [2]int64{}
+		}
+		lo := int64(cap(m) - cap(part))
+		return [2]int64{lo, lo + int64(len(part))}
+	}
+	for _, c := range []struct{ lo, hi, fromA, toA, fromW, toW int64 }{
+		{0, ti.Bytes, 0, 3*page + 104, page, 3*page + 104},
+		{-9, 1 << 60, 0, 3*page + 104, page, 3*page + 104},
+		{0, page - 4, 0, page, 0, 0},
+		{0, 2 * page, 0, 2*page + 4, page, 2 * page},
+		{page - 4, 2*page - 4, page, 2 * page, page, 2 * page},
+		{page - 3, 3*page - 5, page, 3*page - 1, 2 * page, 2 * page},
+		{page - 3, 3*page - 4, page, 3 * page, 2 * page, 3 * page},
+		{3 * page, ti.Bytes, 3 * page, 3*page + 104, 0, 0},
+		{5, 5, 0, 0, 0, 0},
+		{9, 5, 0, 0, 0, 0},
+		{1 << 60, 1 << 61, 0, 0, 0, 0},
+	} {
+		if c.fromW == c.toW {
+			c.fromW, c.toW = 0, 0
+		}
+		if got, want := at(around(m, ti, c.lo, c.hi)), [2]int64{c.fromA, c.toA}; got != want {
+			t.Errorf("around %d to %d: got %v, want %v", c.lo, c.hi, got, want)
+		}
+		if got, want := at(within(m, ti, c.lo, c.hi)), [2]int64{c.fromW, c.toW}; got != want {
+			t.Errorf("within %d to %d: got %v, want %v", c.lo, c.hi, got, want)
+		}
+	}
+}
+
 // Hints at any range, also outside, change nothing that is read.
 func TestHints(t *testing.T) {
 	page := os.Getpagesize()

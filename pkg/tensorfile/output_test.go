@@ -125,6 +125,20 @@ func TestCreateSeveral(t *testing.T) {
 	}
 }
 
+// Pages that were given back keep what was written.
+func TestOutputDontNeed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "o.npy")
+	o := mustCreate(t, OutSpec{Path: path, DType: attention.F32, Shape: []int{50_000}})
+	ramp(attention.F32, o.Bytes())
+	o.DontNeed(0, 0, 100_000)
+	o.DontNeed(0, 0, 1<<40)
+	if err := o.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	o.DontNeed(0, 0, 10)
+	checkRamp(t, mustOpen(t, Spec{Path: path}))
+}
+
 func TestCreateRefuses(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "d.npy"), 0o777); err != nil {
