@@ -116,6 +116,7 @@ func TestSafetensorsBad(t *testing.T) {
 		{stOne("[2]", "[0,8]", 9), "offset 70: bytes after the data: found a file of 71 bytes, want 70"},
 		{stFile("{}", 1), "offset 10: bytes after the data: found a file of 11 bytes, want 10"},
 		{stOne("[3]", "[0,8]", 8), "a: data_offsets do not fit shape [3] of F32: found 8 bytes, want 12"},
+		{stOne("[1]", "[0,8]", 8), "a: data_offsets do not fit shape [1] of F32: found 8 bytes, want 4"},
 		{stOne("[4294967296,4294967296]", "[0,0]", 0), "a: shape [4294967296 4294967296] of F32 is not a whole number of bytes below 2^63"},
 		{stOne("[4294967296,1073741824]", "[0,0]", 0), "a: shape [4294967296 1073741824] of F32 is not a whole number of bytes below 2^63"},
 		{stOne("[9223372036854775807,2,0]", "[0,0]", 0), "a: shape [9223372036854775807 2 0] of F32 is not a whole number of bytes below 2^63"},
