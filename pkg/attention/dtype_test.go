@@ -104,6 +104,32 @@ func TestWidenLengthsAndNeighbours(t *testing.T) {
 	}
 }
 
+// Every pattern in every place among neighbours of another kind: loops that
+// take several elements at once may not mix them up.
+func TestWidenMixesOfKinds(t *testing.T) {
+	for _, h := range halves {
+		for _, beside := range []uint16{0x3c01, 0, 1, h.inf, h.inf | 1} {
+			src := make([]byte, 0, 2<<16*4)
+			for b := range 1 << 18 {
+				if b>>16 == b&3 {
+					src = binary.LittleEndian.AppendUint16(src, uint16(b))
+				} else {
+					src = binary.LittleEndian.AppendUint16(src, beside)
+				}
+			}
+			dst := make([]float32, 1<<18)
+			h.t.Widen(dst, src)
+			for i, got := range dst {
+				bits := binary.LittleEndian.Uint16(src[2*i:])
+				want := h.value(bits)
+				if !(float64(got) == want) && !(math.IsNaN(float64(got)) && math.IsNaN(want)) {
+					t.Fatalf("%v %#04x among %#04x widened to %v, want %v", h.t, bits, beside, got, want)
+				}
+			}
+		}
+	}
+}
+
 // nearest finds the nearest value among all values of the format. The middle
 // of two neighbours is exact in float64, so the comparisons decide exactly.
 func (h half) nearest(values []float64, x float64) uint16 {
