@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"math"
+	"slices"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
@@ -40,22 +41,23 @@ type state struct {
 	acc, m, l []float64
 }
 
-// applyRows applies one key chunk to rows of one query head. q are the rows as
-// float64; row i sees the first visible(i) keys.
-func applyRows(g attention.Geometry, sc *scratch, q []float64, st state, ks keys, visible func(i int) int) {
-	rows := len(st.m)
-	for r := 0; r < rows; r += rowBlock {
-		n := min(rowBlock, rows-r)
-		var vis [rowBlock]int
-		most := 0
-		for i := range n {
-			vis[i] = visible(r + i)
-			most = max(most, vis[i])
+// applyRows applies one key chunk to query rows that share its head. q are the
+// rows as float64; row i sees the first visible[i] keys. A tile of keys meets all
+// rows before the next one, so that it is read from memory once.
+func (d *Device) applyRows(sc *scratch, q []float64, st state, ks keys, visible []int) {
+	g := d.geo
+	for k0 := 0; k0 < slices.Max(visible); k0 += keyTile {
+		if d.interrupted.Load() {
+			return
 		}
-		for k0 := 0; k0 < most; k0 += keyTile {
+		for r := 0; r < len(visible); r += rowBlock {
+			n := min(rowBlock, len(visible)-r)
 			var see [rowBlock]int
 			for i := range n {
-				see[i] = min(max(vis[i]-k0, 0), keyTile)
+				see[i] = min(max(visible[r+i]-k0, 0), keyTile)
+			}
+			if slices.Max(see[:n]) == 0 {
+				continue
 			}
 			applyTile(g, sc, q[r*g.D:(r+n)*g.D], state{
 				acc: st.acc[r*g.Dv : (r+n)*g.Dv], m: st.m[r : r+n], l: st.l[r : r+n],
