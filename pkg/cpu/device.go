@@ -92,12 +92,27 @@ func (d *Device) StateBytes(g attention.Geometry) int64 {
 func (d *Device) Footprint(g attention.Geometry) attention.Footprint {
 	page := int64(os.Getpagesize())
 	pages := func(n int64) int64 { return (n + page - 1) / page * page }
-	// float64 first, for alignment inside a query slot's arena.
 	return attention.Footprint{
-		{Purpose: "kv_slots", Bytes: pages(int64(g.KVSlots) * int64(kFloats(g)+vFloats(g)) * 4)},
-		{Purpose: "query_slots", Bytes: pages(int64(g.QuerySlots) * (d.StateBytes(g) + int64(qFloats(g))*4))},
-		{Purpose: "scratch", Bytes: pages(int64(d.threads) * int64(scratchFloats(g)) * 8)},
+		{Purpose: "kv_slots", Bytes: pages(product(g.KVSlots, g.KVHeads, g.KeyRows, g.D, 4) +
+			product(g.KVSlots, g.KVHeads, tiles(g.KeyRows), keyTile, g.Dv, 4))},
+		{Purpose: "query_slots", Bytes: pages(product(g.QuerySlots, g.QueryHeads(), g.QueryRows, g.Dv+2, 8) +
+			product(g.QuerySlots, g.QueryHeads(), g.QueryRows, g.D, 4))},
+		{Purpose: "scratch", Bytes: pages(product(d.threads, scratchFloats(g), 8))},
 	}
+}
+
+// product is at most 2^60, which is more than any machine has: a product that
+// wrapped around could look as if it fitted.
+func product(factors ...int) int64 {
+	n, wide := int64(1), 1.0
+	for _, f := range factors {
+		n *= int64(f)
+		wide *= float64(f)
+	}
+	if wide >= 1<<60 {
+		return 1 << 60
+	}
+	return n
 }
 
 // Reserve takes all memory and starts the queues.
@@ -123,6 +138,7 @@ func (d *Device) Reserve(g attention.Geometry) error {
 		s.v, f32 = f32[:vFloats(g)], f32[vFloats(g):]
 		d.kv = append(d.kv, s)
 	}
+	// float64 first, for alignment inside a query slot's arena.
 	stateFloats := int(d.StateBytes(g) / 8)
 	f64 := floats[float64](arenas["query_slots"])
 	f32 = floats[float32](arenas["query_slots"])[2*stateFloats*g.QuerySlots:]
