@@ -292,23 +292,40 @@ func loadRows(dst []float32, r attention.Rows) {
 // packTile transposes the values of up to keyTile keys. The keys that pad the
 // last tile are never read by the kernel.
 func packTile(dst []float32, v attention.Rows) {
-	const rows, columns = 16, 64 // a block of V stays in the first-level cache
-	var block [rows][columns]float32
-	for j := 0; j < v.N; j += rows {
-		n := min(rows, v.N-j)
-		for x := 0; x < v.Width; x += columns {
-			w := min(columns, v.Width-x)
+	var b block
+	size := v.DType.Size()
+	for j := 0; j < v.N; j += blockRows {
+		n := min(blockRows, v.N-j)
+		for x := 0; x < v.Width; x += blockColumns {
+			w := min(blockColumns, v.Width-x)
 			for i := range n {
-				row := v.Row(j + i)
-				v.DType.Widen(block[i][:w], row[x*v.DType.Size():(x+w)*v.DType.Size()])
+				at := (j+i)*v.Stride + x*size
+				v.DType.Widen(b[i][:w], v.Data[at:at+w*size])
 			}
-			to := dst[x*keyTile+j:]
-			for c := range w {
-				for i, t := range to[c*keyTile:][:n] {
-					_ = t
-					to[c*keyTile+i] = block[i][c]
-				}
+			b.transpose(dst[x*keyTile+j:], n, w)
+		}
+	}
+}
+
+// A block of V is small enough for the first-level cache, and its columns fill
+// whole cache lines of the slot.
+const blockRows, blockColumns = 16, 64
+
+type block [blockRows][blockColumns]float32
+
+// transpose writes the first n elements of w columns, keyTile apart.
+func (b *block) transpose(dst []float32, n, w int) {
+	for c := range min(w, blockColumns) {
+		to := dst[c*keyTile:]
+		if n < blockRows {
+			for i := range n {
+				to[i] = b[i][c]
 			}
+			continue
+		}
+		t := (*[blockRows]float32)(to)
+		for i := 0; i < blockRows; i += 4 {
+			t[i], t[i+1], t[i+2], t[i+3] = b[i][c], b[i+1][c], b[i+2][c], b[i+3][c]
 		}
 	}
 }
