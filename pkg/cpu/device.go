@@ -73,7 +73,8 @@ func (d *Device) Threads() int { return d.threads }
 
 // Rates are typical of the portable kernel on a current server core.
 func (d *Device) Rates(attention.Geometry) attention.Rates {
-	return attention.Rates{FLOPS: 3.6e9 * float64(d.threads), In: 1.5e9, Out: 1.5e9, Launch: 50e-6}
+	loaders := float64(min(d.threads, loadThreads))
+	return attention.Rates{FLOPS: 5e9 * float64(d.threads), In: 1.5e9 * loaders, Out: 1.5e9, Launch: 50e-6}
 }
 
 func tiles(rows int) int { return (rows + keyTile - 1) / keyTile }
@@ -466,6 +467,9 @@ func (d *Device) do(sc *scratch, w attention.Work, task, tile int) {
 	}
 	var pairs int
 	for _, ref := range w.Refs {
+		if d.interrupted.Load() {
+			return
+		}
 		kv := &d.kv[ref.Slot]
 		nt := tiles(kv.rows)
 		ks := keys{

@@ -11,6 +11,7 @@ const (
 	rowTile  = 32  // query rows of one task
 	rowBlock = 4   // query rows of one micro-kernel call
 	keyTile  = 128 // keys between two updates of the state
+	wideRows = 8   // query rows from which on widening a tile to float64 pays
 )
 
 // scratch is the memory of one thread.
@@ -18,15 +19,22 @@ type scratch struct {
 	q []float64 // rowTile x D: the task's query rows
 	p []float64 // rowBlock x keyTile: scores, then weights
 	o []float64 // rowBlock x Dv: the tile's share of the numerator
+	k []float64 // keyTile x D: a tile of K
+	v []float64 // Dv x keyTile: a tile of V
 }
 
 func scratchFloats(g attention.Geometry) int {
-	return rowTile*g.D + rowBlock*keyTile + rowBlock*g.Dv
+	return (rowTile+keyTile)*g.D + rowBlock*keyTile + (rowBlock+keyTile)*g.Dv
 }
 
-func newScratch(g attention.Geometry, buf []float64) scratch {
-	q, rest := buf[:rowTile*g.D], buf[rowTile*g.D:]
-	return scratch{q: q, p: rest[:rowBlock*keyTile], o: rest[rowBlock*keyTile:]}
+func newScratch(g attention.Geometry, buf []float64) (sc scratch) {
+	for _, part := range []struct {
+		to *[]float64
+		n  int
+	}{{&sc.q, rowTile * g.D}, {&sc.p, rowBlock * keyTile}, {&sc.o, rowBlock * g.Dv}, {&sc.k, keyTile * g.D}, {&sc.v, keyTile * g.Dv}} {
+		*part.to, buf = buf[:part.n], buf[part.n:]
+	}
+	return sc
 }
 
 // keys are the packed keys and values of one head of a KV slot.
@@ -43,45 +51,61 @@ type state struct {
 
 // applyRows applies one key chunk to query rows that share its head. q are the
 // rows as float64; row i sees the first visible[i] keys. A tile of keys meets all
-// rows before the next one, so that it is read from memory once.
+// rows before the next one: it is read from memory once, and for many rows also
+// widened once.
 func (d *Device) applyRows(sc *scratch, q []float64, st state, ks keys, visible []int) {
 	g := d.geo
-	for k0 := 0; k0 < slices.Max(visible); k0 += keyTile {
+	last := slices.Max(visible)
+	for k0 := 0; k0 < last; k0 += keyTile {
 		if d.interrupted.Load() {
 			return
 		}
-		for r := 0; r < len(visible); r += rowBlock {
-			n := min(rowBlock, len(visible)-r)
-			var see [rowBlock]int
-			for i := range n {
-				see[i] = min(max(visible[r+i]-k0, 0), keyTile)
-			}
-			if slices.Max(see[:n]) == 0 {
-				continue
-			}
-			applyTile(g, sc, q[r*g.D:(r+n)*g.D], state{
-				acc: st.acc[r*g.Dv : (r+n)*g.Dv], m: st.m[r : r+n], l: st.l[r : r+n],
-			}, ks, k0, see[:n])
+		k := ks.k[k0*g.D : min(k0+keyTile, last)*g.D]
+		v := ks.v[k0*g.Dv : (k0+keyTile)*g.Dv]
+		if len(visible) < wideRows {
+			applyTile(g, sc, q, st, k, v, k0, visible)
+		} else {
+			applyTile(g, sc, q, st, widen(sc.k, k), widen(sc.v, v), k0, visible)
 		}
 	}
 }
 
-// applyTile applies keys [k0, k0+max(see)) to up to rowBlock rows: scores, the
-// running maximum, weights, and the tile's numerator summed from zero and then
-// merged into the state. A key that a row does not see takes no part at all:
-// not even as a factor of zero, since 0 * NaN is NaN.
-func applyTile(g attention.Geometry, sc *scratch, q []float64, st state, ks keys, k0 int, see []int) {
-	most, least := 0, keyTile
-	for _, s := range see {
-		most, least = max(most, s), min(least, s)
+func widen(dst []float64, src []float32) []float64 {
+	dst = dst[:len(src)]
+	for i, x := range src {
+		dst[i] = float64(x)
 	}
-	rows := len(see)
-	k := ks.k[k0*g.D:]
+	return dst
+}
+
+// applyTile applies a tile of keys, the first of which is key k0 of the chunk, to
+// all rows.
+func applyTile[T float32 | float64](g attention.Geometry, sc *scratch, q []float64, st state, k, v []T, k0 int, visible []int) {
+	for r := 0; r < len(visible); r += rowBlock {
+		n := min(rowBlock, len(visible)-r)
+		var see [rowBlock]int
+		for i := range n {
+			see[i] = min(max(visible[r+i]-k0, 0), keyTile)
+		}
+		if slices.Max(see[:n]) > 0 {
+			applyBlock(g, sc, q[r*g.D:(r+n)*g.D], state{
+				acc: st.acc[r*g.Dv : (r+n)*g.Dv], m: st.m[r : r+n], l: st.l[r : r+n],
+			}, k, v, see[:n])
+		}
+	}
+}
+
+// applyBlock applies a tile of keys to up to rowBlock rows, of which row i sees
+// the first see[i] keys: scores, the running maximum, weights, and the tile's
+// numerator summed from zero and then merged into the state. A key that a row
+// does not see takes no part at all: not even as a factor of zero, since 0 * NaN
+// is NaN.
+func applyBlock[T float32 | float64](g attention.Geometry, sc *scratch, q []float64, st state, k, v []T, see []int) {
+	rows, most, least := len(see), slices.Max(see), slices.Min(see)
 	matmul(sc.p, keyTile, q, k, g.D, rows, most, g.D, g.D)
 	for i, n := range see {
 		softmaxRow(sc.p[i*keyTile:i*keyTile+n], g.Scale, &st.m[i], &st.l[i], st.acc[i*g.Dv:(i+1)*g.Dv])
 	}
-	v := ks.v[k0/keyTile*g.Dv*keyTile:]
 	matmul(sc.o, g.Dv, sc.p, v, least, rows, g.Dv, keyTile, keyTile)
 	for i, n := range see {
 		o := sc.o[i*g.Dv : (i+1)*g.Dv]
