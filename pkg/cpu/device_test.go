@@ -302,14 +302,14 @@ func TestFault(t *testing.T) {
 				return []attention.Rows{{Data: b, Stride: w * typ.Size(), N: n, Width: w, DType: typ}}
 			}
 			out := rows(short)
-			for name, e := range map[string]attention.Event{
-				"K":     d.LoadKV(0, rows(short), rows(whole)),
-				"V":     d.LoadKV(0, rows(whole), rows(short)),
-				"Q":     d.LoadQuery(0, rows(short), nil),
-				"O":     d.Finish(0, 0, out, nil, d.LoadQuery(0, rows(whole), nil)),
-				"empty": d.Finish(0, n, out, nil, d.LoadQuery(0, rows(whole), nil)),
+			for name, submit := range map[string]func() attention.Event{
+				"K":     func() attention.Event { return d.LoadKV(0, rows(short), rows(whole)) },
+				"V":     func() attention.Event { return d.LoadKV(0, rows(whole), rows(short)) },
+				"Q":     func() attention.Event { return d.LoadQuery(0, rows(short), nil) },
+				"O":     func() attention.Event { return d.Finish(0, 0, out, nil, d.LoadQuery(0, rows(whole), nil)) },
+				"empty": func() attention.Event { return d.Finish(0, n, out, nil, d.LoadQuery(0, rows(whole), nil)) },
 			} {
-				err := e.Wait()
+				err := submit().Wait()
 				var fault *attention.Fault
 				if !stderrors.As(err, &fault) {
 					t.Errorf("%v %s under a truncated map: %v", typ, name, err)
