@@ -369,3 +369,16 @@ func TestRowsFarApart(t *testing.T) {
 		t.Errorf("loaded %v, want %v", d.kv[0].k[:12], want)
 	}
 }
+
+// A quotient just above the middle of two 16-bit values rounds up; by way of
+// float32 it would first become the middle, and then go to the even one below.
+func TestOutputIsRoundedOnce(t *testing.T) {
+	for _, typ := range []attention.DType{attention.F16, attention.BF16} {
+		dst, got := make([]byte, 2), make([]float32, 1)
+		finishRow(typ, dst, []float64{3 * (1 + typ.Epsilon()/2 + 0x1p-40)}, 3, false)
+		typ.Widen(got, dst)
+		if want := 1 + typ.Epsilon(); float64(got[0]) != want {
+			t.Errorf("%v: %v, want %v", typ, got[0], want)
+		}
+	}
+}
