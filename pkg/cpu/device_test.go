@@ -302,14 +302,14 @@ func TestFault(t *testing.T) {
 				return []attention.Rows{{Data: b, Stride: w * typ.Size(), N: n, Width: w, DType: typ}}
 			}
 			out := rows(short)
-			for name, e := range map[string]attention.Event{
-				"K":     d.LoadKV(0, rows(short), rows(whole)),
-				"V":     d.LoadKV(0, rows(whole), rows(short)),
-				"Q":     d.LoadQuery(0, rows(short), nil),
-				"O":     d.Finish(0, 0, out, nil, d.LoadQuery(0, rows(whole), nil)),
-				"empty": d.Finish(0, n, out, nil, d.LoadQuery(0, rows(whole), nil)),
+			for name, submit := range map[string]func() attention.Event{
+				"K":     func() attention.Event { return d.LoadKV(0, rows(short), rows(whole)) },
+				"V":     func() attention.Event { return d.LoadKV(0, rows(whole), rows(short)) },
+				"Q":     func() attention.Event { return d.LoadQuery(0, rows(short), nil) },
+				"O":     func() attention.Event { return d.Finish(0, 0, out, nil, d.LoadQuery(0, rows(whole), nil)) },
+				"empty": func() attention.Event { return d.Finish(0, n, out, nil, d.LoadQuery(0, rows(whole), nil)) },
 			} {
-				err := e.Wait()
+				err := submit().Wait()
 				var fault *attention.Fault
 				if !stderrors.As(err, &fault) {
 					t.Errorf("%v %s under a truncated map: %v", typ, name, err)
@@ -367,5 +367,18 @@ func TestRowsFarApart(t *testing.T) {
 	p.DType.Widen(want, x.k)
 	if !slices.Equal(d.kv[0].k[:12], want) {
 		t.Errorf("loaded %v, want %v", d.kv[0].k[:12], want)
+	}
+}
+
+// A quotient just above the middle of two 16-bit values rounds up; by way of
+// float32 it would first become the middle, and then go to the even one below.
+func TestOutputIsRoundedOnce(t *testing.T) {
+	for _, typ := range []attention.DType{attention.F16, attention.BF16} {
+		dst, got := make([]byte, 2), make([]float32, 1)
+		finishRow(typ, dst, []float64{3 * (1 + typ.Epsilon()/2 + 0x1p-40)}, 3, false)
+		typ.Widen(got, dst)
+		if want := 1 + typ.Epsilon(); float64(got[0]) != want {
+			t.Errorf("%v: %v, want %v", typ, got[0], want)
+		}
 	}
 }
