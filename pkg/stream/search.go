@@ -47,6 +47,7 @@ type search struct {
 	kinds    []string
 	sets     []divide.InterestSet // ascending c
 	smallest int64                // footprint of the smallest candidate seen
+	spare    *sequencer           // of the last candidate: its memory is used again
 }
 
 func newSearch(req Request, dev Device) (*search, error) {
