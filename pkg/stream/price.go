@@ -60,7 +60,7 @@ func (s *search) traffic(plan *Plan) {
 	sched := newSchedule(plan)
 	pairs := sched.chunkPairs()
 	plan.ChunkPairs = pairs * float64(plan.Groups)
-	c := &counter{sched: sched, plan: plan}
+	c := &counter{sched: sched, plan: plan, spare: &s.spare}
 	p, g := plan.Problem, plan.Geometry
 	limit := float64(walkCQS)
 	if plan.Divide == divideRows {
@@ -117,6 +117,7 @@ type counter struct {
 	plan      *Plan
 	kv, query float64 // rows loaded
 	pairs     float64 // chunk pairs
+	spare     **sequencer
 }
 
 // walk counts the steps of those batches before which at least from and less
@@ -124,6 +125,10 @@ type counter struct {
 func (c *counter) walk(batches iter.Seq[batch], from, to float64) {
 	g := c.plan.Geometry
 	q := newSequencer(c.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, batches, nil)
+	if *c.spare != nil {
+		q.recycle(*c.spare)
+	}
+	*c.spare = q
 	defer q.stop()
 	var walked float64
 	for walked < to {

@@ -12,6 +12,9 @@ import (
 
 var long = flag.Bool("long", false, "run the slow tests too")
 
+// Long says so to the tests outside of the package.
+func Long() bool { return *long }
+
 // shape is a schedule to test and the slots to run it in.
 type shape struct {
 	nq, nk    int

@@ -50,6 +50,7 @@ type search struct {
 	sets     []divide.InterestSet // ascending c
 	shortest int                  // rows of the shortest chunk to try
 	smallest int64                // footprint of the smallest candidate seen
+	spare    *sequencer           // of the last candidate: its memory is used again
 }
 
 func newSearch(req Request, dev Device) (*search, error) {

@@ -50,9 +50,10 @@ type sequencer struct {
 	query   *cache
 	kv      *cache
 	left    map[int64]int // pairs still to come, by query chunk that has begun
-	window  []batch       // upcoming batches, in order
-	uses    int           // chunk uses in the window
-	done    int           // batches taken out of the window
+	window  []batch       // upcoming batches, in order, from head on
+	head    int
+	uses    int // chunk uses in the window
+	done    int // batches taken out of the window
 	saved   func(group, chunk int) bool
 	next    func() (batch, bool)
 	stop    func()
@@ -77,18 +78,26 @@ func newSequencer(s *schedule, querySlots, kvSlots, prefetch int, from iter.Seq[
 	return q
 }
 
+// recycle takes over the memory of a sequencer that is not used any more.
+func (q *sequencer) recycle(old *sequencer) {
+	clear(old.window) // lets go of the batches
+	q.window, q.steps, q.work, q.refs = old.window[:0], old.steps, old.work, old.refs
+	q.query.recycle(old.query)
+	q.kv.recycle(old.kv)
+}
+
 // chunkID names a chunk of one axis over all head groups.
 func chunkID(group, chunk int) int64 { return int64(group)<<32 | int64(chunk) }
 
 // fill reads batches ahead and books when each chunk will be used.
 func (q *sequencer) fill() {
-	for !q.drained && (len(q.window) == 0 || q.uses < lookahead) {
+	for !q.drained && (q.head == len(q.window) || q.uses < lookahead) {
 		b, ok := q.next()
 		if !ok {
 			q.drained = true
 			return
 		}
-		at := q.done + len(q.window)
+		at := q.done + len(q.window) - q.head
 		q.window = append(q.window, b)
 		for _, w := range b.work {
 			q.query.book(chunkID(b.group, w.query), at)
@@ -106,11 +115,15 @@ func (q *sequencer) fill() {
 // next call overwrites the steps.
 func (q *sequencer) batch() []step {
 	q.fill()
-	if len(q.window) == 0 {
+	if q.head == len(q.window) {
 		return nil
 	}
-	b := q.window[0]
-	q.window = q.window[1:]
+	b := q.window[q.head]
+	q.window[q.head] = batch{}
+	if q.head++; 2*q.head > len(q.window) {
+		q.window = append(q.window[:0], q.window[q.head:]...)
+		q.head = 0
+	}
 	at := q.done
 	q.done++
 	q.steps, q.work, q.refs = q.steps[:0], q.work[:0], q.refs[:0]
@@ -211,6 +224,13 @@ func newCache(slots, prefetch int) *cache {
 		c.slots[i] = cached{id: -1, last: math.MinInt}
 	}
 	return c
+}
+
+// recycle takes over the memory of a cache that is not used any more.
+func (c *cache) recycle(old *cache) {
+	clear(old.where)
+	clear(old.booked)
+	c.where, c.booked, c.pool = old.where, old.booked, old.pool[:0]
 }
 
 // book notes that batch at uses a chunk. Batches are booked in order.
