@@ -66,12 +66,11 @@ func (r Rows) Row(i int) []byte {
 
 // Slice returns rows [lo,hi).
 func (r Rows) Slice(lo, hi int) Rows {
-	end := len(r.Data)
-	if hi > lo {
-		end = (hi-1)*r.Stride + r.Width*r.DType.Size()
-	}
 	s := r
-	s.Data, s.N = r.Data[lo*r.Stride:end], hi-lo
+	s.Data, s.N = nil, hi-lo
+	if hi > lo { // after the last row there need not be a whole stride
+		s.Data = r.Data[lo*r.Stride : (hi-1)*r.Stride+r.Width*r.DType.Size()]
+	}
 	return s
 }
 

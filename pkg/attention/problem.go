@@ -76,10 +76,13 @@ func (p Problem) Validate() error {
 	}
 	if p.Layout < BHND || p.Layout > ND {
 		bad("layout %v: want bhnd, bnhd, hnd, nhd or nd", p.Layout)
-	} else if p.Layout.Rank() < 4 && p.B != 1 {
-		bad("layout %v has no batch axis, but B is %d", p.Layout, p.B)
-	} else if p.Layout == ND && (p.Hq != 1 || p.Hkv != 1) {
-		bad("layout nd has no head axis, but Hq=%d, Hkv=%d", p.Hq, p.Hkv)
+	} else {
+		if p.Layout.Rank() < 4 && p.B != 1 {
+			bad("layout %v has no batch axis, but B is %d", p.Layout, p.B)
+		}
+		if p.Layout == ND && (p.Hq != 1 || p.Hkv != 1) {
+			bad("layout nd has no head axis, but Hq=%d, Hkv=%d", p.Hq, p.Hkv)
+		}
 	}
 	if math.IsNaN(p.Scale) || math.IsInf(p.Scale, 0) {
 		bad("scale is %v, want a finite number", p.Scale)
@@ -143,7 +146,17 @@ const (
 )
 
 func (k MaskKind) String() string {
-	return [...]string{Empty: "empty", Full: "full", Diagonal: "diagonal", Partial: "partial"}[k]
+	switch k {
+	case Empty:
+		return "empty"
+	case Full:
+		return "full"
+	case Diagonal:
+		return "diagonal"
+	case Partial:
+		return "partial"
+	}
+	return fmt.Sprintf("MaskKind(%d)", uint8(k))
 }
 
 // Mask classifies the pair of query rows [q0,q1) and keys [k0,k1). For

@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math"
@@ -48,11 +49,11 @@ type querySlot struct {
 	rows  int
 }
 
-func (s *querySlot) head(h, dv int) state {
-	n := s.heads * s.rows
-	m, l := s.state[n*dv:n*dv+n], s.state[n*dv+n:n*dv+2*n]
-	lo, hi := h*s.rows, (h+1)*s.rows
-	return state{acc: s.state[lo*dv : hi*dv], m: m[lo:hi], l: l[lo:hi]}
+// part is the state of n rows from row lo on, counted over all heads.
+func (s *querySlot) part(lo, n, dv int) state {
+	all := s.heads * s.rows
+	m, l := s.state[all*dv:all*dv+all], s.state[all*dv+all:all*dv+2*all]
+	return state{acc: s.state[lo*dv : (lo+n)*dv], m: m[lo : lo+n], l: l[lo : lo+n]}
 }
 
 // New returns a device of that many threads; 0 means one for each core that
@@ -72,7 +73,13 @@ func (d *Device) Threads() int { return d.threads }
 
 // Rates are typical of the portable kernel on a current server core.
 func (d *Device) Rates(attention.Geometry) attention.Rates {
-	return attention.Rates{FLOPS: 3e9 * float64(d.threads), In: 1.5e9, Out: 1.5e9, Launch: 50e-6, Shared: 1 / float64(d.threads)}
+	loaders := float64(min(d.threads, loadThreads))
+	return attention.Rates{
+		FLOPS: 3.5e9 * float64(d.threads),
+		In:    1.2e9 * loaders, Out: 1.2e9,
+		Launch: 50e-6,
+		Shared: loaders / float64(d.threads),
+	}
 }
 
 func tiles(rows int) int { return (rows + keyTile - 1) / keyTile }
@@ -91,17 +98,33 @@ func (d *Device) StateBytes(g attention.Geometry) int64 {
 func (d *Device) Footprint(g attention.Geometry) attention.Footprint {
 	page := int64(os.Getpagesize())
 	pages := func(n int64) int64 { return (n + page - 1) / page * page }
-	// float64 first, for alignment inside a query slot's arena.
 	return attention.Footprint{
-		{Purpose: "kv_slots", Bytes: pages(int64(g.KVSlots) * int64(kFloats(g)+vFloats(g)) * 4)},
-		{Purpose: "query_slots", Bytes: pages(int64(g.QuerySlots) * (d.StateBytes(g) + int64(qFloats(g))*4))},
-		{Purpose: "scratch", Bytes: pages(int64(d.threads) * int64(scratchFloats(g)) * 8)},
+		{Purpose: "kv_slots", Bytes: pages(product(g.KVSlots, g.KVHeads, g.KeyRows, g.D, 4) +
+			product(g.KVSlots, g.KVHeads, tiles(g.KeyRows), keyTile, g.Dv, 4))},
+		{Purpose: "query_slots", Bytes: pages(product(g.QuerySlots, g.QueryHeads(), g.QueryRows, g.Dv+2, 8) +
+			product(g.QuerySlots, g.QueryHeads(), g.QueryRows, g.D, 4))},
+		{Purpose: "scratch", Bytes: pages(product(d.threads, scratchFloats(g), 8))},
 	}
+}
+
+// product is at most 2^60, which is more than any machine has: a product that
+// wrapped around could look as if it fitted.
+func product(factors ...int) int64 {
+	n, wide := int64(1), 1.0
+	for _, f := range factors {
+		n *= int64(f)
+		wide *= float64(f)
+	}
+	if wide >= 1<<60 {
+		return 1 << 60
+	}
+	return n
 }
 
 // Reserve takes all memory and starts the queues.
 func (d *Device) Reserve(g attention.Geometry) error {
 	d.geo = g
+	d.book(func(s *attention.Stats) { *s = attention.Stats{} })
 	arenas := make(map[string][]byte)
 	for _, u := range d.Footprint(g) {
 		// COPY is a private map: its pages are anonymous memory.
@@ -121,6 +144,7 @@ func (d *Device) Reserve(g attention.Geometry) error {
 		s.v, f32 = f32[:vFloats(g)], f32[vFloats(g):]
 		d.kv = append(d.kv, s)
 	}
+	// float64 first, for alignment inside a query slot's arena.
 	stateFloats := int(d.StateBytes(g) / 8)
 	f64 := floats[float64](arenas["query_slots"])
 	f32 = floats[float32](arenas["query_slots"])[2*stateFloats*g.QuerySlots:]
@@ -164,16 +188,19 @@ func (d *Device) Stats() attention.Stats {
 }
 
 // Interrupt makes operations that are running or waiting end soon, with
-// attention.ErrInterrupted. The states in slots are then worthless.
+// attention.ErrInterrupted. The states in slots are then worthless. It may be
+// called at any time, and lasts until Release.
 func (d *Device) Interrupt() { d.interrupted.Store(true) }
 
-// Release waits for all operations and gives the memory back.
+// Release waits for all operations and gives the memory back. The device may
+// be reserved again.
 func (d *Device) Release() error {
 	for _, q := range []*queue{d.in, d.apply, d.out} {
 		if q != nil {
 			q.close()
 		}
 	}
+	d.interrupted.Store(false)
 	return d.unmap()
 }
 
@@ -184,23 +211,71 @@ func (d *Device) unmap() error {
 			first = fmt.Errorf("release device memory: %w", err)
 		}
 	}
-	*d = Device{threads: d.threads}
+	d.arenas, d.alloc, d.kv, d.query, d.scratch = nil, nil, nil, nil, nil
+	d.in, d.apply, d.out = nil, nil, nil
 	return first
 }
 
+// submit puts an operation on a queue; once interrupted, it does not start.
+func (d *Device) submit(q *queue, after []attention.Event, run func() error) attention.Event {
+	return q.submit(after, func() error {
+		if d.interrupted.Load() {
+			return attention.ErrInterrupted
+		}
+		return run()
+	})
+}
+
+// spread calls f(thread, i) for each i of 0..n-1, the threads taking the next i
+// as they come. A fault in one thread stops all.
+func (d *Device) spread(threads, n int, f func(thread, i int)) error {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	errs := make([]error, min(threads, n))
+	for t := range errs {
+		wg.Go(func() {
+			errs[t] = guard(func() error {
+				for i := int(next.Add(1)) - 1; i < n && !d.interrupted.Load(); i = int(next.Add(1)) - 1 {
+					f(t, i)
+				}
+				return nil
+			})
+			if errs[t] != nil {
+				next.Store(int64(n))
+			}
+		})
+	}
+	wg.Wait()
+	if err := cmp.Or(errs...); err != nil {
+		return err
+	}
+	if d.interrupted.Load() {
+		return attention.ErrInterrupted
+	}
+	return nil
+}
+
+// loadThreads is how many threads fill one slot: as many as a few memory
+// channels feed, the other cores being busy with Apply.
+const loadThreads = 4
+
 // LoadKV packs one key chunk into a KV slot: k and v have one entry per KV head.
 func (d *Device) LoadKV(slot int, k, v []attention.Rows, after ...attention.Event) attention.Event {
-	return d.in.submit(after, func() error {
-		s := &d.kv[slot]
+	return d.submit(d.in, after, func() error {
+		s, g := &d.kv[slot], d.geo
 		s.heads, s.rows = len(k), k[0].N
+		nt := tiles(s.rows)
+		err := d.spread(min(d.threads, loadThreads), s.heads*nt, func(_, i int) {
+			head, lo := i/nt, i%nt*keyTile
+			hi := min(lo+keyTile, s.rows)
+			loadRows(s.k[(head*s.rows+lo)*g.D:], k[head].Slice(lo, hi))
+			packTile(s.v[i*keyTile*g.Dv:(i+1)*keyTile*g.Dv], v[head].Slice(lo, hi))
+		})
+		if err != nil {
+			return err
+		}
 		var bytes int64
 		for h := range k {
-			if d.interrupted.Load() {
-				return attention.ErrInterrupted
-			}
-			loadRows(s.k[h*s.rows*d.geo.D:], k[h])
-			nt := tiles(s.rows)
-			packValues(s.v[h*nt*keyTile*d.geo.Dv:(h+1)*nt*keyTile*d.geo.Dv], v[h])
 			bytes += rowBytes(k[h]) + rowBytes(v[h])
 		}
 		d.book(func(st *attention.Stats) { st.InBytes += bytes })
@@ -220,20 +295,43 @@ func loadRows(dst []float32, r attention.Rows) {
 	}
 }
 
-// packValues transposes V tile by tile. The keys that pad the last tile are
-// never read by the kernel.
-func packValues(dst []float32, v attention.Rows) {
-	const block = 8 // rows widened together, so that writes fill cache lines
-	row := make([]float32, block*v.Width)
-	for j := 0; j < v.N; j += block {
-		n := min(block, v.N-j)
-		loadRows(row, v.Slice(j, j+n))
-		tile := dst[j/keyTile*keyTile*v.Width:]
-		for x := range v.Width {
-			to := tile[x*keyTile+j%keyTile:]
+// packTile transposes the values of up to keyTile keys. The keys that pad the
+// last tile are never read by the kernel.
+func packTile(dst []float32, v attention.Rows) {
+	var b block
+	size := v.DType.Size()
+	for j := 0; j < v.N; j += blockRows {
+		n := min(blockRows, v.N-j)
+		for x := 0; x < v.Width; x += blockColumns {
+			w := min(blockColumns, v.Width-x)
 			for i := range n {
-				to[i] = row[i*v.Width+x]
+				at := (j+i)*v.Stride + x*size
+				v.DType.Widen(b[i][:w], v.Data[at:at+w*size])
 			}
+			b.transpose(dst[x*keyTile+j:], n, w)
+		}
+	}
+}
+
+// A block of V is small enough for the first-level cache, and its columns fill
+// whole cache lines of the slot.
+const blockRows, blockColumns = 16, 64
+
+type block [blockRows][blockColumns]float32
+
+// transpose writes the first n elements of w columns, keyTile apart.
+func (b *block) transpose(dst []float32, n, w int) {
+	for c := range min(w, blockColumns) {
+		to := dst[c*keyTile:]
+		if n < blockRows {
+			for i := range n {
+				to[i] = b[i][c]
+			}
+			continue
+		}
+		t := (*[blockRows]float32)(to)
+		for i := 0; i < blockRows; i += 4 {
+			t[i], t[i+1], t[i+2], t[i+3] = b[i][c], b[i+1][c], b[i+2][c], b[i+3][c]
 		}
 	}
 }
@@ -241,7 +339,7 @@ func packValues(dst []float32, v attention.Rows) {
 // LoadQuery loads one query chunk, one entry of q per query head, and its
 // state: fresh if from is nil, else as SaveState wrote it.
 func (d *Device) LoadQuery(slot int, q []attention.Rows, from io.ReaderAt, after ...attention.Event) attention.Event {
-	return d.in.submit(after, func() error {
+	return d.submit(d.in, after, func() error {
 		s := &d.query[slot]
 		s.heads, s.rows = len(q), q[0].N
 		var bytes int64
@@ -258,7 +356,8 @@ func (d *Device) LoadQuery(slot int, q []attention.Rows, from io.ReaderAt, after
 			}
 		} else {
 			b := stateBytes(state)
-			if _, err := from.ReadAt(b, 0); err != nil {
+			// A reader may report io.EOF along with the last bytes.
+			if n, err := from.ReadAt(b, 0); n < len(b) {
 				return err
 			}
 			bytes += int64(len(b))
@@ -276,7 +375,7 @@ func stateBytes(f []float64) []byte {
 
 // SaveState writes the slot's state, in this machine's byte order.
 func (d *Device) SaveState(slot int, to io.WriterAt, after ...attention.Event) attention.Event {
-	return d.out.submit(after, func() error {
+	return d.submit(d.out, after, func() error {
 		b := stateBytes(d.query[slot].used(d.geo.Dv))
 		if _, err := to.WriteAt(b, 0); err != nil {
 			return err
@@ -290,11 +389,11 @@ func (d *Device) SaveState(slot int, to io.WriterAt, after ...attention.Event) a
 // type, and lse (if wanted: lse may be nil) as float32. The first empty rows
 // see no key.
 func (d *Device) Finish(slot, empty int, out, lse []attention.Rows, after ...attention.Event) attention.Event {
-	return d.out.submit(after, func() error {
+	return d.submit(d.out, after, func() error {
 		s := &d.query[slot]
 		var bytes int64
 		for h := range out {
-			st := s.head(h, d.geo.Dv)
+			st := s.part(h*s.rows, s.rows, d.geo.Dv)
 			for i := range out[h].N {
 				finishRow(out[h].DType, out[h].Row(i), st.acc[i*d.geo.Dv:(i+1)*d.geo.Dv], st.l[i], i < empty)
 			}
@@ -322,80 +421,76 @@ func finishRow(t attention.DType, dst []byte, acc []float64, l float64, empty bo
 	}
 }
 
-// task is one tile of query rows of one query head.
-type task struct {
-	work *attention.Work
-	head int
-	row  int
-}
-
 // Apply applies work to query slots. No query slot may occur twice.
 func (d *Device) Apply(work []attention.Work, after ...attention.Event) attention.Event {
-	return d.apply.submit(after, func() error {
-		var list []task
-		for i := range work {
-			s := &d.query[work[i].Query]
-			for h := range s.heads {
-				for r := 0; r < s.rows; r += rowTile {
-					list = append(list, task{&work[i], h, r})
+	return d.submit(d.apply, after, func() error {
+		tile := rowTile
+		for tile > rowBlock && d.tasks(work, tile) < d.threads {
+			tile /= 2
+		}
+		err := d.spread(d.threads, d.tasks(work, tile), func(thread, i int) {
+			for w := range work { // task i of all is task i of some work
+				n := d.tasks(work[w:w+1], tile)
+				if i < n {
+					d.do(&d.scratch[thread], work[w], i, tile)
+					return
 				}
+				i -= n
 			}
-		}
-		var next atomic.Int64
-		var wg sync.WaitGroup
-		for t := range min(d.threads, len(list)) {
-			wg.Go(func() {
-				for {
-					i := int(next.Add(1)) - 1
-					if i >= len(list) || d.interrupted.Load() {
-						return
-					}
-					d.do(&d.scratch[t], list[i])
-				}
-			})
-		}
-		wg.Wait()
-		if d.interrupted.Load() {
-			return attention.ErrInterrupted
+		})
+		if err != nil {
+			return err
 		}
 		d.book(func(s *attention.Stats) { s.Batches++ })
 		return nil
 	})
 }
 
-func (d *Device) do(sc *scratch, t task) {
+// tasks is the number of tasks in work. A task is a tile of the query rows that
+// share one KV head: those of all its query heads, one head after another, as
+// they lie in the slot.
+func (d *Device) tasks(work []attention.Work, tile int) (n int) {
+	for i := range work {
+		s := &d.query[work[i].Query]
+		n += s.heads / d.geo.Group * ((d.geo.Group*s.rows + tile - 1) / tile)
+	}
+	return n
+}
+
+// do runs one task of w: all its key chunks, in order.
+func (d *Device) do(sc *scratch, w attention.Work, task, tile int) {
 	g := d.geo
-	s := &d.query[t.work.Query]
-	n := min(rowTile, s.rows-t.row)
-	lo := t.head*s.rows + t.row
+	s := &d.query[w.Query]
+	shared := g.Group * s.rows
+	perHead := (shared + tile - 1) / tile
+	head, row := task/perHead, task%perHead*tile
+	n := min(tile, shared-row)
+	lo := head*shared + row
 	q := sc.q[:n*g.D]
 	for i, x := range s.q[lo*g.D : (lo+n)*g.D] {
 		q[i] = float64(x)
 	}
-	st := s.head(t.head, g.Dv)
-	st = state{acc: st.acc[t.row*g.Dv : (t.row+n)*g.Dv], m: st.m[t.row : t.row+n], l: st.l[t.row : t.row+n]}
-	for _, ref := range t.work.Refs {
+	var pairs int
+	for _, ref := range w.Refs {
 		if d.interrupted.Load() {
 			return
 		}
 		kv := &d.kv[ref.Slot]
-		head := t.head / g.Group
 		nt := tiles(kv.rows)
 		ks := keys{
 			n: kv.rows,
 			k: kv.k[head*kv.rows*g.D : (head+1)*kv.rows*g.D],
 			v: kv.v[head*nt*keyTile*g.Dv : (head+1)*nt*keyTile*g.Dv],
 		}
-		var pairs float64
-		visible := func(i int) int {
-			v := ks.n
+		var visible [rowTile]int
+		for i := range n {
+			visible[i] = ks.n
 			if ref.Kind != attention.Full {
-				v = min(max(t.row+i+ref.Offset+1, 0), ks.n)
+				visible[i] = min(max((row+i)%s.rows+ref.Offset+1, 0), ks.n)
 			}
-			pairs += float64(v)
-			return v
+			pairs += visible[i]
 		}
-		applyRows(g, sc, q, st, ks, visible)
-		d.book(func(s *attention.Stats) { s.Pairs += pairs })
+		d.applyRows(sc, q, s.part(lo, n, g.Dv), ks, visible[:n])
 	}
+	d.book(func(s *attention.Stats) { s.Pairs += float64(pairs) })
 }

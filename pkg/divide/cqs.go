@@ -35,10 +35,8 @@ func representations(set InterestSet) []int32 {
 		for _, b := range set.members {
 			r := sub(a, b, c)
 			if r <= c-r && s[r] < 0 {
+				s[c-r] = int32(b) // first, so that r = c/2 keeps its own
 				s[r] = int32(a)
-				if r != c-r {
-					s[c-r] = int32(b)
-				}
 			}
 		}
 	}
@@ -93,10 +91,13 @@ func (d *Division) owner(query, key int) int {
 // the owner, and then the atoms' positions in the owner's local sequence.
 func (d *Division) cqsOwner(query, key int) int {
 	index := 0
-	for _, lev := range d.levels {
+	for k, lev := range d.levels {
 		x, y := query/lev.piece, key/lev.piece
 		o := d.owner(x, y)
 		index += o * lev.index
+		if k == len(d.levels)-1 {
+			break
+		}
 		query = d.set.place(o, x)*lev.piece + query%lev.piece
 		key = d.set.place(o, y)*lev.piece + key%lev.piece
 	}
@@ -119,6 +120,7 @@ func (d *Division) cqsSubproblem(dst *Subproblem) {
 		dst.Query = append(dst.Query, atom)
 	}
 	dst.Key = append(dst.Key, dst.Query...)
+	dst.Pairs = slices.Grow(dst.Pairs, d.subs) // the mean number; at depth 1 the number
 	for i, query := range dst.Query {
 		for j, key := range dst.Key {
 			if d.responsible(dst.members[i*depth:][:depth], dst.members[j*depth:][:depth]) {

@@ -17,13 +17,14 @@ type Subproblem struct {
 	// Path holds the owners at each level, from level 1. For rows it is the
 	// query chunk alone.
 	Path []int
-	// Query and Key are the chunks that the subproblem touches, ascending and
-	// without repetition. Every chunk of a pair is among them. From depth 2 on,
-	// a leaf may touch a chunk that is in none of its pairs.
+	// Query and Key are the chunks that the subproblem sees, ascending and
+	// without repetition. Every chunk of a pair is among them; from depth 2 on a
+	// leaf may see chunks that are in none of its pairs.
 	Query, Key []int
 	// Pairs are the pairs that the subproblem is responsible for, grouped by
 	// query chunk, query chunks ascending. The keys of a query chunk ascend,
-	// except in the odd subproblems of rows.
+	// except in the odd subproblems of rows. At depth 1 there are c of them; from
+	// depth 2 on the leaves have unequal numbers, and at depth 3 some have none.
 	Pairs []Pair
 
 	members []int32 // CQS scratch: for each level and atom, its place in the quorum
@@ -54,8 +55,7 @@ type Division struct {
 // c^depth subproblems.
 //
 // It is an error when the depth is out of range, when set is the zero
-// InterestSet, or when c^depth overflows an int. O(l^2) time, and memory for
-// about c numbers.
+// InterestSet, or when c^depth overflows an int. O(l^2) time and 4c bytes.
 func CQS(set InterestSet, depth int) (*Division, error) {
 	if set.c == 0 {
 		return nil, fmt.Errorf("divide by CQS: found the zero interest set, expected one made by Cover, Singer or NewInterestSet")
@@ -151,8 +151,9 @@ func (d *Division) rowsSubproblem(dst *Subproblem) {
 }
 
 // Owner returns the index of the one subproblem that is responsible for the
-// ordered pair. It is the inverse of Subproblem. O(log l) time for each level.
-// It panics when either chunk is out of range.
+// ordered pair. It is the inverse of Subproblem. O(1) time at depth 1 and for
+// rows, O(log l) for each further level. It panics when either chunk is out of
+// range.
 func (d *Division) Owner(query, key int) int {
 	if query < 0 || query >= d.queries {
 		panic(fmt.Sprintf("divide: query chunk %d is not in 0..%d", query, d.queries-1))

@@ -58,12 +58,12 @@
 // index o1*c^(d-1) + ... + od and sees l^d atoms; a pair of atoms belongs to it
 // when at every level k the pair of pieces that hold them belongs to o_k. When
 // the number of tokens is a multiple of c^d this is the recursion of the paper
-// token by token; otherwise its pieces would differ from those here by single
-// tokens, and exactness is the same.
+// token by token; otherwise the two place their cuts some tokens apart, and both
+// are exact.
 //
 // [Rows] is the other division, one query chunk against all key chunks.
 //
 // Both are a [Division]: [Division.Subproblem] computes subproblem i from i
-// alone, [Division.Owner] is its inverse, and nothing of the size of the
-// schedule is stored.
+// alone and [Division.Owner] is its inverse, so a schedule is never stored: a
+// division by CQS holds 4c bytes at any depth, one by rows nothing.
 package divide

@@ -11,12 +11,20 @@ import (
 )
 
 const (
-	// minRows is the shortest chunk that the planner chooses by itself: below
-	// it a kernel spends its time on edges. Requests for more chunks are obeyed.
-	minRows = 64
+	// fineRows is the shortest chunk that the planner likes: below it kernels
+	// and copies spend their time on edges. minRows is the shortest that it
+	// takes when nothing else fits. Requests for more chunks are obeyed.
+	fineRows = 1024
+	minRows  = 64
 	// maxChunks bounds the interest sets that the planner tries; finer divisions
-	// move more bytes than a rows division of the same footprint.
+	// move more bytes than a rows division of the same footprint. maxAtoms bounds
+	// c^depth, which is also the pairs of one subproblem.
 	maxChunks = 1100
+	maxAtoms  = 1 << 18
+	// Requests are obeyed up to limitPairs pairs in a subproblem, which are in
+	// memory at once, and limitChunks chunks on an axis, which chunkID can name.
+	limitPairs  = 1 << 22
+	limitChunks = 1<<31 - 1
 )
 
 // slots is one way to share the budget out: chunks that a batch uses, and
@@ -40,6 +48,7 @@ type search struct {
 	dev      Device
 	kinds    []string
 	sets     []divide.InterestSet // ascending c
+	shortest int                  // rows of the shortest chunk to try
 	smallest int64                // footprint of the smallest candidate seen
 }
 
@@ -52,6 +61,12 @@ func newSearch(req Request, dev Device) (*search, error) {
 		s.kinds = []string{req.Divide}
 	default:
 		return nil, fmt.Errorf("%w: division %q: want auto, cqs or rows", ErrRequest, req.Divide)
+	}
+	if req.Chunks < 0 || req.Chunks > limitChunks {
+		return nil, fmt.Errorf("%w: %d chunks: want 1 to %d, or 0 to choose", ErrRequest, req.Chunks, limitChunks)
+	}
+	if req.Depth < 0 || req.Depth > 3 {
+		return nil, fmt.Errorf("%w: depth %d: want 1 to 3", ErrRequest, req.Depth)
 	}
 	if s.req.Depth == 0 {
 		s.req.Depth = 1
@@ -80,52 +95,65 @@ func (s *search) chooseSets() error {
 			s.kinds = []string{divideRows}
 			return nil
 		}
-		s.sets = []divide.InterestSet{set}
-		return s.checkDepth()
-	}
-	longest := max(s.req.Problem.Nq, s.req.Problem.Nk)
-	for _, c := range append([]int{1}, divide.PerfectCounts(maxChunks)...) {
-		atoms := math.Pow(float64(c), float64(s.req.Depth))
-		if c > 1 && float64(longest)/atoms < minRows {
-			break
+		if pairs := math.Pow(float64(c), float64(s.req.Depth)); pairs > limitPairs {
+			if s.req.Divide != divideCQS && s.req.Depth == 1 {
+				s.kinds = []string{divideRows}
+				return nil
+			}
+			return fmt.Errorf("%w: %d chunks at depth %d: subproblems of %.0f pairs are longer than %d", ErrRequest, c, s.req.Depth, pairs, limitPairs)
 		}
+		s.sets = []divide.InterestSet{set}
+		return nil
+	}
+	for _, c := range divide.PerfectCounts(maxChunks) {
 		set, err := divide.Cover(c)
 		if err != nil {
 			return fmt.Errorf("build the interest set of %d chunks: %w", c, err)
 		}
+		if c > 1 && (s.rowsOf(set) < minRows || s.atoms(set) > maxAtoms) {
+			break
+		}
 		s.sets = append(s.sets, set)
-	}
-	return s.checkDepth()
-}
-
-func (s *search) checkDepth() error {
-	if _, err := divide.CQS(s.sets[0], s.req.Depth); err != nil {
-		return fmt.Errorf("%w: %w", ErrRequest, err)
 	}
 	return nil
 }
 
-// best is the best plan of one division, or nil if none fits.
-func (s *search) best(kind string) (*Plan, error) {
-	var best *Plan
-	var candidates []candidate
+// atoms is the number of chunks of each axis, and rowsOf the rows of one.
+func (s *search) atoms(set divide.InterestSet) float64 {
+	return math.Pow(float64(set.Chunks()), float64(s.req.Depth))
+}
+
+func (s *search) rowsOf(set divide.InterestSet) float64 {
+	return float64(max(s.req.Problem.Nq, s.req.Problem.Nk)) / s.atoms(set)
+}
+
+// plans are the candidates of one division that fit, priced. Short chunks are
+// candidates only if nothing else fits.
+func (s *search) plans(kind string) (list []*Plan, err error) {
+	for _, s.shortest = range []int{fineRows, minRows} {
+		if list, err = s.priced(kind); len(list) > 0 || err != nil {
+			break
+		}
+	}
+	return list, err
+}
+
+func (s *search) priced(kind string) ([]*Plan, error) {
+	var list []*Plan
 	for _, heads := range s.headChoices() {
+		candidates := s.rows
 		if kind == divideCQS {
-			candidates = append(candidates, s.cqs(heads)...)
-		} else {
-			candidates = append(candidates, s.rows(heads)...)
+			candidates = s.cqs
+		}
+		for _, c := range candidates(heads) {
+			p, err := s.price(c)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, p)
 		}
 	}
-	for _, c := range candidates {
-		p, err := s.price(c)
-		if err != nil {
-			return nil, err
-		}
-		if best == nil || better(p, best) {
-			best = p
-		}
-	}
-	return best, nil
+	return list, nil
 }
 
 // headChoices are sizes of head groups: all KV heads, then halves, down to one.
@@ -144,6 +172,11 @@ func (s *search) headChoices() []int {
 func (s *search) cqs(heads int) []candidate {
 	var list []candidate
 	const finer = 3
+	sets := s.sets
+	if s.req.Chunks == 0 {
+		tooShort := func(i int) bool { return i > 0 && s.rowsOf(sets[i]) < float64(s.shortest) }
+		sets = sets[:sort.Search(len(sets), tooShort)]
+	}
 	for _, combo := range []func(l int) slots{
 		func(l int) slots { return slots{1, 0, 1, 0} },
 		func(l int) slots { return slots{1, 1, 1, 1} },
@@ -154,14 +187,14 @@ func (s *search) cqs(heads int) []candidate {
 		func(l int) slots { return slots{l, 1, l, 1} },
 	} {
 		at := func(i int) candidate {
-			set := s.sets[i]
-			atoms := int(math.Pow(float64(set.Chunks()), float64(s.req.Depth)) + 0.5)
+			set := sets[i]
+			atoms := int(s.atoms(set))
 			l := int(math.Pow(float64(set.Size()), float64(s.req.Depth)) + 0.5)
 			return candidate{kind: divideCQS, set: set, heads: heads, queryChunks: atoms, keyChunks: atoms, slots: combo(l)}
 		}
-		first := sort.Search(len(s.sets), func(i int) bool { return s.fits(at(i)) })
-		s.fits(at(len(s.sets) - 1)) // the finest counts for the smallest budget
-		for i := first; i < min(first+finer, len(s.sets)); i++ {
+		first := sort.Search(len(sets), func(i int) bool { return s.fits(at(i)) })
+		s.fits(at(len(sets) - 1)) // the finest counts for the smallest budget
+		for i := first; i < min(first+finer, len(sets)); i++ {
 			if c := at(i); s.fits(c) {
 				list = append(list, c)
 			}
@@ -174,7 +207,7 @@ func (s *search) cqs(heads int) []candidate {
 // that fits.
 func (s *search) rows(heads int) []candidate {
 	p := s.req.Problem
-	finest := func(n int) int { return max(1, n/minRows) }
+	finest := func(n int) int { return min(max(1, n/s.shortest), limitChunks) }
 	var keyCounts []int
 	if s.req.Chunks != 0 {
 		keyCounts = []int{s.req.Chunks}
@@ -209,9 +242,11 @@ func (s *search) rows(heads int) []candidate {
 // fits says whether the candidate's footprint is within the budget, and
 // remembers the smallest footprint ever asked about.
 func (s *search) fits(c candidate) bool {
-	total := s.dev.Footprint(s.geometry(c)).Total()
-	if total < 0 { // overflow: far beyond any budget
-		return false
+	var total int64
+	for _, u := range s.dev.Footprint(s.geometry(c)) {
+		if total += u.Bytes; u.Bytes < 0 || total < 0 { // overflow: far beyond any budget
+			return false
+		}
 	}
 	s.smallest = min(s.smallest, total)
 	return total <= s.req.Budget

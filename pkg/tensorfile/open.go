@@ -235,10 +235,10 @@ func Open(spec Spec) (*Tensor, error) {
 func (spec Spec) check() error {
 	format := FormatOf(spec.Path)
 	if format != Raw && (spec.Shape != nil || spec.Offset != 0) {
-		return &FormatError{Offset: -1, What: fmt.Sprintf("a shape and an offset are stated, but a %v file has its own", format)}
+		return &FormatError{Offset: -1, What: fmt.Sprintf("a shape and an offset are stated, but %v files have their own", format)}
 	}
 	if format != Safetensors && spec.Key != "" {
-		return &FormatError{Key: spec.Key, Offset: -1, What: fmt.Sprintf("a key is stated, but a %v file has none", format)}
+		return &FormatError{Key: spec.Key, Offset: -1, What: fmt.Sprintf("a key is stated, but %v files have none", format)}
 	}
 	return nil
 }
@@ -394,48 +394,6 @@ func (t *Tensor) CheckUnchanged() error {
 		return fmt.Errorf("%w: %s: written to since it was opened", ErrChanged, t.in.path)
 	}
 	return nil
-}
-
-// WillNeed asks the system to read bytes lo to hi of Bytes ahead. Like all
-// hints it can fail only in ways that make it useless (a file system that
-// doesn't read ahead), not wrong, so that its error is dropped.
-func (t *Tensor) WillNeed(lo, hi int64) {
-	page := int64(os.Getpagesize())
-	lo, hi = t.window(lo, hi)
-	if lo < hi {
-		_ = adviseWillNeed(t.in.data[lo/page*page : hi])
-	}
-}
-
-// DontNeed gives the pages that lie wholly within bytes lo to hi of Bytes back
-// to the system: they leave this process, and what reads them again finds the
-// same bytes. A page shared with a neighbouring range stays.
-func (t *Tensor) DontNeed(lo, hi int64) {
-	page := int64(os.Getpagesize())
-	lo, hi = t.window(lo, hi)
-	lo = (lo + page - 1) / page * page
-	if hi < int64(len(t.in.data)) { // the last page of the map ends with the map
-		hi = hi / page * page
-	}
-	if lo < hi {
-		_ = adviseDontNeed(t.in.data[lo:hi])
-	}
-}
-
-// Sequential says that the tensor will be read once, from its start.
-func (t *Tensor) Sequential() {
-	page := int64(os.Getpagesize())
-	if lo, hi := t.window(0, t.info.Bytes); lo < hi {
-		_ = adviseSequential(t.in.data[lo/page*page : hi])
-	}
-}
-
-// window moves a range of Bytes into Map, clipped.
-func (t *Tensor) window(lo, hi int64) (int64, int64) {
-	if t.in.data == nil {
-		return 0, 0
-	}
-	return t.info.Offset + max(lo, 0), t.info.Offset + min(hi, t.info.Bytes)
 }
 
 // SameFile reports whether a and b name one file, through whatever links. For

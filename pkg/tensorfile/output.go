@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"unicode/utf8"
 
 	"github.com/edsrzf/mmap-go"
 
@@ -117,7 +118,7 @@ func (l *outLayout) encode(specs []OutSpec) error {
 	format := FormatOf(l.path)
 	if format != Safetensors {
 		if len(specs) > 1 || specs[0].Key != "" || len(specs[0].Metadata) > 0 {
-			return fmt.Errorf("a %v file holds one tensor without a key or metadata", format)
+			return fmt.Errorf("%v files hold one tensor, without a key and metadata", format)
 		}
 	}
 	switch format {
@@ -138,7 +139,7 @@ func (l *outLayout) encode(specs []OutSpec) error {
 func (l *outLayout) encodeSafetensors(specs []OutSpec) error {
 	metadata := map[string]string{}
 	for i, s := range specs {
-		if s.Key == "" || s.Key == metadataKey {
+		if s.Key == "" || s.Key == metadataKey || !utf8.ValidString(s.Key) {
 			return fmt.Errorf("key %q can't name a tensor", s.Key)
 		}
 		for _, other := range specs[:i] {
@@ -147,6 +148,9 @@ func (l *outLayout) encodeSafetensors(specs []OutSpec) error {
 			}
 		}
 		for k, v := range s.Metadata {
+			if !utf8.ValidString(k) || !utf8.ValidString(v) {
+				return fmt.Errorf("metadata %q: %q is not UTF-8", k, v)
+			}
 			if old, ok := metadata[k]; ok && old != v {
 				return fmt.Errorf("metadata %q is %q and %q", k, old, v)
 			}
@@ -339,7 +343,9 @@ func (o *Output) OffsetOf(i int) int64 { return o.tensors[i].Offset }
 // syncFile is a variable for tests, which have no disk that fails.
 var syncFile = (*os.File).Sync
 
-// Sync makes all that was written to the slices durable.
+// Sync makes all that was written to the slices durable. After an error it is
+// unknown what the disk has, and a later success says nothing about it: the
+// system may have dropped the pages that it could not write.
 func (o *Output) Sync() error {
 	if o.f == nil {
 		return fmt.Errorf("sync %s: %w", o.Partial(), os.ErrClosed)

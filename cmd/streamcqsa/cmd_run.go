@@ -1,0 +1,273 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+	"github.com/streamcqsa/streamcqsa/pkg/stream"
+	"github.com/streamcqsa/streamcqsa/pkg/tensorfile"
+)
+
+type runOptions struct {
+	problemFlags
+	planFlags
+	out      string
+	lse      string
+	stateDir string
+	prefetch int
+	json     bool
+	quiet    bool
+}
+
+func newRunCommand() *cobra.Command {
+	var o runOptions
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Compute attention from files to a file",
+		Long: `Compute O = softmax(scale Q K^T + mask) V, exactly, and write it with the layout
+and type of the inputs. The output appears under its name when it is complete;
+until then it is OUT.partial. Query head h uses KV head h / (H/Hkv). A row that
+may see no key gives O = 0 and lse = -inf.
+
+` + exitHelp(),
+		Example: `  streamcqsa run --q q.npy --k k.npy --v v.npy -o o.npy --layout bhnd --mem-budget 2GiB
+  streamcqsa run --q t.safetensors:q --k t.safetensors:k --v t.safetensors:v \
+      -o out.safetensors:o --lse out.safetensors:lse --layout bnhd --causal`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runRun(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), &o)
+		},
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	o.problemFlags.addFlags(f)
+	f.StringVarP(&o.out, "out", "o", "", "output `FILE`: .npy, .safetensors[:KEY], anything else is raw")
+	f.StringVar(&o.lse, "lse", "", "also write the natural-log sum of exponentials of each row, float32, to `FILE`")
+	o.planFlags.addFlags(f)
+	f.StringVar(&o.stateDir, "state-dir", "", "`DIR` for the states of unfinished rows (default: beside the output)")
+	f.IntVar(&o.prefetch, "prefetch", 0, "batches to load ahead; -1 for none (default 2)")
+	f.BoolVar(&o.json, "json", false, "write JSON lines to standard output: plan, status, summary")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "write nothing but errors")
+	// -q is quiet, --q are the queries: pflag keeps them apart.
+	return cmd
+}
+
+func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err error) {
+	say := newReporter(stdout, stderr, o.json, o.quiet)
+	defer func() { say.failed(err) }()
+	if o.out == "" {
+		return usagef("--out is missing: want a file for the result")
+	}
+	p, in, err := o.problemFlags.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, in.Close()) }()
+	dev, err := o.planFlags.open()
+	if err != nil {
+		return err
+	}
+	req, err := o.request(p, o.lse != "")
+	if err != nil {
+		return err
+	}
+	plan, others, err := stream.New(req, dev)
+	if err != nil {
+		return err
+	}
+	out, err := o.createOutputs(p, in)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.abort()) }()
+	say.plan(plan, others)
+	t := stream.Tensors{Q: in.q, K: in.k, V: in.v, O: out.o}
+	if out.lse != nil {
+		t.LSE = out.lse
+	}
+	peak := watchAnonymous()
+	rep, err := stream.Run(ctx, plan, dev, t, stream.Options{
+		StatePath: o.statePath(out.path), Prefetch: o.prefetch,
+		Progress: say.progress, ProgressEvery: say.every(),
+	})
+	memory := peak()
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := out.commit(); err != nil {
+		return err
+	}
+	return say.summary(plan, rep, memory, time.Since(start))
+}
+
+// statePath is the file for the states of unfinished rows.
+func (o *runOptions) statePath(out string) string {
+	path := out + ".state"
+	if o.stateDir != "" {
+		path = filepath.Join(o.stateDir, filepath.Base(path))
+	}
+	return path
+}
+
+// outputs are the files of a run's results; they become real on commit.
+type outputs struct {
+	path  string
+	files []*tensorfile.Output
+	o     sink
+	lse   stream.Sink
+}
+
+// sink is one tensor of an output file.
+type sink struct {
+	file *tensorfile.Output
+	i    int
+}
+
+func (s sink) Path() string  { return s.file.Path() }
+func (s sink) Bytes() []byte { return s.file.BytesOf(s.i) }
+
+// createOutputs reserves the output files. O and lse may share a safetensors
+// file.
+func (o *runOptions) createOutputs(p attention.Problem, in *inputs) (*outputs, error) {
+	oSpec := outSpec(o.out, "o")
+	oSpec.DType = p.OutDType
+	oSpec.Shape = p.Layout.Shape(p.B, p.Hq, p.Nq, p.Dv)
+	specs := [][]tensorfile.OutSpec{{oSpec}}
+	shared := false
+	if o.lse != "" {
+		l := outSpec(o.lse, "lse")
+		l.DType = attention.F32
+		shape := p.Layout.Shape(p.B, p.Hq, p.Nq, 1)
+		l.Shape = shape[:len(shape)-1]
+		if tensorfile.FormatOf(l.Path) == tensorfile.Safetensors {
+			l.Metadata = map[string]string{"lse_base": "e"}
+		}
+		if shared = tensorfile.SameFile(l.Path, oSpec.Path); shared {
+			if tensorfile.FormatOf(l.Path) != tensorfile.Safetensors || l.Key == oSpec.Key {
+				return nil, usagef("--out and --lse name the same place %s: want two files, or two keys of a safetensors file", o.lse)
+			}
+			specs[0] = append(specs[0], l)
+		} else {
+			specs = append(specs, []tensorfile.OutSpec{l})
+		}
+	}
+	for _, s := range specs {
+		if err := checkNotInput(s[0].Path, in); err != nil {
+			return nil, err
+		}
+	}
+	out := &outputs{path: oSpec.Path}
+	for _, s := range specs {
+		f, err := tensorfile.Create(s...)
+		if err != nil {
+			return nil, errors.Join(outputError(err), out.abort())
+		}
+		out.files = append(out.files, f)
+	}
+	out.o = sink{out.files[0], 0}
+	switch {
+	case shared:
+		out.lse = sink{out.files[0], 1}
+	case o.lse != "":
+		out.lse = sink{out.files[1], 0}
+	}
+	return out, nil
+}
+
+func outSpec(ref, key string) tensorfile.OutSpec {
+	path, k := tensorfile.ParseRef(ref)
+	if k == "" && tensorfile.FormatOf(path) == tensorfile.Safetensors {
+		k = key
+	}
+	return tensorfile.OutSpec{Path: path, Key: k}
+}
+
+// checkNotInput refuses to write over a file that is being read.
+func checkNotInput(path string, in *inputs) error {
+	for _, t := range []*tensorfile.Tensor{in.q, in.k, in.v} {
+		if tensorfile.SameFile(path, t.Path()) || tensorfile.SameFile(path+".partial", t.Path()) {
+			return usagef("output %s is the input %s: want another file", path, t.Path())
+		}
+	}
+	return nil
+}
+
+// outputError gives an output that can't be written the exit code of a command
+// line that asks for the impossible; a full disk or a busy file keep their own.
+func outputError(err error) error {
+	if errors.Is(err, tensorfile.ErrNoSpace) || errors.Is(err, tensorfile.ErrInUse) {
+		return err
+	}
+	return classify(errUsage, err)
+}
+
+func (o *outputs) commit() error {
+	for len(o.files) > 0 {
+		f := o.files[0]
+		if err := f.Commit(); err != nil {
+			return err
+		}
+		o.files = o.files[1:]
+	}
+	return nil
+}
+
+// abort removes what was not committed.
+func (o *outputs) abort() error {
+	var errs []error
+	for _, f := range o.files {
+		errs = append(errs, f.Abort())
+	}
+	o.files = nil
+	return errors.Join(errs...)
+}
+
+// watchAnonymous samples the process's anonymous memory until the returned
+// function is called, which returns the largest value seen.
+func watchAnonymous() (peak func() int64) {
+	quit, done := make(chan struct{}), make(chan int64)
+	go func() {
+		most := anonymous()
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				most = max(most, anonymous())
+			case <-quit:
+				done <- max(most, anonymous())
+				return
+			}
+		}
+	}()
+	return func() int64 {
+		close(quit)
+		return <-done
+	}
+}
+
+// isTerminal says whether w is a terminal.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && strings.ToLower(os.Getenv("TERM")) != "dumb" && terminal(f)
+}
+
+// errorDoc is the last JSON line of a failed run.
+type errorDoc struct {
+	Type    string `json:"type"` // error
+	Code    int    `json:"exit_code"`
+	Message string `json:"message"`
+}
+
+func errorDocument(err error) errorDoc {
+	return errorDoc{Type: "error", Code: exitCode(err), Message: fmt.Sprint(err)}
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+
+	"github.com/spf13/pflag"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+	"github.com/streamcqsa/streamcqsa/pkg/cpu"
+	"github.com/streamcqsa/streamcqsa/pkg/stream"
+)
+
+// planFlags say how a problem is to be computed.
+type planFlags struct {
+	budget     size
+	hostBudget size
+	divide     string
+	chunks     int
+	depth      int
+	device     string
+	threads    int
+}
+
+func (o *planFlags) addFlags(f *pflag.FlagSet) {
+	o.budget, o.hostBudget = size{auto: true}, size{auto: true}
+	f.Var(&o.budget, "mem-budget", "memory that the device may hold: 2GiB, 500MB, 80% of the memory limit, or auto (half of what is free)")
+	f.Var(&o.hostBudget, "host-mem-budget", "page cache that the inputs may count on, for the plan's disk traffic; auto is what is free")
+	f.StringVar(&o.divide, "divide", "auto", "how to divide: auto, cqs or rows")
+	f.IntVar(&o.chunks, "chunks", 0, "chunks of each axis (default: planned)")
+	f.IntVar(&o.depth, "depth", 0, "how often CQS Divide is applied, 1 to 3 (default 1)")
+	f.StringVar(&o.device, "device", "auto", "auto, cpu or cuda")
+	f.IntVar(&o.threads, "threads", 0, "threads of the cpu device (default: one for each core)")
+}
+
+// open returns the device asked for.
+func (o *planFlags) open() (stream.Device, error) {
+	if o.threads < 0 || o.threads > 4096 {
+		return nil, usagef("--threads %d: want 1 to 4096, or 0 for one for each core", o.threads)
+	}
+	switch o.device {
+	case "auto", "cpu":
+		return cpu.New(o.threads), nil
+	case "cuda":
+		return nil, classify(errTemporary, fmt.Errorf("--device cuda: this binary was built without CUDA support (%s/%s)", runtime.GOOS, runtime.GOARCH))
+	}
+	return nil, usagef("--device %q: want auto, cpu or cuda", o.device)
+}
+
+// defaultDisk is the disk rate that plans assume, bytes/s.
+const defaultDisk = 1.5e9
+
+// request turns the flags into a planner's request.
+func (o *planFlags) request(p attention.Problem, lse bool) (stream.Request, error) {
+	m := readHostMemory()
+	budget := o.budget.resolve(m)
+	if budget <= 0 {
+		return stream.Request{}, usagef("--mem-budget %s is %d bytes: want more than 0", o.budget.String(), budget)
+	}
+	if o.chunks < 0 {
+		return stream.Request{}, usagef("--chunks %d: want at least 1", o.chunks)
+	}
+	if o.depth < 0 || o.depth > 3 {
+		return stream.Request{}, usagef("--depth %d: want 1 to 3", o.depth)
+	}
+	cache := o.hostBudget.resolve(m)
+	if o.hostBudget.auto {
+		cache = max(0, m.available-budget)
+	}
+	return stream.Request{
+		Problem: p, LSE: lse, Budget: budget,
+		Divide: o.divide, Chunks: o.chunks, Depth: o.depth,
+		Host: stream.Host{Cache: cache, Disk: defaultDisk},
+	}, nil
+}

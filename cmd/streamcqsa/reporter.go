@@ -1,0 +1,208 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+	"github.com/streamcqsa/streamcqsa/pkg/stream"
+)
+
+// reporter tells the user how a run goes: a bar on a terminal, a plain line a
+// minute elsewhere, JSON lines on request, nothing when quiet.
+type reporter interface {
+	plan(p *stream.Plan, others []*stream.Plan)
+	every() time.Duration
+	progress(stream.Progress)
+	summary(p *stream.Plan, r *stream.Report, peak int64, commit time.Duration) error
+	failed(err error)
+}
+
+func terminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+
+func newReporter(stdout, stderr io.Writer, json, quiet bool) reporter {
+	switch {
+	case json:
+		return &jsonReporter{out: stdout}
+	case quiet:
+		return silent{}
+	case isTerminal(stderr):
+		return &barReporter{lineReporter: lineReporter{out: stderr}}
+	}
+	return &lineReporter{out: stderr}
+}
+
+// silent says nothing.
+type silent struct{}
+
+func (silent) plan(*stream.Plan, []*stream.Plan) {}
+func (silent) every() time.Duration              { return time.Hour }
+func (silent) progress(stream.Progress)          {}
+func (silent) failed(error)                      {}
+func (silent) summary(*stream.Plan, *stream.Report, int64, time.Duration) error {
+	return nil
+}
+
+// lineReporter writes plain lines.
+type lineReporter struct {
+	out  io.Writer
+	last time.Duration
+}
+
+func (l *lineReporter) every() time.Duration { return time.Second }
+
+func (l *lineReporter) plan(p *stream.Plan, _ []*stream.Plan) {
+	fmt.Fprintf(l.out, "problem  %s\n", problemLine(p.Problem))
+	fmt.Fprintf(l.out, "plan     %s; %s of a budget of %s (%s bytes); %s predicted\n",
+		divisionLine(p), sizeText(p.Memory.Total()), sizeText(p.Budget), grouped(p.Budget), duration(p.Seconds.Total))
+}
+
+func (l *lineReporter) progress(p stream.Progress) {
+	if p.Elapsed-l.last < time.Minute {
+		return
+	}
+	l.last = p.Elapsed
+	fmt.Fprintln(l.out, progressLine(p))
+}
+
+// progressLine is how far a run is: share of pairs, rate, time left.
+func progressLine(p stream.Progress) string {
+	left := "?"
+	if p.Pairs > 0 {
+		left = duration(p.Elapsed.Seconds() * (p.TotalPairs - p.Pairs) / p.Pairs)
+	}
+	return fmt.Sprintf("%5.1f%% of pairs, %s/s, %s gone, %s left",
+		100*p.Pairs/p.TotalPairs, quantity(p.FLOPS, "FLOP"), duration(p.Elapsed.Seconds()), left)
+}
+
+func (l *lineReporter) summary(p *stream.Plan, r *stream.Report, peak int64, commit time.Duration) error {
+	s := r.Stats
+	fmt.Fprintf(l.out, "done     %s (%s predicted), %s/s; kernel busy %s, loads %s, stores %s, sync %s\n",
+		duration(r.Seconds), duration(p.Seconds.Total), quantity(r.FLOPS, "FLOP"), duration(s.ApplySeconds), duration(s.InSeconds), duration(s.OutSeconds), duration(commit.Seconds()))
+	fmt.Fprintf(l.out, "         %s in, %s out; device memory %s, peak anonymous memory %s\n",
+		sizeText(s.InBytes), sizeText(s.OutBytes), sizeText(r.Memory.Total()), sizeText(peak))
+	return nil
+}
+
+func (l *lineReporter) failed(error) {}
+
+// barReporter draws a progress bar.
+type barReporter struct {
+	lineReporter
+	bar *progressbar.ProgressBar
+}
+
+// barSteps is the resolution of the bar: pairs themselves overflow an int64.
+const barSteps = 10000
+
+func (b *barReporter) every() time.Duration { return 200 * time.Millisecond }
+
+func (b *barReporter) progress(p stream.Progress) {
+	if b.bar == nil {
+		b.bar = progressbar.NewOptions(barSteps, progressbar.OptionSetWriter(b.out), progressbar.OptionSetPredictTime(true),
+			progressbar.OptionShowElapsedTimeOnFinish(), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())
+	}
+	b.bar.Describe(fmt.Sprintf("%s of %s pairs, %s/s", quantity(p.Pairs, ""), quantity(p.TotalPairs, ""), quantity(p.FLOPS, "FLOP")))
+	_ = b.bar.Set(int(barSteps * p.Pairs / p.TotalPairs)) // drawing can fail only where nobody looks
+}
+
+func (b *barReporter) summary(p *stream.Plan, r *stream.Report, peak int64, commit time.Duration) error {
+	b.clear()
+	return b.lineReporter.summary(p, r, peak, commit)
+}
+
+func (b *barReporter) failed(err error) {
+	if err != nil {
+		b.clear()
+	}
+}
+
+func (b *barReporter) clear() {
+	if b.bar != nil {
+		_ = b.bar.Clear()
+	}
+}
+
+// jsonReporter writes one JSON document a line. stdout holds nothing else.
+type jsonReporter struct {
+	out io.Writer
+	err error
+}
+
+func (j *jsonReporter) line(doc any) {
+	if j.err == nil {
+		j.err = json.NewEncoder(j.out).Encode(doc)
+	}
+}
+
+func (j *jsonReporter) every() time.Duration                       { return time.Second }
+func (j *jsonReporter) plan(p *stream.Plan, others []*stream.Plan) { j.line(planDocument(p, others)) }
+
+type statusDoc struct {
+	Type    string  `json:"type"` // status
+	Pairs   float64 `json:"pairs"`
+	Total   float64 `json:"total_pairs"`
+	Seconds float64 `json:"seconds"`
+	FLOPS   float64 `json:"flops_per_second"`
+}
+
+func (j *jsonReporter) progress(p stream.Progress) {
+	j.line(statusDoc{"status", p.Pairs, p.TotalPairs, p.Elapsed.Seconds(), p.FLOPS})
+}
+
+type stageDoc struct {
+	Total  float64 `json:"total"`
+	Load   float64 `json:"load"` // stages overlap: their sum may exceed the total
+	Kernel float64 `json:"kernel"`
+	Store  float64 `json:"store"`
+	Sync   float64 `json:"sync"`
+	Wait   float64 `json:"kernel_idle"` // seconds in which the kernel had nothing to do
+}
+
+type linkDoc struct {
+	In  int64 `json:"host_to_device"`
+	Out int64 `json:"device_to_host"`
+}
+
+type summaryDoc struct {
+	Type      string          `json:"type"` // summary
+	Seconds   stageDoc        `json:"seconds"`
+	Predicted float64         `json:"predicted_seconds"`
+	Bytes     linkDoc         `json:"bytes"`
+	FLOPS     float64         `json:"flops_per_second"`
+	Kernel    float64         `json:"kernel_flops_per_second"`
+	Batches   int64           `json:"batches"`
+	Memory    []attention.Use `json:"memory"`
+	Total     int64           `json:"memory_total"`
+	Anonymous int64           `json:"peak_anonymous_memory"`
+	State     int64           `json:"state_disk"`
+}
+
+func (j *jsonReporter) summary(p *stream.Plan, r *stream.Report, peak int64, commit time.Duration) error {
+	s := r.Stats
+	j.line(summaryDoc{
+		Type: "summary",
+		Seconds: stageDoc{Total: r.Seconds + commit.Seconds(), Load: s.InSeconds, Kernel: s.ApplySeconds,
+			Store: s.OutSeconds, Sync: commit.Seconds(), Wait: max(0, r.Seconds-s.ApplySeconds)},
+		Predicted: p.Seconds.Total,
+		Bytes:     linkDoc{s.InBytes, s.OutBytes},
+		FLOPS:     r.FLOPS, Kernel: p.FLOPs / s.ApplySeconds, Batches: s.Batches,
+		Memory: r.Memory, Total: r.Memory.Total(), Anonymous: peak, State: r.State,
+	})
+	if j.err != nil {
+		return fmt.Errorf("write JSON lines: %w", j.err)
+	}
+	return nil
+}
+
+func (j *jsonReporter) failed(err error) {
+	if err != nil {
+		j.line(errorDocument(err))
+	}
+}

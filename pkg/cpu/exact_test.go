@@ -1,0 +1,320 @@
+package cpu
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+)
+
+var dtypes = []attention.DType{attention.F32, attention.F16, attention.BF16}
+
+// check holds a result to the one error that is allowed: rounding the exact
+// value once. The 2% are for roundings that the last bits of a float64 turn.
+func check(t testing.TB, name string, e errors, out attention.DType) {
+	t.Helper()
+	if e.n == 0 {
+		return
+	}
+	limit := 1e-7 // float32: the class of one rounding
+	if out != attention.F32 {
+		limit = out.Epsilon() / 2
+	}
+	if !(e.frobenius() <= limit) || !(e.frobenius() <= 1.02*e.once()+1e-14) {
+		t.Errorf("%s: relative Frobenius error %.3g, rounding once costs %.3g", name, e.frobenius(), e.once())
+	}
+	if !(e.worstElement() <= 8*out.Epsilon()) {
+		t.Errorf("%s: worst element %.3g", name, e.worstElement())
+	}
+	if !(e.lse <= 0x1.1p-24) {
+		t.Errorf("%s: lse off by %.3g", name, e.lse)
+	}
+}
+
+// lengths are around the tiles of the kernel, primes, and very short.
+var lengths = []int{1, 2, 3, 6, 31, 33, 127, 128, 129, 255, 257, 1021, 1023, 1025}
+
+// cases varies everything at once: each length meets each causal rule, and the
+// other properties rotate through their values at different periods.
+func cases() []tensors {
+	rng := rand.New(rand.NewPCG(9, 10))
+	dims := []int{1, 8, 32, 64, 80, 96, 128, 192, 256}
+	heads := [][2]int{{1, 1}, {4, 2}, {4, 1}, {3, 3}}
+	layouts := []attention.Layout{attention.BHND, attention.BNHD}
+	var list []tensors
+	for _, n := range lengths {
+		for causal := attention.NonCausal; causal <= attention.BottomRight; causal++ {
+			for _, ratio := range []float64{1, 0.4, 2.5} { // Nk / Nq
+				i := len(list)
+				p := problem(n, dims[i%len(dims)])
+				if n > 600 && i%4 != 0 { // keep the whole list within seconds
+					p.D = 1 + i%16
+				}
+				p.Dv = p.D
+				if i%2 == 1 {
+					p.Dv = 1 + rng.IntN(40)
+				}
+				p.Nk = max(1, int(float64(n)*ratio))
+				if ratio > 1 && n > 600 {
+					p.Nq, p.Nk = n/3, n
+				}
+				p.Causal = causal
+				p.DType, p.OutDType = dtypes[i%3], dtypes[i/3%3]
+				p.Layout = layouts[i/2%2]
+				if n < 600 || i%5 == 0 {
+					p.Hq, p.Hkv = heads[i%4][0], heads[i%4][1]
+					p.B = 1 + i/4%2*b2i(n < 300)
+				}
+				list = append(list, random(p, rng))
+			}
+		}
+	}
+	return list
+}
+
+func TestExact(t *testing.T) {
+	worst := make(map[attention.DType]errors)
+	for i, x := range cases() {
+		p := x.p
+		w := way{queryChunk: 1 + i*37%p.Nq, keyChunk: 1 + i*53%p.Nk, threads: 1 + i%2, batch: 1 + i%3, save: i%3 == 0, slack: i % 2 * 130}
+		if i%4 == 0 {
+			w.queryChunk, w.keyChunk = 0, 0
+		}
+		w.queryChunk, w.keyChunk = w.queryChunk+b2i(w.queryChunk > 0)*p.Nq/8, w.keyChunk+b2i(w.keyChunk > 0)*p.Nk/8
+		name := fmt.Sprintf("%+v %+v", p, w)
+		must(t, p.Validate())
+		e := compare(t, x, run(t, x, w), 12)
+		check(t, name, e, p.OutDType)
+		if e.n > 0 {
+			m := worst[p.OutDType]
+			m.sum, m.norm = worse(m.sum, e.frobenius()), worse(m.norm, e.frobenius()/(e.once()+1e-300))
+			m.worst, m.lse = worse(m.worst, e.worstElement()), worse(m.lse, e.lse)
+			worst[p.OutDType] = m
+		}
+		if t.Failed() {
+			t.Fatalf("after case %d", i)
+		}
+	}
+	for _, typ := range dtypes {
+		m := worst[typ]
+		t.Logf("%-4v worst Frobenius %.3g (%.4f of rounding once), worst element %.3g, worst lse %.3g", typ, m.sum, m.norm, m.worst, m.lse)
+	}
+}
+
+// Every input type meets every output type and every head dimension.
+func TestExactTypesAndDimensions(t *testing.T) {
+	rng := rand.New(rand.NewPCG(11, 12))
+	for _, d := range []int{1, 8, 32, 64, 80, 96, 128, 192, 256} {
+		for _, in := range dtypes {
+			for _, out := range dtypes {
+				p := problem(37, d)
+				p.Nk, p.DType, p.OutDType, p.Causal = 150, in, out, attention.BottomRight
+				x := random(p, rng)
+				check(t, fmt.Sprintf("%+v", p), compare(t, x, run(t, x, way{keyChunk: 100}), 37), out)
+			}
+		}
+	}
+}
+
+func TestExactScores(t *testing.T) {
+	rng := rand.New(rand.NewPCG(13, 14))
+	const n, d = 300, 16
+	sign := func(x int) float64 { return float64(1 - 2*(x&1)) }
+	tests := []struct {
+		name    string
+		q, k    func(b, h, n, d int) float64
+		largest float64 // |s| that the case must reach
+	}{
+		{"uniform", func(_, _, _, _ int) float64 { return 0 }, func(_, _, _, _ int) float64 { return rng.NormFloat64() }, 0},
+		{"spread over +-5000", func(_, _, i, _ int) float64 { return 4 * sign(i) }, func(_, _, j, _ int) float64 { return 5000. / 64 * (1 - 2*float64(j)/(n-1)) }, 4999},
+		{"tied near 5000", func(_, _, i, _ int) float64 { return 4 * sign(i) }, func(_, _, j, d int) float64 {
+			return 5000./64 + float64(b2i(d == 0))*float64(j*7%n)/n // scores up to 4 apart
+		}, 4999},
+		{"tied near -5000", func(_, _, i, _ int) float64 { return -4 }, func(_, _, j, d int) float64 {
+			return 5000./64 + float64(b2i(d == 0))*float64(j*7%n)/n
+		}, 4999},
+		{"largest last", func(_, _, _, _ int) float64 { return 1 }, func(_, _, j, _ int) float64 { return float64(j) / 16 }, 299},
+		{"largest in the last key alone", func(_, _, _, _ int) float64 { return 1 }, func(_, _, j, _ int) float64 { return 100 * float64(b2i(j == n-1)) }, 1600},
+		{"largest first", func(_, _, _, _ int) float64 { return 1 }, func(_, _, j, _ int) float64 { return -float64(j) / 16 }, 299},
+	}
+	for _, test := range tests {
+		for causal := attention.NonCausal; causal <= attention.TopLeft; causal++ {
+			for _, out := range dtypes {
+				p := problem(n, d)
+				p.Scale, p.Causal, p.OutDType = 1, causal, out
+				x := tensors{p: p, q: fill(p, 1, n, d, test.q), k: fill(p, 1, n, d, test.k),
+					v: fill(p, 1, n, d, func(_, _, _, _ int) float64 { return rng.NormFloat64() })}
+				if s := largestScore(x); !(s >= test.largest) {
+					t.Errorf("%s: scores reach only %v", test.name, s)
+				}
+				e := compare(t, x, run(t, x, way{keyChunk: 77, queryChunk: 190}), n)
+				// A float64 score of 5000 has an error of 4e-13, which the
+				// exponential hands on: to float64, not to any output.
+				check(t, fmt.Sprintf("%s, %v, %v", test.name, causal, out), e, out)
+			}
+		}
+	}
+}
+
+func largestScore(x tensors) (largest float64) {
+	p := x.p
+	q, k := make([]float32, p.Nq*p.D), make([]float32, p.Nk*p.D)
+	p.DType.Widen(q, x.q)
+	p.DType.Widen(k, x.k)
+	for i := range p.Nq {
+		for j := range p.Nk {
+			var s float64
+			for d := range p.D {
+				s += float64(q[i*p.D+d]) * float64(k[j*p.D+d])
+			}
+			largest = max(largest, math.Abs(s*p.Scale))
+		}
+	}
+	return largest
+}
+
+func TestRowsWithoutKeys(t *testing.T) {
+	rng := rand.New(rand.NewPCG(15, 16))
+	for _, out := range dtypes {
+		for _, nk := range []int{1, 3, 40} {
+			p := problem(100, 8)
+			p.Nk, p.Causal, p.OutDType = nk, attention.BottomRight, out
+			p.Hq = 2
+			x := random(p, rng)
+			// Not even a NaN query makes an empty row anything but empty.
+			for i := range 8 {
+				p.DType.Put(x.q[(50*8+i)*4:], math.NaN())
+			}
+			for _, w := range []way{{}, {queryChunk: 33, keyChunk: 2}} {
+				check(t, fmt.Sprintf("%+v", p), compare(t, x, run(t, x, w), 100), out)
+			}
+		}
+	}
+}
+
+// V around 1: the outputs do not shrink with the number of keys, and an error
+// that grew while a million weights were summed would show.
+func TestErrorDoesNotGrowWithLength(t *testing.T) {
+	long := 1 << 20
+	if testing.Short() {
+		long = 1 << 16
+	}
+	errorsAt := func(n int, chunks ...int) (worst float64) {
+		p := problem(4, 16)
+		p.Nk = n
+		rng := rand.New(rand.NewPCG(17, 18))
+		x := random(p, rng)
+		x.v = fill(p, 1, n, 16, func(_, _, _, _ int) float64 { return 1 + rng.NormFloat64() })
+		all := sample(4, 4)
+		want, lse := exact(x, 0, 0, all)
+		for _, c := range chunks {
+			var e errors
+			e.add(t, p, run(t, x, way{keyChunk: (n + c - 1) / c, threads: 2}), 0, 0, all, want, lse)
+			worst = worse(worst, e.frobenius())
+		}
+		return worst
+	}
+	atShort, atLong := errorsAt(4096, 1), errorsAt(long, 5, 64)
+	t.Logf("relative Frobenius error %.3g at 4096 keys, %.3g at %d keys", atShort, atLong, long)
+	if !(atLong <= 2*atShort) {
+		t.Errorf("the error grows from %.3g to %.3g", atShort, atLong)
+	}
+}
+
+// Before rounding, and relative to the exact result, so that growth below the
+// last bit of a float32 shows too.
+func TestStateIsNearlyExact(t *testing.T) {
+	rng := rand.New(rand.NewPCG(19, 20))
+	p := problem(8, 32)
+	p.Nk = 5000
+	x := random(p, rng)
+	want, _ := exact(x, 0, 0, sample(8, 8))
+	for _, chunk := range []int{5000, 1000, 129, 7} {
+		d := New(1)
+		w := way{keyChunk: chunk}.or(p)
+		must(t, d.Reserve(w.geometry(p)))
+		r := runner{t: t, d: d, x: x, w: w, q1: 8}
+		last, slot := r.apply()
+		must(t, last.Wait())
+		st := d.query[slot].part(0, p.Nq, p.Dv)
+		for i, row := range want {
+			for j, exact := range row {
+				if err := st.acc[i*p.Dv+j]/st.l[i] - exact; !(math.Abs(err) <= 1e-15) {
+					t.Errorf("chunks of %d keys: O[%d,%d] is off by %.3g", chunk, i, j, err)
+				}
+			}
+		}
+		must(t, d.Release())
+	}
+}
+
+// The number of threads, the split into batches, and a detour of the state
+// through memory leave every bit as it was.
+func TestSameBits(t *testing.T) {
+	rng := rand.New(rand.NewPCG(21, 22))
+	for _, causal := range []attention.Causal{attention.NonCausal, attention.BottomRight} {
+		p := problem(131, 24)
+		p.Hq, p.Hkv, p.Nk, p.Causal, p.Layout = 4, 2, 300, causal, attention.BNHD
+		x := random(p, rng)
+		base := way{queryChunk: 90, keyChunk: 70}
+		want := run(t, x, base)
+		var others []way
+		for _, threads := range []int{2, 3, 8} {
+			w := base
+			w.threads = threads
+			others = append(others, w)
+		}
+		for _, batch := range []int{2, 3, 5} {
+			w := base
+			w.batch, w.threads = batch, 2
+			others = append(others, w)
+			w.save, w.slack = true, 40
+			others = append(others, w)
+		}
+		w := base
+		w.queryChunk = 17 // rows do not depend on each other
+		others = append(others, w)
+		for _, w := range others {
+			got := run(t, x, w)
+			if !bytes.Equal(got.o, want.o) || !bytes.Equal(got.lse, want.lse) {
+				t.Errorf("%v: %+v and %+v differ", causal, w, base)
+			}
+		}
+	}
+}
+
+func TestChunkingsAgree(t *testing.T) {
+	rng := rand.New(rand.NewPCG(23, 24))
+	p := problem(100, 16)
+	p.Causal = attention.TopLeft
+	x := random(p, rng)
+	want := run(t, x, way{})
+	for _, chunk := range []int{1, 2, 7, 33, 64, 99} {
+		got := run(t, x, way{queryChunk: chunk + 5, keyChunk: chunk})
+		for i := range p.Nq {
+			a, la := want.row(p, 0, 0, i)
+			b, lb := got.row(p, 0, 0, i)
+			for d, x := range append(a, la) {
+				y := append(b, lb)[d]
+				if !(x == y || math.Nextafter32(x, y) == y) {
+					t.Fatalf("chunks of %d: row %d is %v, undivided %v", chunk, i, y, x)
+				}
+			}
+		}
+	}
+}
+
+func TestLongChunks(t *testing.T) {
+	rng := rand.New(rand.NewPCG(25, 26))
+	for _, n := range [][2]int{{3, 70001}, {70001, 3}} {
+		for _, layout := range []attention.Layout{attention.BHND, attention.BNHD} {
+			p := problem(n[0], 4)
+			p.Nk, p.Hq, p.Hkv, p.Layout, p.DType = n[1], 2, 2, layout, attention.BF16
+			x := random(p, rng)
+			check(t, fmt.Sprintf("%+v", p), compare(t, x, run(t, x, way{threads: 2}), 500), p.OutDType)
+		}
+	}
+}
