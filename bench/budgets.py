@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""The time of one problem against the memory that it may have: all that a
-resident run holds, and 1/4, 1/16, 1/64 of it.
+"""The time of one problem against the memory that it may have: what a resident
+run holds, and 1/4, 1/16, 1/64 of it.
 
   bench/budgets.py [--n 32768] [--divide auto|cqs|rows]
 
-The footprint is what streamcqsa plan says of an unlimited budget. Repetitions
-are interleaved, medians are printed as a Markdown table. Bytes are what moved
-between the files and the device, as measured; idle is the time in which the
-kernel had nothing to do. A budget for which there is no plan is a row that says
-the smallest one that has.
+The footprint is what streamcqsa plan says of --divide rows --chunks 1, the run
+that loads everything once and holds it. Repetitions are interleaved, medians are
+printed as a Markdown table. Bytes are what moved between the files and the
+device, as measured; idle is the time in which the kernel had nothing to do. A
+budget for which there is no plan is a row that says the smallest one that has.
 """
 import argparse
 import json
@@ -59,7 +59,8 @@ def main():
             problem += ["--dtype", "bf16"]
         if a.causal:
             problem += ["--causal"]
-        footprint = json.loads(must(call("plan", *problem, "--mem-budget", "1024GiB", "--json")))["memory_total"]
+        whole = ["--divide", "rows", "--chunks", 1]
+        footprint = json.loads(must(call("plan", *problem, "--mem-budget", "1024GiB", *whole, "--json")))["memory_total"]
         parts = [int(p) for p in a.parts.split(",")]
         runs, refused = {p: [] for p in parts}, {}
         for rep in range(a.reps):
@@ -67,10 +68,10 @@ def main():
                 if p in refused:
                     continue
                 out = os.path.join(top, "o.npy")
-                divide = a.divide if p > 1 else "auto"
-                r = call("run", *problem, "-o", out, "--mem-budget", "%dB" % (footprint // p), "--divide", divide, "--json")
+                divide = ["--divide", a.divide] if p > 1 else whole
+                r = call("run", *problem, "-o", out, "--mem-budget", "%dB" % (footprint // p), *divide, "--json")
                 if r.returncode == 4:
-                    refused[p] = r.stderr.strip()
+                    refused[p] = r.stderr.strip().replace("streamcqsa: ", "")
                     continue
                 docs = {d["type"]: d for d in map(json.loads, must(r).splitlines())}
                 os.remove(out)

@@ -92,6 +92,21 @@ class Causal(Case):
         self.assert_output(self.load("o.npy"), attention(q, k, v, causal="top-left")[0], "f32")
 
 
+class Long(Case):
+    """Past 65,536 rows, where 16-bit counters of rows or blocks end."""
+
+    def test_many_keys(self):
+        for dtype in ("f32", "bf16"):
+            with self.subTest(dtype):
+                self.check(*make((1, 1, 1, 24, 150_001, 16, 16), dtype, seed=32), dtype=dtype, budget="4MiB")
+
+    def test_many_queries(self):
+        self.check(*make((1, 1, 1, 150_001, 24, 16, 16), seed=33), layout="nd", budget="4MiB")
+
+    def test_many_queries_causal(self):
+        self.check(*make((1, 1, 1, 100_001, 40, 16, 16), seed=34), causal="bottom-right", budget="4MiB")
+
+
 class Scale(Case):
     def test_scale(self):
         for scale in (1.0, 0.03125, 0.2, 1e-30, 0.0, -0.5):
@@ -107,6 +122,51 @@ class Scale(Case):
     def test_values_far_from_zero(self):
         q, k, v = make((1, 2, 2, 80, 200, 16, 16), seed=14)
         self.check(q, k, v + np.float32(1000))
+
+
+class Special(Case):
+    """NaN and infinity reach the rows that they reach in float64, and no other."""
+
+    @staticmethod
+    def by_rows(q, k, v, causal):
+        """The definition, one row at a time: a key that a row does not see takes
+        no part, not even as 0 * NaN."""
+        o = np.zeros(q.shape[:3] + v.shape[3:])
+        q, k, v = (a.astype(np.float64) for a in (q, k, v))
+        shift = k.shape[2] - q.shape[2] if causal == "bottom-right" else 0
+        with np.errstate(invalid="ignore"):
+            for h in range(q.shape[1]):
+                for i in range(q.shape[2]):
+                    n = min(max(i + shift + 1, 0), k.shape[2]) if causal else k.shape[2]
+                    if n:
+                        s = k[0, h, :n] @ q[0, h, i] * q.shape[3] ** -0.5
+                        p = np.exp(s - s.max())
+                        o[0, h, i] = (p[:, None] * v[0, h, :n]).sum(axis=0) / p.sum()
+        return o
+
+    def test_nan_and_infinity(self):
+        for value in (np.nan, np.inf, -np.inf):
+            for where in "qkv":
+                for causal in (None, "top-left", "bottom-right"):
+                    for dtype, divide in (("f32", ("cqs", 7)), ("bf16", ("rows", 3))):
+                        with self.subTest(value=value, where=where, causal=causal, dtype=dtype, divide=divide):
+                            tensors = dict(zip("qkv", make((1, 2, 2, 60, 75, 16, 16), dtype, seed=30)))
+                            tensors[where][0, 1, 33, 5] = value
+                            self.save(*tensors.values())
+                            flags = ("--causal", "--causal-align", causal) if causal else ()
+                            flags += ("--dtype", "bf16") if dtype == "bf16" else ()
+                            self.attend("--layout", "bhnd", "--divide", divide[0], "--chunks", divide[1], *flags)
+                            got, want = self.load("o.npy", dtype).astype(np.float64), self.by_rows(*tensors.values(), causal)
+                            np.testing.assert_allclose(got, want, rtol=0.01, atol=0.01)  # NaN and inf where they belong
+
+    def test_all_scores_minus_infinity_but_one(self):
+        q, k, v = make((1, 1, 1, 20, 40, 8, 8), seed=31)
+        q[:] = np.abs(q)
+        k[0, 0, :, 0] = -np.inf
+        k[0, 0, 17, 0] = 1
+        self.save(q, k, v)
+        self.attend("--layout", "bhnd", "--divide", "cqs", "--chunks", 7)
+        np.testing.assert_array_equal(self.load("o.npy"), np.broadcast_to(v[:, :, 17:18], (1, 1, 20, 8)))
 
 
 class Division(Case):
