@@ -47,140 +47,143 @@ func tensorBytes(b, h, n, d int, t attention.DType) int64 {
 	return int64(b) * int64(h) * int64(n) * int64(d) * int64(t.Size())
 }
 
-// samplePairs is how many chunk pairs are walked to price a plan. Longer
-// schedules are sampled in their middle, where the caches are warm and most
-// states exist, and scaled.
-const samplePairs = 1 << 13
+// A schedule of up to this many pairs is walked whole to price a plan. Of a
+// longer one only a stretch of as many pairs is walked, and scaled. Rows are
+// regular: a short stretch tells as much.
+const (
+	walkCQS  = 1 << 14
+	walkRows = 1 << 11
+)
 
 // traffic fills in ChunkPairs, Traffic and StateDisk.
 func (s *search) traffic(plan *Plan) {
 	sched := newSchedule(plan)
 	pairs := sched.chunkPairs()
 	plan.ChunkPairs = pairs * float64(plan.Groups)
-	c := newCounter(s, plan)
-	g := plan.Geometry
-	walk := func(from iter.Seq[batch]) {
-		c.walk(newSequencer(sched, g.QuerySlots, g.KVSlots, defaultPrefetch, from, nil), 0)
+	c := &counter{sched: sched, plan: plan}
+	p, g := plan.Problem, plan.Geometry
+	limit := float64(walkCQS)
+	if plan.Divide == divideRows {
+		limit = walkRows
 	}
-	groups := float64(plan.Problem.KVHeads()) / float64(g.KVHeads)
+	groups := float64(p.KVHeads()) / float64(g.KVHeads)
+	rows := float64(p.KVHeads()) * float64(p.Nq) // of all query chunks, counted per KV head
+	t := &plan.Traffic
 	switch {
-	case plan.ChunkPairs <= samplePairs:
-		walk(sched.batches())
-	case pairs <= samplePairs: // one head group stands for all
-		walk(func(yield func(batch) bool) {
+	case plan.ChunkPairs <= limit:
+		c.walk(sched.batches(), 0, math.Inf(1))
+	case pairs <= limit: // one head group stands for all
+		c.walk(func(yield func(batch) bool) {
 			_ = sched.blind(0, yield) && sched.subproblems(0, 0, sched.div.Len(), yield)
-		})
+		}, 0, math.Inf(1))
 		c.scale(groups)
+		t.Sampled = true
 	default:
-		c.sample(sched, pairs)
+		c.sample(pairs, limit)
 		c.scale(groups)
+		t.Sampled = true
+		c.query = max(c.query, rows)
+		if plan.Divide == divideRows {
+			c.query = rows // a query chunk is finished before the next begins
+		}
 	}
-	t := c.t
-	t.Out += plan.OutputBytes + plan.LSEBytes
-	p := plan.Problem
+	// A query chunk has no state when it is loaded first, and needs none saved
+	// when it leaves last; every other time it has.
+	perHead := float64(g.QueryRows * g.KVHeads)
+	state := (c.query - rows) * float64(s.dev.StateBytes(g)) / perHead
+	es := float64(g.DType.Size())
+	t.StateIn, t.StateOut = saturate(state), saturate(state)
+	t.In = saturate(c.kv*float64(g.D+g.Dv)*es + c.query*float64(g.Group*g.D)*es + state)
+	t.Out = saturate(state + float64(plan.OutputBytes) + float64(plan.LSEBytes))
 	inputs := tensorBytes(p.B, p.Hq, p.Nq, p.D, p.DType) + tensorBytes(p.B, p.Hkv, p.Nk, p.D+p.Dv, p.DType)
 	t.Disk = inputs
 	if inputs > s.req.Host.Cache {
 		t.Disk = max(inputs, t.In-t.StateIn)
 	}
-	plan.Traffic = t
-	if t.StateOut > 0 {
-		plan.StateDisk = 2 * int64(plan.QueryAxis.Chunks) * s.dev.StateBytes(plan.Geometry)
+	// A stretch without a save does not rule saves out, slots for all chunks do.
+	mayLeave := plan.Divide == divideCQS && g.QuerySlots < plan.QueryAxis.Chunks
+	if t.StateOut > 0 || t.Sampled && mayLeave {
+		plan.StateDisk = saturate(2 * float64(plan.QueryAxis.Chunks) * float64(s.dev.StateBytes(g)))
 	}
 }
 
-// counter walks a sequencer and counts bytes and pairs.
+// saturate converts a number of bytes; sums of a few of them cannot overflow.
+func saturate(x float64) int64 { return int64(min(math.Round(x), 1<<60)) }
+
+// counter walks a sequencer and counts rows, each once per KV head. Its counts
+// are whole numbers and exact up to 2^53.
 type counter struct {
-	t                 Traffic
-	pairs             float64
-	kvRow, qRow, sRow int64 // bytes per KV head: of a key, a query row, a saved row
-	sched             *schedule
-	plan              *Plan
+	sched     *schedule
+	plan      *Plan
+	kv, query float64 // rows loaded
+	pairs     float64 // chunk pairs
 }
 
-func newCounter(s *search, plan *Plan) *counter {
-	g := plan.Geometry
-	es := int64(g.DType.Size())
-	return &counter{
-		sched: newSchedule(plan), plan: plan,
-		kvRow: int64(g.D+g.Dv) * es,
-		qRow:  int64(g.Group*g.D) * es,
-		sRow:  s.dev.StateBytes(g) / int64(g.QueryRows*g.KVHeads),
-	}
-}
-
-// walk counts the steps of the sequencer, after those of the first skip pairs.
-func (c *counter) walk(q *sequencer, skip int) {
+// walk counts the steps of those batches before which at least from and less
+// than to pairs were applied.
+func (c *counter) walk(batches iter.Seq[batch], from, to float64) {
+	g := c.plan.Geometry
+	q := newSequencer(c.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, batches, nil)
 	defer q.stop()
-	for {
+	var walked float64
+	for walked < to {
 		steps := q.batch()
 		if steps == nil {
 			return
 		}
-		if skip > 0 {
-			for _, st := range steps {
-				for _, w := range st.work {
-					skip -= len(w.refs)
-				}
-			}
-			continue
-		}
+		counts := walked >= from
 		for _, st := range steps {
-			c.count(st)
-		}
-	}
-}
-
-func (c *counter) count(st step) {
-	heads := int64(c.plan.headsOf(st.group))
-	rows := func() int64 { return heads * int64(c.sched.query.Len(st.chunk)) }
-	switch st.kind {
-	case stepLoadKV:
-		c.t.In += heads * c.kvRow * int64(c.sched.key.Len(st.chunk))
-	case stepLoadQuery:
-		c.t.In += c.qRow * rows()
-		if !st.fresh {
-			c.t.In += c.sRow * rows()
-			c.t.StateIn += c.sRow * rows()
-		}
-	case stepSave:
-		c.t.Out += c.sRow * rows()
-		c.t.StateOut += c.sRow * rows()
-	case stepApply:
-		for _, w := range st.work {
-			c.pairs += float64(len(w.refs))
-		}
-	}
-}
-
-// sample walks a stretch in the middle of the schedule and scales it up by
-// chunk pairs. A first part only warms the caches.
-func (c *counter) sample(sched *schedule, pairs float64) {
-	from := sched.div.Len() / 2
-	middle := func(yield func(batch) bool) {
-		n := 0
-		sched.subproblems(0, from, sched.div.Len(), func(b batch) bool {
-			for _, w := range b.work {
-				n += len(w.refs)
+			heads := float64(c.plan.headsOf(st.group))
+			switch {
+			case st.kind == stepApply:
+				for _, w := range st.work {
+					walked += float64(len(w.refs))
+					if counts {
+						c.pairs += float64(len(w.refs))
+					}
+				}
+			case !counts:
+			case st.kind == stepLoadKV:
+				c.kv += heads * float64(c.sched.key.Len(st.chunk))
+			case st.kind == stepLoadQuery:
+				c.query += heads * float64(c.sched.query.Len(st.chunk))
 			}
-			return yield(b) && n < samplePairs
+		}
+	}
+}
+
+// sample walks a stretch inside the schedule of a head group and scales it up
+// by chunk pairs. The first quarter of the stretch warms the caches and the last
+// one is there for the sequencer to look ahead at.
+func (c *counter) sample(pairs, limit float64) {
+	n := c.sched.div.Len()
+	first := n / 4 // subproblems are alike, and half of the pairs must follow
+	if c.plan.Divide == divideRows {
+		blind := c.sched.blindChunks()
+		first = blind + (n-blind)/2 // of average length when causal
+	} else {
+		// No batch, being part of a subproblem, may be longer than the warm part.
+		limit = max(limit, 4*pairs/float64(n))
+	}
+	stretch := func(yield func(batch) bool) {
+		var fed float64
+		c.sched.subproblems(0, first, n, func(b batch) bool {
+			for _, w := range b.work {
+				fed += float64(len(w.refs))
+			}
+			return yield(b) && fed < limit
 		})
 	}
-	known := func(int, int) bool { return true }
-	if c.plan.Divide == divideRows {
-		known = nil // a query chunk is finished before the next begins
+	c.walk(stretch, limit/4, limit*3/4)
+	if c.pairs == 0 { // very uneven subproblems: no warm part then
+		c.walk(stretch, 0, limit)
 	}
-	g := c.plan.Geometry
-	c.walk(newSequencer(sched, g.QuerySlots, g.KVSlots, defaultPrefetch, middle, known), samplePairs/4)
-	c.scale(pairs / c.pairs)
+	c.scale(pairs / max(c.pairs, 1))
 }
 
 // scale extrapolates from what was walked.
 func (c *counter) scale(f float64) {
-	for _, b := range []*int64{&c.t.In, &c.t.Out, &c.t.StateIn, &c.t.StateOut} {
-		*b = int64(math.Round(float64(*b) * f))
-	}
-	c.t.Sampled = true
+	c.kv, c.query = c.kv*f, c.query*f
 }
 
 // seconds predicts time per link and in all. Links that overlap cost the

@@ -60,7 +60,7 @@ func (s *schedule) chunkPairs() float64 {
 		return float64(chunks) * float64(s.pairsOf(0))
 	}
 	// Exact up to some size; beyond it, an even sample is as good to a planner.
-	step := 1 + chunks/(1<<16)
+	step := 1 + chunks/(1<<14)
 	var n float64
 	for x := 0; x < chunks; x += step {
 		n += float64(s.pairsOf(x)) * float64(min(step, chunks-x))
@@ -92,12 +92,24 @@ func (s *schedule) batches() iter.Seq[batch] {
 // blind yields the query chunks none of whose rows sees a key: no pair would
 // ever touch them, and their output must still be written. They are the first.
 func (s *schedule) blind(g int, yield func(batch) bool) bool {
-	for x := 0; x < s.query.Chunks && s.query.Len(x) > 0 && s.pairsOf(x) == 0; x++ {
+	for x := range s.blindChunks() {
 		if !yield(batch{group: g, work: []chunkWork{{query: x}}}) {
 			return false
 		}
 	}
 	return true
+}
+
+// blindChunks is the number of query chunks none of whose rows sees a key.
+func (s *schedule) blindChunks() int {
+	if s.problem.Causal == attention.NonCausal {
+		return 0
+	}
+	rows := min(max(-s.problem.Shift(), 0), s.query.N) // that see no key
+	if rows == s.query.N {
+		return min(s.query.Chunks, s.query.N)
+	}
+	return s.query.Find(rows) // the chunk of the first row that sees one
 }
 
 // subproblems yields subproblems [from,to) of head group g.
@@ -125,7 +137,7 @@ func (s *schedule) row(g, x int, yield func(batch) bool) bool {
 	q0, q1 := s.query.Range(x)
 	n := s.pairsOf(x)
 	for at := 0; at < n; at += s.active.KV {
-		w := chunkWork{query: x}
+		w := chunkWork{query: x, refs: make([]keyRef, 0, min(s.active.KV, n-at))}
 		for i := at; i < min(at+s.active.KV, n); i++ {
 			key := i
 			if x%2 == 1 {

@@ -57,6 +57,10 @@ type sequencer struct {
 	next    func() (batch, bool)
 	stop    func()
 	drained bool
+
+	steps []step // of the last batch: reused
+	work  []placedWork
+	refs  []placedRef
 }
 
 // newSequencer starts at the given stream of batches. resumed says which query
@@ -98,7 +102,8 @@ func (q *sequencer) fill() {
 }
 
 // batch returns the steps of the next batch: loads (each after the eviction
-// that makes room), one apply, and the finishes. It returns nil at the end.
+// that makes room), one apply, and the finishes. It returns nil at the end. The
+// next call overwrites the steps.
 func (q *sequencer) batch() []step {
 	q.fill()
 	if len(q.window) == 0 {
@@ -108,34 +113,35 @@ func (q *sequencer) batch() []step {
 	q.window = q.window[1:]
 	at := q.done
 	q.done++
-	var steps []step
+	q.steps, q.work, q.refs = q.steps[:0], q.work[:0], q.refs[:0]
 	q.pin(b, at)
-	apply := step{kind: stepApply, group: b.group}
 	for _, w := range b.work {
-		p := placedWork{chunk: w.query, slot: q.placeQuery(&steps, b.group, w, at)}
-		q.uses--
+		p := placedWork{chunk: w.query, slot: q.placeQuery(b.group, w, at)}
+		from := len(q.refs)
 		for _, r := range w.refs {
-			p.refs = append(p.refs, placedRef{q.placeKV(&steps, b.group, r.key, at), r})
-			q.uses--
+			q.refs = append(q.refs, placedRef{q.placeKV(b.group, r.key, at), r})
 		}
-		if len(p.refs) > 0 {
-			apply.work = append(apply.work, p)
+		q.uses -= 1 + len(w.refs)
+		if p.refs = q.refs[from:]; len(p.refs) > 0 {
+			q.work = append(q.work, p)
 		}
 	}
-	if len(apply.work) > 0 {
-		steps = append(steps, apply)
+	if len(q.work) > 0 {
+		q.add(step{kind: stepApply, group: b.group, work: q.work})
 	}
 	for _, w := range b.work {
 		id := chunkID(b.group, w.query)
 		q.left[id] -= len(w.refs)
 		if q.left[id] == 0 {
 			delete(q.left, id)
-			steps = append(steps, step{kind: stepFinish, slot: q.query.where[id], group: b.group, chunk: w.query})
+			q.add(step{kind: stepFinish, slot: q.query.where[id], group: b.group, chunk: w.query})
 			q.query.drop(id)
 		}
 	}
-	return steps
+	return q.steps
 }
+
+func (q *sequencer) add(s step) { q.steps = append(q.steps, s) }
 
 // pin marks what the batch uses before anything is evicted for it.
 func (q *sequencer) pin(b batch, at int) {
@@ -147,29 +153,29 @@ func (q *sequencer) pin(b batch, at int) {
 	}
 }
 
-func (q *sequencer) placeKV(steps *[]step, group, key, at int) int {
+func (q *sequencer) placeKV(group, key, at int) int {
 	slot, _, hit := q.kv.place(chunkID(group, key), at)
 	if !hit {
-		*steps = append(*steps, step{kind: stepLoadKV, slot: slot, group: group, chunk: key})
+		q.add(step{kind: stepLoadKV, slot: slot, group: group, chunk: key})
 	}
 	return slot
 }
 
-func (q *sequencer) placeQuery(steps *[]step, group int, w chunkWork, at int) int {
+func (q *sequencer) placeQuery(group int, w chunkWork, at int) int {
 	id := chunkID(group, w.query)
 	slot, victim, hit := q.query.place(id, at)
 	if hit {
 		return slot
 	}
 	if victim >= 0 {
-		*steps = append(*steps, step{kind: stepSave, slot: slot, group: int(victim >> 32), chunk: int(victim & math.MaxUint32)})
+		q.add(step{kind: stepSave, slot: slot, group: int(victim >> 32), chunk: int(victim & math.MaxUint32)})
 	}
 	_, begun := q.left[id]
 	if !begun {
 		q.left[id] = q.sched.pairsOf(w.query)
 		begun = q.saved != nil && q.saved(group, w.query)
 	}
-	*steps = append(*steps, step{kind: stepLoadQuery, slot: slot, group: group, chunk: w.query, fresh: !begun})
+	q.add(step{kind: stepLoadQuery, slot: slot, group: group, chunk: w.query, fresh: !begun})
 	return slot
 }
 
@@ -180,8 +186,18 @@ func (q *sequencer) placeQuery(steps *[]step, group int, w chunkWork, at int) in
 type cache struct {
 	slots    []cached
 	where    map[int64]int
-	uses     map[int64][]int // upcoming batches that use a chunk, in order
-	prefetch int             // batches for which a slot counts as busy after its last use
+	booked   map[int64]bookings // upcoming batches that use a chunk
+	pool     []booking
+	free     int32 // first unused entry of pool, or -1
+	prefetch int   // batches for which a slot counts as busy after its last use
+}
+
+// bookings is a queue, linked through the pool: millions of chunks come and go.
+type bookings struct{ first, last int32 }
+
+type booking struct {
+	at   int   // batch
+	next int32 // entry of the pool, or -1
 }
 
 type cached struct {
@@ -190,25 +206,48 @@ type cached struct {
 }
 
 func newCache(slots, prefetch int) *cache {
-	c := &cache{slots: make([]cached, slots), where: make(map[int64]int), uses: make(map[int64][]int), prefetch: prefetch}
+	c := &cache{slots: make([]cached, slots), where: make(map[int64]int), booked: make(map[int64]bookings), free: -1, prefetch: prefetch}
 	for i := range c.slots {
 		c.slots[i] = cached{id: -1, last: math.MinInt}
 	}
 	return c
 }
 
-func (c *cache) book(id int64, at int) { c.uses[id] = append(c.uses[id], at) }
+// book notes that batch at uses a chunk. Batches are booked in order.
+func (c *cache) book(id int64, at int) {
+	e := c.free
+	if e >= 0 {
+		c.free = c.pool[e].next
+		c.pool[e] = booking{at, -1}
+	} else {
+		e = int32(len(c.pool))
+		c.pool = append(c.pool, booking{at, -1})
+	}
+	b, ok := c.booked[id]
+	if ok {
+		c.pool[b.last].next = e
+	} else {
+		b.first = e
+	}
+	b.last = e
+	c.booked[id] = b
+}
 
 // use consumes a booking, and marks the chunk's slot, if it has one, as used.
 func (c *cache) use(id int64, at int) {
-	u := c.uses[id]
-	for len(u) > 0 && u[0] <= at {
-		u = u[1:]
-	}
-	if len(u) == 0 {
-		delete(c.uses, id)
-	} else {
-		c.uses[id] = u
+	if b, ok := c.booked[id]; ok {
+		was := b.first
+		for b.first >= 0 && c.pool[b.first].at <= at {
+			e := b.first
+			b.first = c.pool[e].next
+			c.pool[e].next, c.free = c.free, e
+		}
+		switch {
+		case b.first < 0:
+			delete(c.booked, id)
+		case b.first != was:
+			c.booked[id] = b
+		}
 	}
 	if slot, ok := c.where[id]; ok {
 		c.slots[slot].last = at
@@ -233,8 +272,8 @@ func (c *cache) place(id int64, at int) (slot int, victim int64, hit bool) {
 
 // nextUse is the next batch that uses the chunk, or MaxInt.
 func (c *cache) nextUse(id int64) int {
-	if u := c.uses[id]; len(u) > 0 {
-		return u[0]
+	if b, ok := c.booked[id]; ok {
+		return c.pool[b.first].at
 	}
 	return math.MaxInt
 }

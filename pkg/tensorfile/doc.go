@@ -43,7 +43,9 @@
 // an error before the work and not a SIGBUS in it. Commit syncs, renames it to
 // PATH and syncs the directory. PATH is not touched before. On a file system
 // that can't reserve (no fallocate), zeros are written instead; one that
-// compresses or copies on write may still run out of space later.
+// compresses or copies on write may still run out of space later. PATH.partial
+// is locked while it is open: a second writer gets ErrInUse. If PATH is a
+// symbolic link, the file that it leads to is replaced, not the link.
 //
 // # Why the header parsers are our own
 //

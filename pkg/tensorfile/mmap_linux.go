@@ -49,7 +49,7 @@ func freeBytes(f *os.File) int64 {
 	if err := unix.Fstatfs(int(f.Fd()), &s); err != nil || s.Blocks == 0 {
 		return -1
 	}
-	return int64(s.Bavail) * s.Bsize
+	return int64(s.Bavail) * int64(s.Bsize)
 }
 
 // lockFile makes f this process's own until it is closed.

@@ -11,7 +11,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -186,17 +185,6 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	if _, err := Open(Spec{Path: filepath.Join(dir, "absent.npy")}); !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrFormat) {
 		t.Errorf("absent file: %v", err)
-	}
-}
-
-// To open a pipe would wait for a writer.
-func TestOpenPipe(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "pipe.npy")
-	if err := syscall.Mkfifo(path, 0o666); err != nil {
-		t.Skip("no pipes here: ", err)
-	}
-	if _, err := Open(Spec{Path: path}); !errors.Is(err, ErrFormat) {
-		t.Errorf("got %v", err)
 	}
 }
 

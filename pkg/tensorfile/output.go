@@ -343,7 +343,9 @@ func (o *Output) OffsetOf(i int) int64 { return o.tensors[i].Offset }
 // syncFile is a variable for tests, which have no disk that fails.
 var syncFile = (*os.File).Sync
 
-// Sync makes all that was written to the slices durable.
+// Sync makes all that was written to the slices durable. After an error it is
+// unknown what the disk has, and a later success says nothing about it: the
+// system may have dropped the pages that it could not write.
 func (o *Output) Sync() error {
 	if o.f == nil {
 		return fmt.Errorf("sync %s: %w", o.Partial(), os.ErrClosed)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +32,13 @@ func smallDisk(t *testing.T) string {
 func TestCreateDiskFull(t *testing.T) {
 	dir := smallDisk(t)
 	path := filepath.Join(dir, "o.npy")
+	// In memory, a file system would take what it has before it refuses.
+	old := fallocate
+	defer func() { fallocate = old }()
+	fallocate = func(int, uint32, int64, int64) error {
+		t.Error("asked for space that is not there")
+		return unix.ENOSPC
+	}
 	_, err := Create(OutSpec{Path: path, DType: attention.F32, Shape: []int{1 << 20}})
 	var full *NoSpaceError
 	if !errors.As(err, &full) || !errors.Is(err, ErrNoSpace) {
@@ -40,6 +49,7 @@ func TestCreateDiskFull(t *testing.T) {
 	}
 	checkDir(t, dir)
 	// What just fits, fits.
+	fallocate = old
 	o := mustCreate(t, OutSpec{Path: path, DType: attention.F32, Shape: []int{1<<18 - 32}})
 	copy(o.Bytes(), bytes.Repeat([]byte{1}, len(o.Bytes())))
 	if err := o.Commit(); err != nil {
@@ -130,6 +140,42 @@ func TestCreateTwice(t *testing.T) {
 		t.Error(err)
 	}
 	checkRamp(t, mustOpen(t, Spec{Path: s.Path, DType: s.DType}))
+}
+
+// Writers in a row, each of which may open the file that the one before is
+// about to rename: whoever has committed finds the file whole ever after.
+func TestCreateRace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "o.bin")
+	s := OutSpec{Path: path, DType: attention.F16, Shape: []int{100}}
+	defer func(f func(*os.File) error) { syncFile = f }(syncFile)
+	syncFile = func(*os.File) error { return nil } // only the order matters here
+	var group sync.WaitGroup
+	for g := range 4 {
+		group.Go(func() {
+			for commits := 0; commits < 50; {
+				o, err := Create(s)
+				if errors.Is(err, ErrInUse) {
+					runtime.Gosched()
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				copy(o.Bytes(), bytes.Repeat([]byte{byte(1 + g)}, 200))
+				if err := o.Commit(); err != nil {
+					t.Error(err)
+					return
+				}
+				commits++
+				if b, err := os.ReadFile(path); err != nil || len(b) != 200 || bytes.Count(b, b[:1]) != 200 || b[0] == 0 {
+					t.Errorf("committed, and found %v, %v", b, err)
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
 }
 
 func TestCreateNotWritable(t *testing.T) {

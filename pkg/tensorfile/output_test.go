@@ -295,9 +295,11 @@ func TestReopen(t *testing.T) {
 		checkDir(t, dir, name+".partial")
 
 		other := s
-		other.Shape = []int{3, 6}
-		if _, err := Reopen(other); !errors.Is(err, ErrFormat) {
-			t.Errorf("%s: another size: %v", name, err)
+		for _, shape := range [][]int{{3, 6}, {3, 4}} {
+			other.Shape = shape
+			if _, err := Reopen(other); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "want") {
+				t.Errorf("%s: another size, %v: %v", name, shape, err)
+			}
 		}
 		if other.Shape = []int{5, 3}; FormatOf(name) != Raw { // raw files don't know
 			if _, err := Reopen(other); !errors.Is(err, ErrFormat) {

@@ -203,7 +203,13 @@ func (p *jsonParser) object(value func(key string) error) error {
 	return nil
 }
 
+// metadata may be null: readers in other languages take that for none.
 func (p *jsonParser) metadata() (map[string]string, error) {
+	p.space()
+	if bytes.HasPrefix(p.b[p.pos:], []byte("null")) {
+		p.pos += len("null")
+		return nil, nil
+	}
 	m := map[string]string{}
 	err := p.object(func(key string) (err error) {
 		m[key], err = p.str()

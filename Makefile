@@ -1,0 +1,76 @@
+# streamcqsa. `make` lists the targets. Only Go is needed, unless a target says
+# otherwise.
+
+GO      ?= go
+BIN     := bin/streamcqsa
+PACKAGE := ./cmd/streamcqsa
+DEMO    := .cache/demo
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+.PHONY: help build test test-short test-race test-long test-interop test-torch fuzz lint vet-ports demo bench notices clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/streamcqsa
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) $(PACKAGE)
+
+test: ## all tests but the slow ones
+	$(GO) vet ./...
+	$(GO) test ./...
+
+test-short: ## the quickest tests
+	$(GO) test -short ./...
+
+test-race: ## the quick tests under the race detector (needs a C compiler)
+	$(GO) test -race -short ./...
+
+test-long: ## the slow tests too: large files, memory limits, real devices' limits (Linux, as root for all of them)
+	$(GO) test -timeout 60m ./pkg/stream ./cmd/streamcqsa -args -long
+
+test-interop: ## against real NumPy, safetensors and ml_dtypes (needs Python 3.9 or later)
+	bash interop/run.sh
+
+test-torch: ## against PyTorch: its files and its results (needs Python; PyTorch is several GB)
+	bash interop/run_torch.sh
+
+# go test -fuzz takes one target at a time. FUZZTIME may be a time (10m) or a
+# number of iterations (20000x).
+FUZZTIME ?= 60s
+fuzz: ## every fuzz target for FUZZTIME (default 60s)
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "$$pkg $$target"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
+lint: ## gofmt, vet, staticcheck
+	@out=$$(gofmt -l cmd pkg); if [ -n "$$out" ]; then echo "not gofmted: $$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) mod tidy -diff
+	$(GO) run $(STATICCHECK) ./...
+
+vet-ports: ## vet for the other systems and processors that should build
+	GOOS=linux GOARCH=arm64 $(GO) vet ./...
+	GOOS=darwin GOARCH=arm64 $(GO) vet ./...
+
+demo: build ## generate tensors, plan, run divided under a small budget, verify
+	@mkdir -p $(DEMO)
+	$(BIN) gen --shape 1,4,4096,64 --dtype f32 --seed 1 --force $(DEMO)
+	$(BIN) plan --q $(DEMO)/q.npy --k $(DEMO)/k.npy --v $(DEMO)/v.npy --layout bhnd --causal \
+	  --mem-budget 3MiB --divide cqs --chunks 13 --svg $(DEMO)/plan.svg
+	$(BIN) run --q $(DEMO)/q.npy --k $(DEMO)/k.npy --v $(DEMO)/v.npy --layout bhnd --causal \
+	  --mem-budget 3MiB --divide cqs --chunks 13 -o $(DEMO)/o.npy --lse $(DEMO)/lse.npy
+	$(BIN) verify --q $(DEMO)/q.npy --k $(DEMO)/k.npy --v $(DEMO)/v.npy --layout bhnd --causal \
+	  --o $(DEMO)/o.npy --lse $(DEMO)/lse.npy --rows 200
+
+bench: build ## measure this machine's kernel
+	$(BIN) bench
+
+notices: ## collect the licences of everything in the binary
+	bash docs/notices.sh > THIRD_PARTY_NOTICES
+
+clean: ## remove what was built and generated
+	rm -rf bin .cache
