@@ -210,7 +210,7 @@ func checkNotInput(path string, in *inputs) error {
 // outputError gives an output that can't be written the exit code of a command
 // line that asks for the impossible; a full disk or a busy file keep their own.
 func outputError(err error) error {
-	if errors.Is(err, tensorfile.ErrNoSpace) || errors.Is(err, tensorfile.ErrInUse) {
+	if stream.IsNoSpace(err) || errors.Is(err, tensorfile.ErrNoSpace) || errors.Is(err, tensorfile.ErrInUse) {
 		return err
 	}
 	return classify(errUsage, err)
