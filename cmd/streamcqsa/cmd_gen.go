@@ -56,7 +56,7 @@ Kinds, with the scores of the default scale, 1/sqrt(D):
 NumPy has no bfloat16: .npy files of bf16 hold two-byte elements of type V2, and
 every command that reads them must be told --dtype bf16. Safetensors files say
 it themselves.`,
-		Example: `  # 64 KV heads would not fit; eight shared by 32 query heads, a million tokens
+		Example: `  # a million tokens, 32 query heads that share 8 KV heads
   streamcqsa gen --shape 1,32,8,1048576,1048576,128,128 --dtype bf16 --format safetensors --seed 7 data
 
   # scores of about +-5,000: exp overflows in any type, the softmax must not
@@ -391,7 +391,7 @@ func putGenRow(dtype attention.DType, dst []byte, row []float64) {
 		}
 	case attention.F16:
 		for i, x := range row {
-			h, ok := roundNormal(x, 10, -14, 15)
+			h, ok := roundNormal(x, 42, 0x1p-14, 0x1p15)
 			if !ok {
 				h = attention.Float64ToF16(x)
 			}
@@ -399,7 +399,7 @@ func putGenRow(dtype attention.DType, dst []byte, row []float64) {
 		}
 	case attention.BF16:
 		for i, x := range row {
-			h, ok := roundNormal(x, 7, -126, 127)
+			h, ok := roundNormal(x, 45, 0x1p-126, 0x1p127)
 			if !ok {
 				h = attention.Float64ToBF16(x)
 			}
@@ -408,19 +408,20 @@ func putGenRow(dtype attention.DType, dst []byte, row []float64) {
 	}
 }
 
-// roundNormal rounds x, to nearest, ties to even, to a 16-bit format of frac
-// fraction bits whose normal numbers have exponents lo to hi. It is false for
-// what may not be normal there. Half of the time of gen goes here.
-func roundNormal(x float64, frac uint, lo, hi int) (uint16, bool) {
+// roundNormal rounds x, to nearest, ties to even, to a 16-bit format that has
+// drop bits less than a float64's fraction and whose normal numbers begin at
+// lo. It is false outside of lo to hi, from where a carry could lead to
+// infinity. Much of the time of gen goes here, so it is small enough to inline.
+func roundNormal(x float64, drop uint, lo, hi float64) (uint16, bool) {
 	bits := math.Float64bits(x)
-	exp := int(bits>>52&0x7ff) - 1023
-	if exp < lo || exp >= hi { // at hi a carry could lead to infinity
+	mag := bits &^ (1 << 63)
+	first := math.Float64bits(lo)
+	if mag-first >= math.Float64bits(hi)-first { // unsigned: below lo wraps
 		return 0, false
 	}
-	drop := 52 - frac
-	r := bits + (1<<(drop-1) - 1) + bits>>drop&1
-	rebias := uint64(1023-hi) << frac
-	return uint16(bits>>63<<15 | ((r&(1<<63-1))>>drop - rebias)), true
+	// The exponent of lo becomes 1.
+	mag += 1<<52 - first + 1<<(drop-1) - 1 + mag>>drop&1
+	return uint16(bits>>63<<15 | mag>>drop), true
 }
 
 // genRNG draws the numbers of one row after the other, each row from a

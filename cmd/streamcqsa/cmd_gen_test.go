@@ -265,13 +265,13 @@ func TestRoundNormal(t *testing.T) {
 	rng := newGenRNG()
 	check := func(x float64) (short int) {
 		for _, x := range []float64{x, -x} {
-			if h, ok := roundNormal(x, 10, -14, 15); ok {
+			if h, ok := roundNormal(x, 42, 0x1p-14, 0x1p15); ok {
 				short++
 				if want := attention.Float64ToF16(x); h != want {
 					t.Fatalf("f16 of %x is %#04x, want %#04x", x, h, want)
 				}
 			}
-			if h, ok := roundNormal(x, 7, -126, 127); ok {
+			if h, ok := roundNormal(x, 45, 0x1p-126, 0x1p127); ok {
 				short++
 				if want := attention.Float64ToBF16(x); h != want {
 					t.Fatalf("bf16 of %x is %#04x, want %#04x", x, h, want)

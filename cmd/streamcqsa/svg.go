@@ -406,14 +406,14 @@ func (s *svgPage) legend(p *stream.Plan, g *svgGrid) {
 	const line, swatch = 21, 14
 	y := svgGridY + svgGridSize + 14
 	row := func(text string) {
-		s.text(svgGridX+3*swatch+14, y+11, svgWidth/2-svgGridX, 12, ``, text)
+		s.text(svgGridX+3*swatch+14, y+11, svgBarsX-svgGridX-3*swatch-14, 12, ``, text)
 		y += line
 	}
 	d := p.Division()
 	for i := range min(3, d.Len()) {
 		s.rect(svgGridX+float64(i)*(swatch+3), y, swatch, swatch, `fill="`+svgOwnerColour(i)+`"`)
 	}
-	row("one colour: one subproblem, which computes these pairs of chunks")
+	row("one colour: the pairs of chunks that one subproblem computes")
 	s.rect(svgGridX+1, y+1, swatch-2, swatch-2, `fill="none" stroke="`+svgInk+`" stroke-width="2"`)
 	row(fmt.Sprintf("subproblem %s: %s of %s and %s", svgCount(g.shown.Index), svgPlural(len(g.pairs), "pair"), svgPlural(len(g.shown.Query), "query chunk"), svgPlural(len(g.shown.Key), "key chunk")))
 	if p.Problem.Causal != attention.NonCausal {
@@ -442,7 +442,7 @@ func (s *svgPage) legend(p *stream.Plan, g *svgGrid) {
 
 func (s *svgPage) heading(y float64, left, right string) {
 	s.text(svgBarsX, y, 150, 14, svgBold, left)
-	s.text(svgBarsX+svgBarsWidth, y, svgBarsWidth-160, 12, `text-anchor="end"`, right)
+	s.text(svgBarsX+svgBarsWidth, y, svgBarsWidth-130, 12, `text-anchor="end"`, right)
 }
 
 var svgPurposeColours = []string{"#2f6690", "#81a4cd", "#d9a441", "#7b9e6b", "#a06cd5", "#c06c5b", "#5c6b73"}
@@ -511,7 +511,7 @@ func (s *svgPage) seconds(p *stream.Plan, y float64) float64 {
 	}
 	s.heading(y, "Predicted time", fmt.Sprintf("%s, bound by %s", svgSeconds(p.Seconds.Total), bound))
 	y += 12
-	const nameWidth, amountWidth, secondsWidth, height = 124, 80, 68, 14
+	const nameWidth, amountWidth, secondsWidth, height = 120, 80, 78, 14
 	const barWidth = svgBarsWidth - nameWidth - amountWidth - secondsWidth
 	for _, l := range links {
 		colour, style := svgOther, `text-anchor="end"`

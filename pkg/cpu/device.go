@@ -73,7 +73,13 @@ func (d *Device) Threads() int { return d.threads }
 
 // Rates are typical of the portable kernel on a current server core.
 func (d *Device) Rates(attention.Geometry) attention.Rates {
-	return attention.Rates{FLOPS: 3e9 * float64(d.threads), In: 1.5e9, Out: 1.5e9, Launch: 50e-6, Shared: 1 / float64(d.threads)}
+	loaders := float64(min(d.threads, loadThreads))
+	return attention.Rates{
+		FLOPS: 3.5e9 * float64(d.threads),
+		In:    1.2e9 * loaders, Out: 1.2e9,
+		Launch: 50e-6,
+		Shared: loaders / float64(d.threads),
+	}
 }
 
 func tiles(rows int) int { return (rows + keyTile - 1) / keyTile }
@@ -92,12 +98,27 @@ func (d *Device) StateBytes(g attention.Geometry) int64 {
 func (d *Device) Footprint(g attention.Geometry) attention.Footprint {
 	page := int64(os.Getpagesize())
 	pages := func(n int64) int64 { return (n + page - 1) / page * page }
-	// float64 first, for alignment inside a query slot's arena.
 	return attention.Footprint{
-		{Purpose: "kv_slots", Bytes: pages(int64(g.KVSlots) * int64(kFloats(g)+vFloats(g)) * 4)},
-		{Purpose: "query_slots", Bytes: pages(int64(g.QuerySlots) * (d.StateBytes(g) + int64(qFloats(g))*4))},
-		{Purpose: "scratch", Bytes: pages(int64(d.threads) * int64(scratchFloats(g)) * 8)},
+		{Purpose: "kv_slots", Bytes: pages(product(g.KVSlots, g.KVHeads, g.KeyRows, g.D, 4) +
+			product(g.KVSlots, g.KVHeads, tiles(g.KeyRows), keyTile, g.Dv, 4))},
+		{Purpose: "query_slots", Bytes: pages(product(g.QuerySlots, g.QueryHeads(), g.QueryRows, g.Dv+2, 8) +
+			product(g.QuerySlots, g.QueryHeads(), g.QueryRows, g.D, 4))},
+		{Purpose: "scratch", Bytes: pages(product(d.threads, scratchFloats(g), 8))},
 	}
+}
+
+// product is at most 2^60, which is more than any machine has: a product that
+// wrapped around could look as if it fitted.
+func product(factors ...int) int64 {
+	n, wide := int64(1), 1.0
+	for _, f := range factors {
+		n *= int64(f)
+		wide *= float64(f)
+	}
+	if wide >= 1<<60 {
+		return 1 << 60
+	}
+	return n
 }
 
 // Reserve takes all memory and starts the queues.
@@ -123,6 +144,7 @@ func (d *Device) Reserve(g attention.Geometry) error {
 		s.v, f32 = f32[:vFloats(g)], f32[vFloats(g):]
 		d.kv = append(d.kv, s)
 	}
+	// float64 first, for alignment inside a query slot's arena.
 	stateFloats := int(d.StateBytes(g) / 8)
 	f64 := floats[float64](arenas["query_slots"])
 	f32 = floats[float32](arenas["query_slots"])[2*stateFloats*g.QuerySlots:]
@@ -276,23 +298,40 @@ func loadRows(dst []float32, r attention.Rows) {
 // packTile transposes the values of up to keyTile keys. The keys that pad the
 // last tile are never read by the kernel.
 func packTile(dst []float32, v attention.Rows) {
-	const rows, columns = 16, 64 // a block of V stays in the first-level cache
-	var block [rows][columns]float32
-	for j := 0; j < v.N; j += rows {
-		n := min(rows, v.N-j)
-		for x := 0; x < v.Width; x += columns {
-			w := min(columns, v.Width-x)
+	var b block
+	size := v.DType.Size()
+	for j := 0; j < v.N; j += blockRows {
+		n := min(blockRows, v.N-j)
+		for x := 0; x < v.Width; x += blockColumns {
+			w := min(blockColumns, v.Width-x)
 			for i := range n {
-				row := v.Row(j + i)
-				v.DType.Widen(block[i][:w], row[x*v.DType.Size():(x+w)*v.DType.Size()])
+				at := (j+i)*v.Stride + x*size
+				v.DType.Widen(b[i][:w], v.Data[at:at+w*size])
 			}
-			to := dst[x*keyTile+j:]
-			for c := range w {
-				for i, t := range to[c*keyTile:][:n] {
-					_ = t
-					to[c*keyTile+i] = block[i][c]
-				}
+			b.transpose(dst[x*keyTile+j:], n, w)
+		}
+	}
+}
+
+// A block of V is small enough for the first-level cache, and its columns fill
+// whole cache lines of the slot.
+const blockRows, blockColumns = 16, 64
+
+type block [blockRows][blockColumns]float32
+
+// transpose writes the first n elements of w columns, keyTile apart.
+func (b *block) transpose(dst []float32, n, w int) {
+	for c := range min(w, blockColumns) {
+		to := dst[c*keyTile:]
+		if n < blockRows {
+			for i := range n {
+				to[i] = b[i][c]
 			}
+			continue
+		}
+		t := (*[blockRows]float32)(to)
+		for i := 0; i < blockRows; i += 4 {
+			t[i], t[i+1], t[i+2], t[i+3] = b[i][c], b[i+1][c], b[i+2][c], b[i+3][c]
 		}
 	}
 }
@@ -433,6 +472,9 @@ func (d *Device) do(sc *scratch, w attention.Work, task, tile int) {
 	}
 	var pairs int
 	for _, ref := range w.Refs {
+		if d.interrupted.Load() {
+			return
+		}
 		kv := &d.kv[ref.Slot]
 		nt := tiles(kv.rows)
 		ks := keys{

@@ -9,7 +9,7 @@
 //	purpose      bytes
 //	kv_slots     KVSlots * h * (C*D + roundup(C, keyTile)*Dv) * 4
 //	query_slots  QuerySlots * h*G * R * (D*4 + (Dv+2)*8)
-//	scratch      Threads * (rowTile*D + rowBlock*keyTile + rowBlock*Dv) * 8
+//	scratch      Threads * ((rowTile+keyTile)*D + rowBlock*keyTile + (rowBlock+keyTile)*Dv) * 8
 //
 // each purpose rounded up to whole pages.
 //
@@ -33,12 +33,14 @@
 // Scores, weights and sums are float64: scalar float64 arithmetic costs what
 // float32 costs, removes every error but the last rounding, and makes the result
 // nearly independent of the division. Each tile of keys is summed from zero and
-// then added to the state.
+// then added to the state. A task of many rows widens a tile once for all of them.
 //
 // # Queues and determinism
 //
 // Three queues (in, apply, out) run their operations in order of submission,
 // each after the events it was given. Apply spreads tiles of query rows over
-// the threads; one thread applies all keys to its rows in the listed order, so
-// the number of threads cannot change a bit.
+// the threads; one thread applies all keys to its rows in the listed order, and
+// every sum runs over the keys, or the features, in order, so neither the number
+// of threads nor the rows that share a task can change a bit. Loads spread tiles
+// of keys over a few threads.
 package cpu

@@ -11,6 +11,7 @@ const (
 	rowTile  = 32  // query rows of one task
 	rowBlock = 4   // query rows of one micro-kernel call
 	keyTile  = 128 // keys between two updates of the state
+	wideRows = 8   // query rows from which on widening a tile to float64 pays
 )
 
 // scratch is the memory of one thread.
@@ -18,15 +19,22 @@ type scratch struct {
 	q []float64 // rowTile x D: the task's query rows
 	p []float64 // rowBlock x keyTile: scores, then weights
 	o []float64 // rowBlock x Dv: the tile's share of the numerator
+	k []float64 // keyTile x D: a tile of K
+	v []float64 // Dv x keyTile: a tile of V
 }
 
 func scratchFloats(g attention.Geometry) int {
-	return rowTile*g.D + rowBlock*keyTile + rowBlock*g.Dv
+	return (rowTile+keyTile)*g.D + rowBlock*keyTile + (rowBlock+keyTile)*g.Dv
 }
 
-func newScratch(g attention.Geometry, buf []float64) scratch {
-	q, rest := buf[:rowTile*g.D], buf[rowTile*g.D:]
-	return scratch{q: q, p: rest[:rowBlock*keyTile], o: rest[rowBlock*keyTile:]}
+func newScratch(g attention.Geometry, buf []float64) (sc scratch) {
+	for _, part := range []struct {
+		to *[]float64
+		n  int
+	}{{&sc.q, rowTile * g.D}, {&sc.p, rowBlock * keyTile}, {&sc.o, rowBlock * g.Dv}, {&sc.k, keyTile * g.D}, {&sc.v, keyTile * g.Dv}} {
+		*part.to, buf = buf[:part.n], buf[part.n:]
+	}
+	return sc
 }
 
 // keys are the packed keys and values of one head of a KV slot.
@@ -43,45 +51,61 @@ type state struct {
 
 // applyRows applies one key chunk to query rows that share its head. q are the
 // rows as float64; row i sees the first visible[i] keys. A tile of keys meets all
-// rows before the next one, so that it is read from memory once.
+// rows before the next one: it is read from memory once, and for many rows also
+// widened once.
 func (d *Device) applyRows(sc *scratch, q []float64, st state, ks keys, visible []int) {
 	g := d.geo
-	for k0 := 0; k0 < slices.Max(visible); k0 += keyTile {
+	last := slices.Max(visible)
+	for k0 := 0; k0 < last; k0 += keyTile {
 		if d.interrupted.Load() {
 			return
 		}
-		for r := 0; r < len(visible); r += rowBlock {
-			n := min(rowBlock, len(visible)-r)
-			var see [rowBlock]int
-			for i := range n {
-				see[i] = min(max(visible[r+i]-k0, 0), keyTile)
-			}
-			if slices.Max(see[:n]) == 0 {
-				continue
-			}
-			applyTile(g, sc, q[r*g.D:(r+n)*g.D], state{
-				acc: st.acc[r*g.Dv : (r+n)*g.Dv], m: st.m[r : r+n], l: st.l[r : r+n],
-			}, ks, k0, see[:n])
+		k := ks.k[k0*g.D : min(k0+keyTile, last)*g.D]
+		v := ks.v[k0*g.Dv : (k0+keyTile)*g.Dv]
+		if len(visible) < wideRows {
+			applyTile(g, sc, q, st, k, v, k0, visible)
+		} else {
+			applyTile(g, sc, q, st, widen(sc.k, k), widen(sc.v, v), k0, visible)
 		}
 	}
 }
 
-// applyTile applies keys [k0, k0+max(see)) to up to rowBlock rows: scores, the
-// running maximum, weights, and the tile's numerator summed from zero and then
-// merged into the state. A key that a row does not see takes no part at all:
-// not even as a factor of zero, since 0 * NaN is NaN.
-func applyTile(g attention.Geometry, sc *scratch, q []float64, st state, ks keys, k0 int, see []int) {
-	most, least := 0, keyTile
-	for _, s := range see {
-		most, least = max(most, s), min(least, s)
+func widen(dst []float64, src []float32) []float64 {
+	dst = dst[:len(src)]
+	for i, x := range src {
+		dst[i] = float64(x)
 	}
-	rows := len(see)
-	k := ks.k[k0*g.D:]
+	return dst
+}
+
+// applyTile applies a tile of keys, the first of which is key k0 of the chunk, to
+// all rows.
+func applyTile[T float32 | float64](g attention.Geometry, sc *scratch, q []float64, st state, k, v []T, k0 int, visible []int) {
+	for r := 0; r < len(visible); r += rowBlock {
+		n := min(rowBlock, len(visible)-r)
+		var see [rowBlock]int
+		for i := range n {
+			see[i] = min(max(visible[r+i]-k0, 0), keyTile)
+		}
+		if slices.Max(see[:n]) > 0 {
+			applyBlock(g, sc, q[r*g.D:(r+n)*g.D], state{
+				acc: st.acc[r*g.Dv : (r+n)*g.Dv], m: st.m[r : r+n], l: st.l[r : r+n],
+			}, k, v, see[:n])
+		}
+	}
+}
+
+// applyBlock applies a tile of keys to up to rowBlock rows, of which row i sees
+// the first see[i] keys: scores, the running maximum, weights, and the tile's
+// numerator summed from zero and then merged into the state. A key that a row
+// does not see takes no part at all: not even as a factor of zero, since 0 * NaN
+// is NaN.
+func applyBlock[T float32 | float64](g attention.Geometry, sc *scratch, q []float64, st state, k, v []T, see []int) {
+	rows, most, least := len(see), slices.Max(see), slices.Min(see)
 	matmul(sc.p, keyTile, q, k, g.D, rows, most, g.D, g.D)
 	for i, n := range see {
 		softmaxRow(sc.p[i*keyTile:i*keyTile+n], g.Scale, &st.m[i], &st.l[i], st.acc[i*g.Dv:(i+1)*g.Dv])
 	}
-	v := ks.v[k0/keyTile*g.Dv*keyTile:]
 	matmul(sc.o, g.Dv, sc.p, v, least, rows, g.Dv, keyTile, keyTile)
 	for i, n := range see {
 		o := sc.o[i*g.Dv : (i+1)*g.Dv]
@@ -142,56 +166,62 @@ func softmaxRow(p []float64, scale float64, m, l *float64, acc []float64) {
 
 // matmul computes c[i][j] = sum_d a[i][d] b[j][d] for i < rows, j < cols and
 // d < depth. Row i of a starts at i*lda, row j of b at j*ldb, row i of c at
-// i*ldc. rows is at most rowBlock. Blocks of four rows by two columns keep
-// eight sums in registers.
-func matmul(c []float64, ldc int, a []float64, b []float32, depth, rows, cols, lda, ldb int) {
-	j := 0
-	if rows == rowBlock {
-		a0, a1, a2, a3 := a[:depth], a[lda:lda+depth], a[2*lda:2*lda+depth], a[3*lda:3*lda+depth]
-		c0, c1, c2, c3 := c[:cols], c[ldc:ldc+cols], c[2*ldc:2*ldc+cols], c[3*ldc:3*ldc+cols]
-		for ; j+2 <= cols; j += 2 {
-			b0, b1 := b[j*ldb:j*ldb+depth], b[(j+1)*ldb:(j+1)*ldb+depth]
-			c0[j], c0[j+1], c1[j], c1[j+1], c2[j], c2[j+1], c3[j], c3[j+1] = dot4x2(a0, a1, a2, a3, b0, b1)
+// i*ldc. Each sum runs over d in order, whatever the block it is computed in, so
+// that a row's bits do not depend on the rows beside it.
+//
+// Two rows by three columns are six sums, as many as the compiler keeps in
+// registers together with their products; with eight it spills them.
+func matmul[T float32 | float64](c []float64, ldc int, a []float64, b []T, depth, rows, cols, lda, ldb int) {
+	if cols < 4 {
+		for i := range rows {
+			for j := range cols {
+				c[i*ldc+j] = dot1x1(a[i*lda:][:depth], b[j*ldb:][:depth])
+			}
+		}
+		return
+	}
+	pairs := rows &^ 1
+	for j := 0; j < cols && pairs > 0; j += 3 {
+		j = min(j, cols-3) // the last block may repeat columns
+		b0, b1, b2 := b[j*ldb:][:depth], b[(j+1)*ldb:][:depth], b[(j+2)*ldb:][:depth]
+		for i := 0; i < pairs; i += 2 {
+			c0, c1 := c[i*ldc+j:][:3], c[(i+1)*ldc+j:][:3]
+			c0[0], c0[1], c0[2], c1[0], c1[1], c1[2] = dot2x3(a[i*lda:][:depth], a[(i+1)*lda:][:depth], b0, b1, b2)
 		}
 	}
-	for i := range rows {
-		ai := a[i*lda : i*lda+depth]
-		ci := c[i*ldc : i*ldc+cols]
-		x := j
-		for ; x+4 <= cols; x += 4 {
-			ci[x], ci[x+1], ci[x+2], ci[x+3] = dot1x4(ai, b[x*ldb:x*ldb+depth], b[(x+1)*ldb:(x+1)*ldb+depth],
-				b[(x+2)*ldb:(x+2)*ldb+depth], b[(x+3)*ldb:(x+3)*ldb+depth])
-		}
-		for ; x < cols; x++ {
-			ci[x] = dot1x1(ai, b[x*ldb:x*ldb+depth])
-		}
+	if pairs == rows {
+		return
+	}
+	last := a[pairs*lda:][:depth]
+	for j := 0; j < cols; j += 4 {
+		j = min(j, cols-4)
+		to := c[pairs*ldc+j:][:4]
+		to[0], to[1], to[2], to[3] = dot1x4(last, b[j*ldb:][:depth], b[(j+1)*ldb:][:depth], b[(j+2)*ldb:][:depth], b[(j+3)*ldb:][:depth])
 	}
 }
 
-// dot4x2 returns the eight dot products of four rows with two columns. Every
+// dot2x3 returns the six dot products of two rows with three columns. Every
 // slice has the length of a0.
-func dot4x2(a0, a1, a2, a3 []float64, b0, b1 []float32) (s00, s01, s10, s11, s20, s21, s30, s31 float64) {
+func dot2x3[T float32 | float64](a0, a1 []float64, b0, b1, b2 []T) (s00, s01, s02, s10, s11, s12 float64) {
 	n := len(a0)
-	a1, a2, a3, b0, b1 = a1[:n], a2[:n], a3[:n], b0[:n], b1[:n] // one bounds check, not six a step
-	for d, x := range a0 {
-		u, v := float64(b0[d]), float64(b1[d])
+	a1, b0, b1, b2 = a1[:n], b0[:n], b1[:n], b2[:n] // one bounds check, not four a step
+	for d := range n {
+		x, y := a0[d], a1[d]
+		u := float64(b0[d])
 		s00 += x * u
-		s01 += x * v
-		x = a1[d]
-		s10 += x * u
-		s11 += x * v
-		x = a2[d]
-		s20 += x * u
-		s21 += x * v
-		x = a3[d]
-		s30 += x * u
-		s31 += x * v
+		s10 += y * u
+		u = float64(b1[d])
+		s01 += x * u
+		s11 += y * u
+		u = float64(b2[d])
+		s02 += x * u
+		s12 += y * u
 	}
 	return
 }
 
-// dot1x4 is for fewer than four rows: four columns hide the latency of the sums.
-func dot1x4(a []float64, b0, b1, b2, b3 []float32) (s0, s1, s2, s3 float64) {
+// dot1x4 is for an odd row: four columns hide the latency of the sums.
+func dot1x4[T float32 | float64](a []float64, b0, b1, b2, b3 []T) (s0, s1, s2, s3 float64) {
 	n := len(a)
 	b0, b1, b2, b3 = b0[:n], b1[:n], b2[:n], b3[:n]
 	for d, x := range a {
@@ -203,7 +233,7 @@ func dot1x4(a []float64, b0, b1, b2, b3 []float32) (s0, s1, s2, s3 float64) {
 	return
 }
 
-func dot1x1(a []float64, b []float32) (s float64) {
+func dot1x1[T float32 | float64](a []float64, b []T) (s float64) {
 	b = b[:len(a)]
 	for d, x := range a {
 		s += x * float64(b[d])

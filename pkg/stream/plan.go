@@ -3,6 +3,7 @@ package stream
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 	"github.com/streamcqsa/streamcqsa/pkg/divide"
@@ -23,7 +24,7 @@ type Request struct {
 // Host describes what lies between the files and the device.
 type Host struct {
 	Cache int64   // bytes of page cache that the inputs may occupy
-	Disk  float64 // sequential read rate, bytes/s
+	Disk  float64 // sequential read rate, bytes/s; 0: reading takes no time
 }
 
 // Active is how many chunks of each axis one batch uses; the other slots hold
@@ -113,38 +114,45 @@ func New(req Request, dev Device) (plan *Plan, others []*Plan, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var best []*Plan
+	var all []*Plan
+	of := make(map[string][]*Plan)
 	for _, kind := range s.kinds {
-		p, err := s.best(kind)
-		if err != nil {
+		if of[kind], err = s.plans(kind); err != nil {
 			return nil, nil, err
 		}
-		if p != nil {
-			best = append(best, p)
+		all = append(all, of[kind]...)
+	}
+	if len(all) == 0 {
+		return nil, nil, &NoFitError{Budget: req.Budget, Smallest: s.smallest}
+	}
+	plan = choose(all)
+	for _, kind := range s.kinds {
+		if kind != plan.Divide && len(of[kind]) > 0 {
+			others = append(others, choose(of[kind]))
 		}
 	}
-	switch {
-	case len(best) == 0:
-		return nil, nil, &NoFitError{Budget: req.Budget, Smallest: s.smallest}
-	case len(best) == 2 && better(best[1], best[0]):
-		best[0], best[1] = best[1], best[0]
-	}
-	return best[0], best[1:], nil
+	return plan, others, nil
 }
 
-// better orders plans: clearly faster first. Predictions within 2% are equal;
+// choose returns the fastest plan. Predictions within 2% of it are equal to it;
 // among equals cqs before rows, then the smaller footprint.
-func better(a, b *Plan) bool {
+func choose(plans []*Plan) *Plan {
 	const equal = 1.02
-	switch {
-	case a.Seconds.Total*equal < b.Seconds.Total:
-		return true
-	case b.Seconds.Total*equal < a.Seconds.Total:
-		return false
-	case a.Divide != b.Divide:
-		return a.Divide == divideCQS
+	fastest := math.Inf(1)
+	for _, p := range plans {
+		fastest = min(fastest, p.Seconds.Total)
 	}
-	return a.Memory.Total() < b.Memory.Total()
+	var best *Plan
+	for _, p := range plans {
+		switch {
+		case p.Seconds.Total > fastest*equal:
+		case best == nil,
+			p.Divide != best.Divide && p.Divide == divideCQS,
+			p.Divide == best.Divide && p.Memory.Total() < best.Memory.Total():
+			best = p
+		}
+	}
+	return best
 }
 
 const (

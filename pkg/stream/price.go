@@ -107,8 +107,8 @@ func (s *search) traffic(plan *Plan) {
 	}
 }
 
-// saturate converts a number of bytes; sums of a few of them cannot overflow.
-func saturate(x float64) int64 { return int64(min(math.Round(x), 1<<60)) }
+// saturate converts a number of bytes; a sum of three of them cannot overflow.
+func saturate(x float64) int64 { return int64(min(math.Round(x), 1<<61)) }
 
 // counter walks a sequencer and counts rows, each once per KV head. Its counts
 // are whole numbers and exact up to 2^53.
@@ -197,7 +197,9 @@ func (s *search) seconds(plan *Plan, c candidate) {
 		Kernel: plan.FLOPs/r.FLOPS + batches*r.Launch,
 		In:     float64(t.In) / r.In,
 		Out:    float64(t.Out) / r.Out,
-		Disk:   float64(t.Disk) / s.req.Host.Disk,
+	}
+	if s.req.Host.Disk > 0 {
+		sec.Disk = float64(t.Disk) / s.req.Host.Disk
 	}
 	sec.Kernel += r.Shared * (sec.In + sec.Out)
 	sec.Bound = "kernel"

@@ -93,19 +93,19 @@ func Run(ctx context.Context, plan *Plan, dev Device, t Tensors, opt Options) (r
 	if err := dev.Reserve(plan.Geometry); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, dev.Release()) }()
 	r := &runner{
 		plan: plan, sched: newSchedule(plan), dev: dev, t: t, views: newViews(plan.Problem, t), opt: opt,
 		kv: make([]slotEvents, plan.Geometry.KVSlots), query: make([]slotEvents, plan.Geometry.QuerySlots),
 		saves: make(map[int64]attention.Event), applied: make(map[int64]int),
 	}
+	// Release waits for the operations that use the state store.
+	defer func() { err = errors.Join(err, dev.Release(), r.store.remove()) }()
 	r.report.Memory = dev.Allocated()
 	if plan.StateDisk > 0 {
 		if r.store, err = openStateStore(opt.StatePath, plan.QueryAxis.Chunks, dev.StateBytes(plan.Geometry)); err != nil {
 			return nil, err
 		}
 		r.report.State = plan.StateDisk
-		defer func() { err = errors.Join(err, r.store.remove()) }()
 	}
 	stop := r.watch(ctx, start)
 	err = r.steps(ctx)

@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
@@ -112,6 +113,14 @@ func randomProblem(r *rand.Rand) attention.Problem {
 	if r.IntN(2) == 0 {
 		p.Nk = p.Nq
 	}
+	switch r.IntN(6) {
+	case 0:
+		p.Layout, p.B = attention.HND, 1
+	case 1:
+		p.Layout, p.B = attention.NHD, 1
+	case 2:
+		p.Layout, p.B, p.Hq, p.Hkv = attention.ND, 1, 1, 1
+	}
 	p.Scale = attention.DefaultScale(p.D)
 	return p
 }
@@ -155,6 +164,9 @@ func TestRandomProblems(t *testing.T) {
 				t.Fatalf("%+v: %v", req, err)
 			}
 			compare(t, p, x)
+			if !slices.Equal(rep.Memory, plan.Memory) || rep.State != plan.StateDisk {
+				t.Fatalf("took %+v and %d for states; the plan said %+v and %d", rep.Memory, rep.State, plan.Memory, plan.StateDisk)
+			}
 			if in, out := rep.Stats.InBytes, rep.Stats.OutBytes; in != plan.Traffic.In || out != plan.Traffic.Out {
 				t.Fatalf("moved %d in, %d out; the plan said %+v", in, out, plan.Traffic)
 			}

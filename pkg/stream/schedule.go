@@ -175,7 +175,7 @@ func (s *schedule) blocks(g int, sub *divide.Subproblem, yield func(batch) bool)
 			} else {
 				part, keys = keys[:k], keys[k:]
 			}
-			if b := (batch{group: g, work: pick(block, part, backwards)}); len(b.work) > 0 && !yield(b) {
+			if b := (batch{group: g, work: cut(block, part, backwards)}); len(b.work) > 0 && !yield(b) {
 				return false
 			}
 		}
@@ -183,10 +183,11 @@ func (s *schedule) blocks(g int, sub *divide.Subproblem, yield func(batch) bool)
 	return true
 }
 
-// rows groups a subproblem's pairs, which come sorted by query chunk, and drops
-// those that the mask or an empty chunk leaves without work. Keys ascend.
+// rows groups a subproblem's pairs, which come sorted by query chunk and then by
+// key chunk, and drops those that the mask or an empty chunk leaves without work.
 func (s *schedule) rows(sub *divide.Subproblem) []chunkWork {
 	var rows []chunkWork
+	refs := make([]keyRef, 0, len(sub.Pairs)) // of all rows, one after the other
 	for _, p := range sub.Pairs {
 		q0, q1 := s.query.Range(p.Query)
 		k0, k1 := s.key.Range(p.Key)
@@ -197,11 +198,9 @@ func (s *schedule) rows(sub *divide.Subproblem) []chunkWork {
 		if len(rows) == 0 || rows[len(rows)-1].query != p.Query {
 			rows = append(rows, chunkWork{query: p.Query})
 		}
+		refs = append(refs, keyRef{key: p.Key, kind: kind, offset: offset})
 		row := &rows[len(rows)-1]
-		row.refs = append(row.refs, keyRef{key: p.Key, kind: kind, offset: offset})
-	}
-	for _, r := range rows {
-		sortRefs(r.refs)
+		row.refs = refs[len(refs)-len(row.refs)-1:]
 	}
 	return rows
 }

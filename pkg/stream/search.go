@@ -17,8 +17,14 @@ const (
 	fineRows = 1024
 	minRows  = 64
 	// maxChunks bounds the interest sets that the planner tries; finer divisions
-	// move more bytes than a rows division of the same footprint.
+	// move more bytes than a rows division of the same footprint. maxAtoms bounds
+	// c^depth, which is also the pairs of one subproblem.
 	maxChunks = 1100
+	maxAtoms  = 1 << 18
+	// Requests are obeyed up to limitPairs pairs in a subproblem, which are in
+	// memory at once, and limitChunks chunks on an axis, which chunkID can name.
+	limitPairs  = 1 << 22
+	limitChunks = 1<<31 - 1
 )
 
 // slots is one way to share the budget out: chunks that a batch uses, and
@@ -56,6 +62,12 @@ func newSearch(req Request, dev Device) (*search, error) {
 	default:
 		return nil, fmt.Errorf("%w: division %q: want auto, cqs or rows", ErrRequest, req.Divide)
 	}
+	if req.Chunks < 0 || req.Chunks > limitChunks {
+		return nil, fmt.Errorf("%w: %d chunks: want 1 to %d, or 0 to choose", ErrRequest, req.Chunks, limitChunks)
+	}
+	if req.Depth < 0 || req.Depth > 3 {
+		return nil, fmt.Errorf("%w: depth %d: want 1 to 3", ErrRequest, req.Depth)
+	}
 	if s.req.Depth == 0 {
 		s.req.Depth = 1
 	}
@@ -83,20 +95,27 @@ func (s *search) chooseSets() error {
 			s.kinds = []string{divideRows}
 			return nil
 		}
+		if pairs := math.Pow(float64(c), float64(s.req.Depth)); pairs > limitPairs {
+			if s.req.Divide != divideCQS && s.req.Depth == 1 {
+				s.kinds = []string{divideRows}
+				return nil
+			}
+			return fmt.Errorf("%w: %d chunks at depth %d: subproblems of %.0f pairs are longer than %d", ErrRequest, c, s.req.Depth, pairs, limitPairs)
+		}
 		s.sets = []divide.InterestSet{set}
-		return s.checkDepth()
+		return nil
 	}
 	for _, c := range divide.PerfectCounts(maxChunks) {
 		set, err := divide.Cover(c)
 		if err != nil {
 			return fmt.Errorf("build the interest set of %d chunks: %w", c, err)
 		}
-		if c > 1 && s.rowsOf(set) < minRows {
+		if c > 1 && (s.rowsOf(set) < minRows || s.atoms(set) > maxAtoms) {
 			break
 		}
 		s.sets = append(s.sets, set)
 	}
-	return s.checkDepth()
+	return nil
 }
 
 // atoms is the number of chunks of each axis, and rowsOf the rows of one.
@@ -108,43 +127,33 @@ func (s *search) rowsOf(set divide.InterestSet) float64 {
 	return float64(max(s.req.Problem.Nq, s.req.Problem.Nk)) / s.atoms(set)
 }
 
-func (s *search) checkDepth() error {
-	if _, err := divide.CQS(s.sets[0], s.req.Depth); err != nil {
-		return fmt.Errorf("%w: %w", ErrRequest, err)
-	}
-	return nil
-}
-
-// best is the best plan of one division, or nil if none fits.
-func (s *search) best(kind string) (*Plan, error) {
+// plans are the candidates of one division that fit, priced. Short chunks are
+// candidates only if nothing else fits.
+func (s *search) plans(kind string) (list []*Plan, err error) {
 	for _, s.shortest = range []int{fineRows, minRows} {
-		if p, err := s.bestOf(kind); p != nil || err != nil {
-			return p, err
+		if list, err = s.priced(kind); len(list) > 0 || err != nil {
+			break
 		}
 	}
-	return nil, nil
+	return list, err
 }
 
-func (s *search) bestOf(kind string) (*Plan, error) {
-	var best *Plan
-	var candidates []candidate
+func (s *search) priced(kind string) ([]*Plan, error) {
+	var list []*Plan
 	for _, heads := range s.headChoices() {
+		candidates := s.rows
 		if kind == divideCQS {
-			candidates = append(candidates, s.cqs(heads)...)
-		} else {
-			candidates = append(candidates, s.rows(heads)...)
+			candidates = s.cqs
+		}
+		for _, c := range candidates(heads) {
+			p, err := s.price(c)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, p)
 		}
 	}
-	for _, c := range candidates {
-		p, err := s.price(c)
-		if err != nil {
-			return nil, err
-		}
-		if best == nil || better(p, best) {
-			best = p
-		}
-	}
-	return best, nil
+	return list, nil
 }
 
 // headChoices are sizes of head groups: all KV heads, then halves, down to one.
@@ -198,7 +207,7 @@ func (s *search) cqs(heads int) []candidate {
 // that fits.
 func (s *search) rows(heads int) []candidate {
 	p := s.req.Problem
-	finest := func(n int) int { return max(1, n/s.shortest) }
+	finest := func(n int) int { return min(max(1, n/s.shortest), limitChunks) }
 	var keyCounts []int
 	if s.req.Chunks != 0 {
 		keyCounts = []int{s.req.Chunks}
@@ -233,9 +242,11 @@ func (s *search) rows(heads int) []candidate {
 // fits says whether the candidate's footprint is within the budget, and
 // remembers the smallest footprint ever asked about.
 func (s *search) fits(c candidate) bool {
-	total := s.dev.Footprint(s.geometry(c)).Total()
-	if total < 0 { // overflow: far beyond any budget
-		return false
+	var total int64
+	for _, u := range s.dev.Footprint(s.geometry(c)) {
+		if total += u.Bytes; u.Bytes < 0 || total < 0 { // overflow: far beyond any budget
+			return false
+		}
 	}
 	s.smallest = min(s.smallest, total)
 	return total <= s.req.Budget

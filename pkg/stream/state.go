@@ -68,8 +68,11 @@ func (s *stateStore) current(x int) io.ReaderAt {
 	return io.NewSectionReader(s.file, s.offset(x), s.slotBytes)
 }
 
-// remove closes and deletes the file.
+// remove closes and deletes the file, if there is one.
 func (s *stateStore) remove() error {
+	if s == nil {
+		return nil
+	}
 	return errors.Join(s.file.Close(), os.Remove(s.file.Name()))
 }
 
