@@ -178,7 +178,7 @@ func runGen(ctx context.Context, opts genOptions, dir string, stdout io.Writer) 
 		}
 	}
 	if err := os.MkdirAll(dir, 0o777); err != nil {
-		return err
+		return outputError(err)
 	}
 	defer func() {
 		for _, o := range g.outputs {
@@ -264,7 +264,7 @@ func (g *generator) refuseExisting() error {
 		case err == nil:
 			return usagef("write %s: it exists; --force replaces it", path)
 		case !errors.Is(err, fs.ErrNotExist):
-			return err
+			return outputError(err)
 		}
 	}
 	return nil
@@ -295,7 +295,7 @@ func (g *generator) create() error {
 		}
 		out, err := tensorfile.Create(specs...)
 		if err != nil {
-			return err
+			return outputError(err)
 		}
 		g.outputs = append(g.outputs, out)
 		for i, t := range tensors {

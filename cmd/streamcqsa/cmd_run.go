@@ -66,6 +66,12 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	if o.out == "" {
 		return usagef("--out is missing: want a file for the result")
 	}
+	if o.prefetch < -1 {
+		return usagef("--prefetch %d: want at least -1", o.prefetch)
+	}
+	if fi, err := os.Stat(o.stateDir); o.stateDir != "" && (err != nil || !fi.IsDir()) {
+		return usagef("--state-dir %s: want a directory that exists", o.stateDir)
+	}
 	p, in, err := o.problemFlags.open()
 	if err != nil {
 		return err
@@ -204,7 +210,7 @@ func checkNotInput(path string, in *inputs) error {
 // outputError gives an output that can't be written the exit code of a command
 // line that asks for the impossible; a full disk or a busy file keep their own.
 func outputError(err error) error {
-	if errors.Is(err, tensorfile.ErrNoSpace) || errors.Is(err, tensorfile.ErrInUse) {
+	if stream.IsNoSpace(err) || errors.Is(err, tensorfile.ErrNoSpace) || errors.Is(err, tensorfile.ErrInUse) {
 		return err
 	}
 	return classify(errUsage, err)

@@ -78,7 +78,7 @@ func runVerify(ctx context.Context, w io.Writer, o *verifyOptions) (err error) {
 	if o.o == "" {
 		return usagef("--o is missing: want the result to check")
 	}
-	if o.rows < 0 || o.tol < 0 {
+	if o.rows < 0 || !(o.tol >= 0) {
 		return usagef("--rows %d, --tol %g: want at least 0", o.rows, o.tol)
 	}
 	p, in, err := o.problemFlags.open()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -128,6 +129,14 @@ func (o *problemFlags) openAll(stated *attention.Problem, dtype attention.DType,
 		path, key := tensorfile.ParseRef(ref)
 		spec := tensorfile.Spec{Path: path, Key: key, DType: dtype}
 		if tensorfile.FormatOf(path) == tensorfile.Raw {
+			var fi os.FileInfo
+			if fi, err = os.Stat(path); err != nil { // a wrong name is not a raw file
+				return nil
+			}
+			if fi.IsDir() {
+				err = inputf("%s is a directory: want a tensor file", path)
+				return nil
+			}
 			if stated == nil || dtype == 0 || layout == 0 {
 				err = usagef("%s is a raw file, which says nothing of itself: want --shape, --dtype and --layout", path)
 				return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"strings"
 
@@ -25,7 +26,6 @@ Every flag has a twin in the environment: --mem-budget is also
 STREAMCQSA_MEM_BUDGET. The flag wins.
 
 ` + exitHelp(),
-		Args:              cobra.NoArgs,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return fromEnvironment(cmd.Flags()) },
@@ -36,18 +36,34 @@ STREAMCQSA_MEM_BUDGET. The flag wins.
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return classify(errUsage, err) })
 	root.AddCommand(newPlanCommand(), newRunCommand(), newVerifyCommand(), newInspectCommand(),
 		newDevicesCommand(), newGenCommand(), newBenchCommand(), newVersionCommand())
+	root.InitDefaultCompletionCmd()
 	markUsage(root)
-	for _, c := range root.Commands() {
-		markUsage(c)
-	}
 	return root
 }
 
-// markUsage makes wrong arguments of a command exit as wrong flags do.
+// noArgs refuses what is neither a flag nor a command.
+func noArgs(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case cmd.HasAvailableSubCommands():
+		return fmt.Errorf("unknown command %q for %s", args[0], cmd.CommandPath())
+	}
+	return fmt.Errorf("%s takes flags only, found the argument %q", cmd.Name(), args[0])
+}
+
+// markUsage makes wrong arguments of a command and of those below it exit as
+// wrong flags do.
 func markUsage(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		markUsage(sub)
+	}
 	args := c.Args
-	if args == nil {
-		args = cobra.NoArgs
+	if args == nil || c.HasAvailableSubCommands() || c.ValidArgsFunction != nil {
+		args = noArgs
+	}
+	if !c.Runnable() { // cobra would ignore arguments and succeed
+		c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	}
 	c.Args = func(cmd *cobra.Command, list []string) error {
 		if err := args(cmd, list); err != nil {
