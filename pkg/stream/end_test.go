@@ -113,25 +113,22 @@ func TestBits(t *testing.T) {
 
 // Any budget gives the result, and is kept.
 func TestBudgets(t *testing.T) {
-	p, parts := medium(1500, 1400, 8, attention.BottomRight), 4
+	// Many keys: much memory for little arithmetic, so that a 64th of it still
+	// holds the device's scratch.
+	p := medium(60, 120_000, 8, attention.BottomRight)
+	p.Hq, p.Hkv = 1, 1
 	if stream.Long() {
-		p, parts = medium(9000, 9000, 8, attention.BottomRight), 7
+		p = medium(9000, 9000, 8, attention.BottomRight)
 		p.Hq, p.Hkv = 1, 1
 	}
 	p.Layout = attention.BHND
 	in := tensors(rand.New(rand.NewPCG(2, 31)), p, true)
 	resident := planned(t, stream.Request{Problem: p, LSE: true, Budget: 1 << 40, Divide: "cqs", Chunks: 1})
-	done := 0
 	for part := int64(1); part <= 64; part *= 2 {
 		budget := resident.Memory.Total() / part
 		plan, _, err := stream.New(stream.Request{Problem: p, LSE: true, Budget: budget, Host: host}, cpu.New(2))
-		var no *stream.NoFitError
-		if errors.As(err, &no) && no.Smallest > budget {
-			t.Logf("1/%d: %v", part, err)
-			continue
-		}
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("1/%d: %v", part, err)
 		}
 		x := blank(in)
 		rep := run(t, plan, 2, 0, x)
@@ -139,10 +136,6 @@ func TestBudgets(t *testing.T) {
 			t.Fatalf("1/%d: took %d of %d", part, rep.Memory.Total(), budget)
 		}
 		compare(t, p, x)
-		done++
-	}
-	if done < parts {
-		t.Fatalf("only %d budgets fit", done)
 	}
 }
 
