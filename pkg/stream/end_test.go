@@ -68,6 +68,7 @@ func medium(nq, nk, d int, causal attention.Causal) attention.Problem {
 
 // Threads, prefetch and timing cannot change a bit; the division only rounding.
 func TestBits(t *testing.T) {
+	t.Parallel()
 	p := medium(300, 350, 8, attention.BottomRight)
 	in := tensors(rand.New(rand.NewPCG(1, 31)), p, true)
 	var exact []float32 // of the resident plan
@@ -113,9 +114,10 @@ func TestBits(t *testing.T) {
 
 // Any budget gives the result, and is kept.
 func TestBudgets(t *testing.T) {
+	t.Parallel()
 	p, parts := medium(1500, 1400, 8, attention.BottomRight), 4
 	if stream.Long() {
-		p, parts = medium(9000, 9000, 8, attention.BottomRight), 7
+		p, parts = medium(12500, 12500, 8, attention.BottomRight), 7
 		p.Hq, p.Hkv = 1, 1
 	}
 	p.Layout = attention.BHND
@@ -149,6 +151,7 @@ func TestBudgets(t *testing.T) {
 // What a stretch of the schedule promises, the whole keeps within 5%; at depths
 // whose subproblems come in clusters, within 10%.
 func TestSampledTraffic(t *testing.T) {
+	t.Parallel()
 	for _, c := range []stream.Request{
 		{Divide: "cqs", Chunks: 133}, {Divide: "cqs", Chunks: 133, Budget: 50 << 10}, {Divide: "cqs", Chunks: 133, Budget: 80 << 10},
 		{Divide: "cqs", Chunks: 13, Depth: 2}, {Divide: "cqs", Chunks: 183, Budget: 60 << 10},
@@ -324,6 +327,7 @@ func TestNoStateStore(t *testing.T) {
 
 // Row numbers need more than 16 bits.
 func TestLongKeys(t *testing.T) {
+	t.Parallel()
 	for _, causal := range []attention.Causal{attention.NonCausal, attention.BottomRight} {
 		for _, swap := range []bool{false, true} {
 			p := medium(3, 200_000, 8, causal)

@@ -425,6 +425,7 @@ func judged(r *rand.Rand, t *testing.T) (*stream.Plan, stream.Tensors) {
 }
 
 func TestProtocol(t *testing.T) {
+	t.Parallel()
 	n := uint64(100)
 	if testing.Short() {
 		n = 30

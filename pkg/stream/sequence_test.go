@@ -175,7 +175,8 @@ func checkSteps(t testing.TB, s shape) loads {
 }
 
 func TestSequencerInvariants(t *testing.T) {
-	n := uint64(1200)
+	t.Parallel()
+	n := uint64(800)
 	if *long {
 		n = 40000
 	}
