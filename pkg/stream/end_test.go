@@ -68,6 +68,7 @@ func medium(nq, nk, d int, causal attention.Causal) attention.Problem {
 
 // Threads, prefetch and timing cannot change a bit; the division only rounding.
 func TestBits(t *testing.T) {
+	t.Parallel()
 	p := medium(300, 350, 8, attention.BottomRight)
 	in := tensors(rand.New(rand.NewPCG(1, 31)), p, true)
 	var exact []float32 // of the resident plan
@@ -113,12 +114,13 @@ func TestBits(t *testing.T) {
 
 // Any budget gives the result, and is kept.
 func TestBudgets(t *testing.T) {
+	t.Parallel()
 	// Many keys: much memory for little arithmetic, so that a 64th of it still
 	// holds the device's scratch.
 	p := medium(60, 120_000, 8, attention.BottomRight)
 	p.Hq, p.Hkv = 1, 1
 	if stream.Long() {
-		p = medium(9000, 9000, 8, attention.BottomRight)
+		p = medium(12500, 12500, 8, attention.BottomRight)
 		p.Hq, p.Hkv = 1, 1
 	}
 	p.Layout = attention.BHND
@@ -142,6 +144,7 @@ func TestBudgets(t *testing.T) {
 // What a stretch of the schedule promises, the whole keeps within 5%; at depths
 // whose subproblems come in clusters, within 10%.
 func TestSampledTraffic(t *testing.T) {
+	t.Parallel()
 	for _, c := range []stream.Request{
 		{Divide: "cqs", Chunks: 133}, {Divide: "cqs", Chunks: 133, Budget: 50 << 10}, {Divide: "cqs", Chunks: 133, Budget: 80 << 10},
 		{Divide: "cqs", Chunks: 13, Depth: 2}, {Divide: "cqs", Chunks: 183, Budget: 60 << 10},
@@ -317,6 +320,7 @@ func TestNoStateStore(t *testing.T) {
 
 // Row numbers need more than 16 bits.
 func TestLongKeys(t *testing.T) {
+	t.Parallel()
 	for _, causal := range []attention.Causal{attention.NonCausal, attention.BottomRight} {
 		for _, swap := range []bool{false, true} {
 			p := medium(3, 200_000, 8, causal)

@@ -95,15 +95,18 @@ func (s *search) traffic(plan *Plan) {
 	t.StateIn, t.StateOut = saturate(state), saturate(state)
 	t.In = saturate(c.kv*float64(g.D+g.Dv)*es + c.query*float64(g.Group*g.D)*es + state)
 	t.Out = saturate(state + float64(plan.OutputBytes) + float64(plan.LSEBytes))
+	// A stretch without a save does not rule saves out, slots for all chunks do.
+	mayLeave := plan.Divide == divideCQS && g.QuerySlots < plan.QueryAxis.Chunks
+	if t.StateOut > 0 || t.Sampled && mayLeave {
+		plan.StateDisk = saturate(2 * float64(plan.QueryAxis.Chunks) * float64(s.dev.StateBytes(g)))
+	}
 	inputs := tensorBytes(p.B, p.Hq, p.Nq, p.D, p.DType) + tensorBytes(p.B, p.Hkv, p.Nk, p.D+p.Dv, p.DType)
 	t.Disk = inputs
 	if inputs > s.req.Host.Cache {
 		t.Disk = max(inputs, t.In-t.StateIn)
 	}
-	// A stretch without a save does not rule saves out, slots for all chunks do.
-	mayLeave := plan.Divide == divideCQS && g.QuerySlots < plan.QueryAxis.Chunks
-	if t.StateOut > 0 || t.Sampled && mayLeave {
-		plan.StateDisk = saturate(2 * float64(plan.QueryAxis.Chunks) * float64(s.dev.StateBytes(g)))
+	if plan.StateDisk > s.req.Host.Cache-inputs { // states are written once for each chunk in work, and read back
+		t.Disk = saturate(float64(t.Disk) + 2*state)
 	}
 }
 
@@ -124,7 +127,7 @@ type counter struct {
 // than to pairs were applied.
 func (c *counter) walk(batches iter.Seq[batch], from, to float64) {
 	g := c.plan.Geometry
-	q := newSequencer(c.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, batches, nil)
+	q := newSequencer(c.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, batches)
 	if *c.spare != nil {
 		q.recycle(*c.spare)
 	}

@@ -54,7 +54,6 @@ type sequencer struct {
 	head    int
 	uses    int // chunk uses in the window
 	done    int // batches taken out of the window
-	saved   func(group, chunk int) bool
 	next    func() (batch, bool)
 	stop    func()
 	drained bool
@@ -64,15 +63,14 @@ type sequencer struct {
 	refs  []placedRef
 }
 
-// newSequencer starts at the given stream of batches. resumed says which query
-// chunks have a saved state from before it; nil means none.
-func newSequencer(s *schedule, querySlots, kvSlots, prefetch int, from iter.Seq[batch], resumed func(group, chunk int) bool) *sequencer {
+// newSequencer sequences a stream of batches, of which no query chunk has a
+// state yet.
+func newSequencer(s *schedule, querySlots, kvSlots, prefetch int, from iter.Seq[batch]) *sequencer {
 	q := &sequencer{
 		sched: s,
 		query: newCache(querySlots, prefetch),
 		kv:    newCache(kvSlots, prefetch),
 		left:  make(map[int64]int),
-		saved: resumed,
 	}
 	q.next, q.stop = iter.Pull(from)
 	return q
@@ -186,7 +184,6 @@ func (q *sequencer) placeQuery(group int, w chunkWork, at int) int {
 	_, begun := q.left[id]
 	if !begun {
 		q.left[id] = q.sched.pairsOf(w.query)
-		begun = q.saved != nil && q.saved(group, w.query)
 	}
 	q.add(step{kind: stepLoadQuery, slot: slot, group: group, chunk: w.query, fresh: !begun})
 	return slot
