@@ -80,6 +80,7 @@ type Plan struct {
 	Seconds     Prediction
 
 	division *divide.Division
+	cost     float64 // seconds by which plans are compared
 }
 
 // Division is the division that the plan chose.
@@ -155,12 +156,12 @@ func choose(plans []*Plan) *Plan {
 	const equal = 1.02
 	fastest := math.Inf(1)
 	for _, p := range plans {
-		fastest = min(fastest, p.Seconds.Total)
+		fastest = min(fastest, p.cost)
 	}
 	var best *Plan
 	for _, p := range plans {
 		switch {
-		case p.Seconds.Total > fastest*equal:
+		case p.cost > fastest*equal:
 		case best == nil,
 			p.Divide != best.Divide && p.Divide == divideCQS,
 			p.Divide == best.Divide && p.Memory.Total() < best.Memory.Total():

@@ -39,7 +39,12 @@ func (s *search) price(c candidate) (*Plan, error) {
 	}
 	plan.Subproblems = plan.division.Len()
 	s.traffic(plan)
-	s.seconds(plan, c)
+	r := s.dev.Rates(g)
+	plan.cost = s.predict(plan, c, r).Total
+	if r.Speed > 0 {
+		r.FLOPS, r.In, r.Out, r.Launch = r.FLOPS*r.Speed, r.In*r.Speed, r.Out*r.Speed, r.Launch/r.Speed
+	}
+	plan.Seconds = s.predict(plan, c, r)
 	return plan, nil
 }
 
@@ -194,11 +199,10 @@ func (c *counter) scale(f float64) {
 	c.kv, c.query = c.kv*f, c.query*f
 }
 
-// seconds predicts time per link and in all. Links that overlap cost the
+// predict predicts time per link and in all. Links that overlap cost the
 // slowest of them; what cannot overlap, and what transfers take from the
 // kernel's own cores, is added.
-func (s *search) seconds(plan *Plan, c candidate) {
-	r := s.dev.Rates(plan.Geometry)
+func (s *search) predict(plan *Plan, c candidate, r attention.Rates) Prediction {
 	t := plan.Traffic
 	batches := plan.ChunkPairs / float64(plan.Active.Query*plan.Active.KV)
 	sec := Prediction{
@@ -232,5 +236,5 @@ func (s *search) seconds(plan *Plan, c candidate) {
 			sec.Total += sec.Disk
 		}
 	}
-	plan.Seconds = sec
+	return sec
 }
