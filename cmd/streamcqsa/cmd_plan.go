@@ -62,7 +62,7 @@ func runPlan(w io.Writer, o *planOptions) error {
 	} else if p, err = o.fromShape(); err != nil {
 		return err
 	}
-	plan, others, err := o.planFlags.plan(p, &o.outFlags)
+	plan, others, _, err := o.plan(p, &o.outFlags)
 	if err != nil {
 		return err
 	}
@@ -75,19 +75,6 @@ func runPlan(w io.Writer, o *planOptions) error {
 		return writeJSON(w, planDocument(plan, others))
 	}
 	return writePlan(w, plan, others)
-}
-
-// plan makes the plan for a problem on the device asked for.
-func (o *planFlags) plan(p attention.Problem, to *outFlags) (*stream.Plan, []*stream.Plan, error) {
-	dev, err := o.open()
-	if err != nil {
-		return nil, nil, err
-	}
-	req, err := o.request(p, to)
-	if err != nil {
-		return nil, nil, err
-	}
-	return stream.New(req, dev)
 }
 
 func drawPlan(path string, plan *stream.Plan) error {

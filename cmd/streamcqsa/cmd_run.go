@@ -72,15 +72,7 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
-	dev, err := o.planFlags.open()
-	if err != nil {
-		return err
-	}
-	req, err := o.request(p, &o.outFlags)
-	if err != nil {
-		return err
-	}
-	plan, others, err := stream.New(req, dev)
+	plan, others, dev, err := o.plan(p, &o.outFlags)
 	if err != nil {
 		return err
 	}
@@ -101,6 +93,9 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	})
 	memory := peak()
 	if err != nil {
+		return err
+	}
+	if err := in.unchanged(); err != nil {
 		return err
 	}
 	start := time.Now()

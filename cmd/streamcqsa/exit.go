@@ -51,8 +51,6 @@ var (
 	errInput     = errors.New("bad input")
 	errTemporary = errors.New("temporary")
 	errVerify    = errors.New("verification failed")
-	// errReported marks an error whose message is out already.
-	errReported = errors.New("reported")
 )
 
 // classified is an error of one of the classes above: the class chooses the

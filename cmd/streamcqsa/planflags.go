@@ -116,3 +116,17 @@ func (o *planFlags) request(p attention.Problem, to *outFlags) (stream.Request, 
 		Host: stream.Host{State: to.stateRoom(p), Cache: cache, Disk: defaultDisk},
 	}, nil
 }
+
+// plan opens the device asked for and plans the problem for it, and gives the
+// best plan of each other division for comparison.
+func (o *planFlags) plan(p attention.Problem, to *outFlags) (plan *stream.Plan, others []*stream.Plan, dev stream.Device, err error) {
+	if dev, err = o.open(); err != nil {
+		return nil, nil, nil, err
+	}
+	req, err := o.request(p, to)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	plan, others, err = stream.New(req, dev)
+	return plan, others, dev, err
+}

@@ -59,6 +59,17 @@ func (in *inputs) Close() error {
 	return errors.Join(errs...)
 }
 
+// unchanged makes sure that no input was written to since it was opened: the
+// result would be of no one version of it.
+func (in *inputs) unchanged() error {
+	for _, t := range []*tensorfile.Tensor{in.q, in.k, in.v} {
+		if err := t.CheckUnchanged(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // hasFiles says whether any input file was named.
 func (o *problemFlags) hasFiles() bool { return o.q != "" || o.k != "" || o.v != "" }
 
