@@ -32,7 +32,10 @@ import subprocess
 import sys
 import tempfile
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    sys.exit("compare.py needs NumPy; interop/run.sh leaves a Python that has it: .cache/interop-venv/bin/python")
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
