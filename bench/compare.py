@@ -15,10 +15,10 @@ slow for a while is slow for everybody; medians are printed as a Markdown table.
   others use too it says more than seconds.
 - error: of O against float64 NumPy on 32 sampled rows, relative Frobenius norm.
 
-The budget is a quarter of the bytes of Q, K, V and O unless --budget says
-otherwise. It covers streamcqsa's whole working set, the arrays that the NumPy
-program holds, and the tiles of the PyTorch program (not what PyTorch allocates
-inside its kernel).
+The budget is a quarter of the bytes of Q, K, V and O, but at least 1 MiB, unless
+--budget says otherwise. It covers streamcqsa's whole working set, the arrays
+that the NumPy program holds, and the tiles of the PyTorch program (not what
+PyTorch allocates inside its kernel).
 
 Needs NumPy for the error column; threadpoolctl, if there, names NumPy's BLAS.
 """
@@ -46,7 +46,7 @@ ap.add_argument("--bf16-sizes", default="16384", help="tokens of the bf16 cases"
 ap.add_argument("--d", type=int, default=64)
 ap.add_argument("--reps", type=int, default=3)
 ap.add_argument("--threads", type=int, default=os.cpu_count())
-ap.add_argument("--budget", type=int, help="bytes; default a quarter of the tensors")
+ap.add_argument("--budget", type=int, help="bytes; default a quarter of the tensors, at least 1 MiB")
 ap.add_argument("--causal", action="store_true")
 ap.add_argument("--torch-python", help="a Python that has torch; without it PyTorch is left out")
 ap.add_argument("--numpy-python", default=sys.executable)
@@ -141,7 +141,7 @@ def main():
             d = os.path.join(top, "%s-%d" % (dtype, n))
             call([a.binary, "gen", "--shape", "1,1,%d,%d" % (n, a.d), "--dtype", dtype, "--seed", 1, "--force", d], child_env())
             files = [x for t in "qkv" for x in ("--" + t, os.path.join(d, t + ".npy"))]
-            budget = a.budget or n * a.d * 4 * (2 if dtype == "bf16" else 4) // 4
+            budget = a.budget or max(1 << 20, n * a.d * (2 if dtype == "bf16" else 4))
             rows, want = sampled(d, dtype, n)
             flops = 4 * a.d * (n * (n + 1) / 2 if a.causal else n * n)
             found = {name: [] for name in PROGRAMS}
