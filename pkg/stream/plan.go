@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -151,20 +152,29 @@ func New(req Request, dev Device) (plan *Plan, others []*Plan, err error) {
 }
 
 // choose returns the fastest plan. Predictions within 2% of it are equal to it;
-// among equals cqs before rows, then the smaller footprint.
+// among equals one that needs no division comes first, then cqs before rows,
+// then the smaller footprint.
 func choose(plans []*Plan) *Plan {
 	const equal = 1.02
 	fastest := math.Inf(1)
 	for _, p := range plans {
 		fastest = min(fastest, p.cost)
 	}
+	rank := func(p *Plan) int {
+		switch {
+		case p.QueryAxis.Chunks == 1 && p.KeyAxis.Chunks == 1:
+			return 0
+		case p.Divide == divideCQS:
+			return 1
+		}
+		return 2
+	}
 	var best *Plan
 	for _, p := range plans {
-		switch {
-		case p.cost > fastest*equal:
-		case best == nil,
-			p.Divide != best.Divide && p.Divide == divideCQS,
-			p.Divide == best.Divide && p.Memory.Total() < best.Memory.Total():
+		if p.cost > fastest*equal {
+			continue
+		}
+		if best == nil || cmp.Or(cmp.Compare(rank(p), rank(best)), cmp.Compare(p.Memory.Total(), best.Memory.Total())) < 0 {
 			best = p
 		}
 	}
