@@ -33,7 +33,7 @@ test-interop: ## against real NumPy, safetensors and ml_dtypes (needs Python 3.9
 	bash interop/run.sh
 
 test-torch: ## against PyTorch: its files and its results (needs Python; PyTorch is several GB)
-	bash interop/run_torch.sh
+	bash interop/run.sh torch
 
 # go test -fuzz takes one target at a time. FUZZTIME may be a time (10m) or a
 # number of iterations (20000x).

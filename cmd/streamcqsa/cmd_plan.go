@@ -17,7 +17,7 @@ import (
 type planOptions struct {
 	problemFlags
 	planFlags
-	lse  bool
+	outFlags
 	json bool
 	svg  string
 }
@@ -43,8 +43,8 @@ in the page cache, which the kernel takes back when it needs the memory.`,
 	f := cmd.Flags()
 	f.SortFlags = false
 	o.problemFlags.addFlags(f)
+	o.outFlags.addFlags(f)
 	o.planFlags.addFlags(f)
-	f.BoolVar(&o.lse, "lse", false, "plan for a run that writes lse too")
 	f.BoolVar(&o.json, "json", false, "write one JSON document")
 	f.StringVar(&o.svg, "svg", "", "draw the plan into `FILE`")
 	return cmd
@@ -62,7 +62,7 @@ func runPlan(w io.Writer, o *planOptions) error {
 	} else if p, err = o.fromShape(); err != nil {
 		return err
 	}
-	plan, others, err := o.planFlags.plan(p, o.lse)
+	plan, others, err := o.planFlags.plan(p, &o.outFlags)
 	if err != nil {
 		return err
 	}
@@ -78,12 +78,12 @@ func runPlan(w io.Writer, o *planOptions) error {
 }
 
 // plan makes the plan for a problem on the device asked for.
-func (o *planFlags) plan(p attention.Problem, lse bool) (*stream.Plan, []*stream.Plan, error) {
+func (o *planFlags) plan(p attention.Problem, to *outFlags) (*stream.Plan, []*stream.Plan, error) {
 	dev, err := o.open()
 	if err != nil {
 		return nil, nil, err
 	}
-	req, err := o.request(p, lse)
+	req, err := o.request(p, to)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -20,9 +19,7 @@ import (
 type runOptions struct {
 	problemFlags
 	planFlags
-	out      string
-	lse      string
-	stateDir string
+	outFlags
 	prefetch int
 	json     bool
 	quiet    bool
@@ -49,10 +46,8 @@ may see no key gives O = 0 and lse = -inf.
 	f := cmd.Flags()
 	f.SortFlags = false
 	o.problemFlags.addFlags(f)
-	f.StringVarP(&o.out, "out", "o", "", "output `FILE`: .npy, .safetensors[:KEY], anything else is raw")
-	f.StringVar(&o.lse, "lse", "", "also write the natural-log sum of exponentials of each row, float32, to `FILE`")
+	o.outFlags.addFlags(f)
 	o.planFlags.addFlags(f)
-	f.StringVar(&o.stateDir, "state-dir", "", "`DIR` for the states of unfinished rows (default: beside the output)")
 	f.IntVar(&o.prefetch, "prefetch", 0, "batches to load ahead; -1 for none (default 2)")
 	f.BoolVar(&o.json, "json", false, "write JSON lines to standard output: plan, status, summary")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "write nothing but errors")
@@ -81,7 +76,7 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	if err != nil {
 		return err
 	}
-	req, err := o.request(p, o.lse != "")
+	req, err := o.request(p, &o.outFlags)
 	if err != nil {
 		return err
 	}
@@ -101,7 +96,7 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	}
 	peak := watchAnonymous()
 	rep, err := stream.Run(ctx, plan, dev, t, stream.Options{
-		StatePath: o.statePath(out.path), Prefetch: o.prefetch,
+		StatePath: o.statePath(), Prefetch: o.prefetch,
 		Progress: say.progress, ProgressEvery: say.every(),
 	})
 	memory := peak()
@@ -113,15 +108,6 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		return err
 	}
 	return say.summary(plan, rep, memory, time.Since(start))
-}
-
-// statePath is the file for the states of unfinished rows.
-func (o *runOptions) statePath(out string) string {
-	path := out + ".state"
-	if o.stateDir != "" {
-		path = filepath.Join(o.stateDir, filepath.Base(path))
-	}
-	return path
 }
 
 // outputs are the files of a run's results; they become real on commit.

@@ -71,7 +71,7 @@ type diskDoc struct {
 }
 
 type trafficDoc struct {
-	Disk     int64 `json:"disk_read"`
+	Disk     int64 `json:"disk"`
 	In       int64 `json:"host_to_device"`
 	Out      int64 `json:"device_to_host"`
 	StateIn  int64 `json:"state_in"`

@@ -78,6 +78,7 @@ func inputf(format string, args ...any) error {
 func exitCode(err error) int {
 	var sig stopSignal
 	var noFit *stream.NoFitError
+	var noDisk *stream.NoDiskError
 	switch {
 	case err == nil:
 		return 0
@@ -89,7 +90,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, errInput), errors.Is(err, tensorfile.ErrFormat), errors.Is(err, tensorfile.ErrChanged):
 		return exitInput
-	case errors.As(err, &noFit), errors.Is(err, tensorfile.ErrNoSpace), stream.IsNoSpace(err):
+	case errors.As(err, &noFit), errors.As(err, &noDisk), errors.Is(err, tensorfile.ErrNoSpace), stream.IsNoSpace(err):
 		return exitNoFit
 	case errors.Is(err, errTemporary), errors.Is(err, tensorfile.ErrInUse):
 		return exitTemporary

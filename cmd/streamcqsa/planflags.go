@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"runtime"
 
 	"github.com/spf13/pflag"
@@ -9,7 +10,49 @@ import (
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 	"github.com/streamcqsa/streamcqsa/pkg/cpu"
 	"github.com/streamcqsa/streamcqsa/pkg/stream"
+	"github.com/streamcqsa/streamcqsa/pkg/tensorfile"
 )
+
+// outFlags say where results go.
+type outFlags struct {
+	out      string
+	lse      string
+	stateDir string
+}
+
+func (o *outFlags) addFlags(f *pflag.FlagSet) {
+	f.StringVarP(&o.out, "out", "o", "", "output `FILE`: .npy, .safetensors[:KEY], anything else is raw")
+	f.StringVar(&o.lse, "lse", "", "also write the natural-log sum of exponentials of each row, float32, to `FILE`")
+	f.StringVar(&o.stateDir, "state-dir", "", "`DIR` for the states of unfinished rows (default: beside the output)")
+}
+
+// statePath is the file for the states of unfinished rows.
+func (o *outFlags) statePath() string {
+	path, _ := tensorfile.ParseRef(o.out)
+	path += ".state"
+	if o.stateDir != "" {
+		path = filepath.Join(o.stateDir, filepath.Base(path))
+	}
+	return path
+}
+
+// stateRoom is how much disk states may take: what is free where they go, less
+// what the outputs will take of it. 0 if that isn't known.
+func (o *outFlags) stateRoom(p attention.Problem) int64 {
+	if o.out == "" && o.stateDir == "" {
+		return 0
+	}
+	free := freeDisk(filepath.Dir(o.statePath()))
+	if free <= 0 {
+		return 0
+	}
+	rows := int64(p.B) * int64(p.Hq) * int64(p.Nq)
+	free -= rows * int64(p.Dv*p.OutDType.Size())
+	if o.lse != "" {
+		free -= rows * int64(attention.F32.Size())
+	}
+	return max(1, free)
+}
 
 // planFlags say how a problem is to be computed.
 type planFlags struct {
@@ -51,7 +94,7 @@ func (o *planFlags) open() (stream.Device, error) {
 const defaultDisk = 1.5e9
 
 // request turns the flags into a planner's request.
-func (o *planFlags) request(p attention.Problem, lse bool) (stream.Request, error) {
+func (o *planFlags) request(p attention.Problem, to *outFlags) (stream.Request, error) {
 	m := readHostMemory()
 	budget := o.budget.resolve(m)
 	if budget <= 0 {
@@ -68,8 +111,8 @@ func (o *planFlags) request(p attention.Problem, lse bool) (stream.Request, erro
 		cache = max(0, m.available-budget)
 	}
 	return stream.Request{
-		Problem: p, LSE: lse, Budget: budget,
+		Problem: p, LSE: to.lse != "", Budget: budget,
 		Divide: o.divide, Chunks: o.chunks, Depth: o.depth,
-		Host: stream.Host{Cache: cache, Disk: defaultDisk},
+		Host: stream.Host{State: to.stateRoom(p), Cache: cache, Disk: defaultDisk},
 	}, nil
 }

@@ -71,14 +71,16 @@ func (d *Device) Name() string { return "cpu" }
 // Threads is the number of threads that apply pairs.
 func (d *Device) Threads() int { return d.threads }
 
-// Rates are typical of the portable kernel on a current server core.
+// Rates are those of the portable kernel on four threads of a current server
+// core, whatever the number of threads; Speed has that.
 func (d *Device) Rates(attention.Geometry) attention.Rates {
-	loaders := float64(min(d.threads, loadThreads))
+	const nominal = 4
 	return attention.Rates{
-		FLOPS: 3.5e9 * float64(d.threads),
-		In:    1.2e9 * loaders, Out: 1.2e9,
+		FLOPS: nominal * 4e9,
+		In:    nominal * 1.2e9, Out: 1.2e9,
 		Launch: 50e-6,
-		Shared: loaders / float64(d.threads),
+		Shared: 1,
+		Speed:  float64(d.threads) / nominal,
 	}
 }
 

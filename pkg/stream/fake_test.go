@@ -54,7 +54,7 @@ type judge struct {
 // slot is the content of a slot as far as the operations submitted have planned
 // it, and as far as they have run.
 type slot struct {
-	planned int // loads submitted
+	planned int // loads submitted: the submitter's own
 	current int // the load whose content is in it
 	loading bool
 	users   int
@@ -283,7 +283,7 @@ func (j *judge) Apply(work []attention.Work, after ...attention.Event) attention
 		for _, w := range work {
 			h := j.query[w.Query].hash
 			for _, ref := range w.Refs {
-				kv := j.kv[ref.Slot]
+				kv := &j.kv[ref.Slot]
 				from := uint64(kv.content - address(j.tensors.K.Bytes()))
 				h = (h*0x9e3779b97f4a7c15 ^ from ^ uint64(ref.Kind)<<40 ^ uint64(ref.Offset)<<44) + 1
 			}
@@ -425,6 +425,7 @@ func judged(r *rand.Rand, t *testing.T) (*stream.Plan, stream.Tensors) {
 }
 
 func TestProtocol(t *testing.T) {
+	t.Parallel()
 	n := uint64(100)
 	if testing.Short() {
 		n = 30

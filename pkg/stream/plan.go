@@ -23,6 +23,7 @@ type Request struct {
 
 // Host describes what lies between the files and the device.
 type Host struct {
+	State int64   // bytes of disk that states may take; 0: any number
 	Cache int64   // bytes of page cache that the inputs may occupy
 	Disk  float64 // sequential read rate, bytes/s; 0: reading takes no time
 }
@@ -30,55 +31,56 @@ type Host struct {
 // Active is how many chunks of each axis one batch uses; the other slots hold
 // chunks that are coming or may be used again.
 type Active struct {
-	Query int `json:"query"`
-	KV    int `json:"kv"`
+	Query int
+	KV    int
 }
 
 // Traffic is bytes moved over a whole run.
 type Traffic struct {
-	In       int64 `json:"host_to_device"` // Q, K, V as stored, and states
-	Out      int64 `json:"device_to_host"` // states, O and lse
-	Disk     int64 `json:"disk_read"`      // of In, what the page cache cannot hold
-	StateIn  int64 `json:"state_in"`       // of In
-	StateOut int64 `json:"state_out"`      // of Out
-	Sampled  bool  `json:"sampled"`        // extrapolated from a part of the schedule
+	In       int64 // Q, K, V as stored, and states
+	Out      int64 // states, O and lse
+	Disk     int64 // of In, what the page cache cannot hold
+	StateIn  int64 // of In
+	StateOut int64 // of Out
+	Sampled  bool  // extrapolated from a part of the schedule
 }
 
 // Prediction is predicted seconds.
 type Prediction struct {
-	Kernel float64 `json:"kernel"`
-	In     float64 `json:"host_to_device"`
-	Out    float64 `json:"device_to_host"`
-	Disk   float64 `json:"disk"`
-	Total  float64 `json:"total"`
-	Bound  string  `json:"bound"` // kernel, host_to_device, device_to_host or disk
+	Kernel float64
+	In     float64
+	Out    float64
+	Disk   float64
+	Total  float64
+	Bound  string // kernel, host_to_device, device_to_host or disk
 }
 
 // Plan is a complete decision: what runs, where it lies, what it will cost.
 type Plan struct {
-	Problem attention.Problem `json:"-"`
-	Device  string            `json:"device"`
-	Budget  int64             `json:"budget_bytes"`
+	Problem attention.Problem
+	Device  string
+	Budget  int64
 
-	Divide      string              `json:"divide"` // cqs or rows
-	Set         divide.InterestSet  `json:"-"`      // of cqs
-	Depth       int                 `json:"depth"`
-	Groups      int                 `json:"head_groups"`
-	Geometry    attention.Geometry  `json:"-"`
-	Active      Active              `json:"active_slots"`
-	QueryAxis   divide.Axis         `json:"-"`
-	KeyAxis     divide.Axis         `json:"-"`
-	Subproblems int                 `json:"subproblems"` // of one head group
-	ChunkPairs  float64             `json:"chunk_pairs"` // over all head groups, masked ones left out
-	Memory      attention.Footprint `json:"memory"`      // on the device
-	StateDisk   int64               `json:"state_disk_bytes"`
-	OutputBytes int64               `json:"output_bytes"`
-	LSEBytes    int64               `json:"lse_bytes"`
-	Traffic     Traffic             `json:"traffic_bytes"`
-	FLOPs       float64             `json:"flops"`
-	Seconds     Prediction          `json:"seconds"`
+	Divide      string             // cqs or rows
+	Set         divide.InterestSet // of cqs
+	Depth       int
+	Groups      int
+	Geometry    attention.Geometry
+	Active      Active
+	QueryAxis   divide.Axis
+	KeyAxis     divide.Axis
+	Subproblems int                 // of one head group
+	ChunkPairs  float64             // over all head groups, masked ones left out
+	Memory      attention.Footprint // on the device
+	StateDisk   int64
+	OutputBytes int64
+	LSEBytes    int64
+	Traffic     Traffic
+	FLOPs       float64
+	Seconds     Prediction
 
 	division *divide.Division
+	cost     float64 // seconds by which plans are compared
 }
 
 // Division is the division that the plan chose.
@@ -98,6 +100,17 @@ type NoFitError struct {
 
 func (e *NoFitError) Error() string {
 	return fmt.Sprintf("the problem does not fit a budget of %d bytes: the smallest that works is %d bytes", e.Budget, e.Smallest)
+}
+
+// NoDiskError says that every plan within the budget keeps more states on disk
+// than there is room for.
+type NoDiskError struct {
+	Free  int64
+	Least int64 // what the most modest plan needs
+}
+
+func (e *NoDiskError) Error() string {
+	return fmt.Sprintf("states of unfinished rows would take at least %d bytes of disk, %d are free: a larger budget or --divide rows needs less", e.Least, e.Free)
 }
 
 // ErrRequest marks a request that no budget could satisfy.
@@ -122,6 +135,9 @@ func New(req Request, dev Device) (plan *Plan, others []*Plan, err error) {
 		}
 		all = append(all, of[kind]...)
 	}
+	if len(all) == 0 && s.leastState < math.MaxInt64 {
+		return nil, nil, &NoDiskError{Free: req.Host.State, Least: s.leastState}
+	}
 	if len(all) == 0 {
 		return nil, nil, &NoFitError{Budget: req.Budget, Smallest: s.smallest}
 	}
@@ -140,12 +156,12 @@ func choose(plans []*Plan) *Plan {
 	const equal = 1.02
 	fastest := math.Inf(1)
 	for _, p := range plans {
-		fastest = min(fastest, p.Seconds.Total)
+		fastest = min(fastest, p.cost)
 	}
 	var best *Plan
 	for _, p := range plans {
 		switch {
-		case p.Seconds.Total > fastest*equal:
+		case p.cost > fastest*equal:
 		case best == nil,
 			p.Divide != best.Divide && p.Divide == divideCQS,
 			p.Divide == best.Divide && p.Memory.Total() < best.Memory.Total():

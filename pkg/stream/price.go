@@ -39,7 +39,12 @@ func (s *search) price(c candidate) (*Plan, error) {
 	}
 	plan.Subproblems = plan.division.Len()
 	s.traffic(plan)
-	s.seconds(plan, c)
+	r := s.dev.Rates(g)
+	plan.cost = s.predict(plan, c, r).Total
+	if r.Speed > 0 {
+		r.FLOPS, r.In, r.Out, r.Launch = r.FLOPS*r.Speed, r.In*r.Speed, r.Out*r.Speed, r.Launch/r.Speed
+	}
+	plan.Seconds = s.predict(plan, c, r)
 	return plan, nil
 }
 
@@ -60,7 +65,7 @@ func (s *search) traffic(plan *Plan) {
 	sched := newSchedule(plan)
 	pairs := sched.chunkPairs()
 	plan.ChunkPairs = pairs * float64(plan.Groups)
-	c := &counter{sched: sched, plan: plan}
+	c := &counter{sched: sched, plan: plan, spare: &s.spare}
 	p, g := plan.Problem, plan.Geometry
 	limit := float64(walkCQS)
 	if plan.Divide == divideRows {
@@ -95,15 +100,18 @@ func (s *search) traffic(plan *Plan) {
 	t.StateIn, t.StateOut = saturate(state), saturate(state)
 	t.In = saturate(c.kv*float64(g.D+g.Dv)*es + c.query*float64(g.Group*g.D)*es + state)
 	t.Out = saturate(state + float64(plan.OutputBytes) + float64(plan.LSEBytes))
+	// A stretch without a save does not rule saves out, slots for all chunks do.
+	mayLeave := plan.Divide == divideCQS && g.QuerySlots < plan.QueryAxis.Chunks
+	if t.StateOut > 0 || t.Sampled && mayLeave {
+		plan.StateDisk = saturate(2 * float64(plan.QueryAxis.Chunks) * float64(s.dev.StateBytes(g)))
+	}
 	inputs := tensorBytes(p.B, p.Hq, p.Nq, p.D, p.DType) + tensorBytes(p.B, p.Hkv, p.Nk, p.D+p.Dv, p.DType)
 	t.Disk = inputs
 	if inputs > s.req.Host.Cache {
 		t.Disk = max(inputs, t.In-t.StateIn)
 	}
-	// A stretch without a save does not rule saves out, slots for all chunks do.
-	mayLeave := plan.Divide == divideCQS && g.QuerySlots < plan.QueryAxis.Chunks
-	if t.StateOut > 0 || t.Sampled && mayLeave {
-		plan.StateDisk = saturate(2 * float64(plan.QueryAxis.Chunks) * float64(s.dev.StateBytes(g)))
+	if plan.StateDisk > s.req.Host.Cache-inputs { // states are written once for each chunk in work, and read back
+		t.Disk = saturate(float64(t.Disk) + 2*state)
 	}
 }
 
@@ -117,13 +125,18 @@ type counter struct {
 	plan      *Plan
 	kv, query float64 // rows loaded
 	pairs     float64 // chunk pairs
+	spare     **sequencer
 }
 
 // walk counts the steps of those batches before which at least from and less
 // than to pairs were applied.
 func (c *counter) walk(batches iter.Seq[batch], from, to float64) {
 	g := c.plan.Geometry
-	q := newSequencer(c.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, batches, nil)
+	q := newSequencer(c.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, batches)
+	if *c.spare != nil {
+		q.recycle(*c.spare)
+	}
+	*c.spare = q
 	defer q.stop()
 	var walked float64
 	for walked < to {
@@ -186,11 +199,10 @@ func (c *counter) scale(f float64) {
 	c.kv, c.query = c.kv*f, c.query*f
 }
 
-// seconds predicts time per link and in all. Links that overlap cost the
+// predict predicts time per link and in all. Links that overlap cost the
 // slowest of them; what cannot overlap, and what transfers take from the
 // kernel's own cores, is added.
-func (s *search) seconds(plan *Plan, c candidate) {
-	r := s.dev.Rates(plan.Geometry)
+func (s *search) predict(plan *Plan, c candidate, r attention.Rates) Prediction {
 	t := plan.Traffic
 	batches := plan.ChunkPairs / float64(plan.Active.Query*plan.Active.KV)
 	sec := Prediction{
@@ -224,5 +236,5 @@ func (s *search) seconds(plan *Plan, c candidate) {
 			sec.Total += sec.Disk
 		}
 	}
-	plan.Seconds = sec
+	return sec
 }

@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
@@ -40,7 +39,6 @@ type Report struct {
 	Memory  attention.Footprint // on the device, as allocated
 	State   int64               // bytes of the state store
 	Seconds float64
-	Wait    float64 // seconds in which the next batch's data was not there yet
 	FLOPS   float64
 }
 
@@ -178,7 +176,7 @@ func (r *runner) steps(ctx context.Context) error {
 	}
 	depth = max(depth, 0)
 	g := r.plan.Geometry
-	seq := newSequencer(r.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, r.sched.batches(), nil)
+	seq := newSequencer(r.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, r.sched.batches())
 	defer seq.stop()
 	for {
 		steps := seq.batch()
@@ -371,9 +369,4 @@ func (r *runner) finish(s step) attention.Event {
 	delete(r.saves, id)
 	delete(r.applied, id)
 	return e
-}
-
-// String is for logs and errors.
-func (p Progress) String() string {
-	return fmt.Sprintf("%.1f%% of pairs, %.2f GFLOP/s, %s", 100*p.Pairs/p.TotalPairs, p.FLOPS/1e9, p.Elapsed.Round(time.Second))
 }

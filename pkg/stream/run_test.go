@@ -126,6 +126,7 @@ func randomProblem(r *rand.Rand) attention.Problem {
 }
 
 func TestRandomProblems(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		p := randomProblem(r)

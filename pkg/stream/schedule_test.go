@@ -12,6 +12,9 @@ import (
 
 var long = flag.Bool("long", false, "run the slow tests too")
 
+// Long says so to the tests outside of the package.
+func Long() bool { return *long }
+
 // shape is a schedule to test and the slots to run it in.
 type shape struct {
 	nq, nk    int
@@ -187,7 +190,7 @@ func checkChunks(t testing.TB, s shape) {
 // play collects the applies and finishes of each head group.
 func play(t testing.TB, s shape, sched *schedule) [][]step {
 	t.Helper()
-	seq := newSequencer(sched, s.query, s.kv, s.prefetch, sched.batches(), nil)
+	seq := newSequencer(sched, s.query, s.kv, s.prefetch, sched.batches())
 	defer seq.stop()
 	groups := make([][]step, s.heads)
 	last := 0
@@ -242,6 +245,7 @@ func randomShape(r *rand.Rand, atoms, tokens int) shape {
 }
 
 func TestScheduleExhaustive(t *testing.T) {
+	t.Parallel()
 	for c := 1; c <= 40; c++ {
 		if !divide.Usable(c) {
 			continue
@@ -265,7 +269,8 @@ func TestScheduleExhaustive(t *testing.T) {
 }
 
 func TestScheduleRandom(t *testing.T) {
-	n := uint64(1500)
+	t.Parallel()
+	n := uint64(1000)
 	if *long {
 		n = 20000
 	}

@@ -50,10 +50,13 @@ type search struct {
 	sets     []divide.InterestSet // ascending c
 	shortest int                  // rows of the shortest chunk to try
 	smallest int64                // footprint of the smallest candidate seen
+
+	leastState int64      // least disk for states among plans refused for it
+	spare      *sequencer // of the last candidate: its memory is used again
 }
 
 func newSearch(req Request, dev Device) (*search, error) {
-	s := &search{req: req, dev: dev, smallest: math.MaxInt64}
+	s := &search{req: req, dev: dev, smallest: math.MaxInt64, leastState: math.MaxInt64}
 	switch req.Divide {
 	case "", "auto":
 		s.kinds = []string{divideCQS, divideRows}
@@ -149,6 +152,10 @@ func (s *search) priced(kind string) ([]*Plan, error) {
 			p, err := s.price(c)
 			if err != nil {
 				return nil, err
+			}
+			if limit := s.req.Host.State; limit > 0 && p.StateDisk > limit {
+				s.leastState = min(s.leastState, p.StateDisk)
+				continue
 			}
 			list = append(list, p)
 		}

@@ -50,10 +50,10 @@ type sequencer struct {
 	query   *cache
 	kv      *cache
 	left    map[int64]int // pairs still to come, by query chunk that has begun
-	window  []batch       // upcoming batches, in order
-	uses    int           // chunk uses in the window
-	done    int           // batches taken out of the window
-	saved   func(group, chunk int) bool
+	window  []batch       // upcoming batches, in order, from head on
+	head    int
+	uses    int // chunk uses in the window
+	done    int // batches taken out of the window
 	next    func() (batch, bool)
 	stop    func()
 	drained bool
@@ -63,18 +63,25 @@ type sequencer struct {
 	refs  []placedRef
 }
 
-// newSequencer starts at the given stream of batches. resumed says which query
-// chunks have a saved state from before it; nil means none.
-func newSequencer(s *schedule, querySlots, kvSlots, prefetch int, from iter.Seq[batch], resumed func(group, chunk int) bool) *sequencer {
+// newSequencer sequences a stream of batches, of which no query chunk has a
+// state yet.
+func newSequencer(s *schedule, querySlots, kvSlots, prefetch int, from iter.Seq[batch]) *sequencer {
 	q := &sequencer{
 		sched: s,
 		query: newCache(querySlots, prefetch),
 		kv:    newCache(kvSlots, prefetch),
 		left:  make(map[int64]int),
-		saved: resumed,
 	}
 	q.next, q.stop = iter.Pull(from)
 	return q
+}
+
+// recycle takes over the memory of a sequencer that is not used any more.
+func (q *sequencer) recycle(old *sequencer) {
+	clear(old.window) // lets go of the batches
+	q.window, q.steps, q.work, q.refs = old.window[:0], old.steps, old.work, old.refs
+	q.query.recycle(old.query)
+	q.kv.recycle(old.kv)
 }
 
 // chunkID names a chunk of one axis over all head groups.
@@ -82,13 +89,13 @@ func chunkID(group, chunk int) int64 { return int64(group)<<32 | int64(chunk) }
 
 // fill reads batches ahead and books when each chunk will be used.
 func (q *sequencer) fill() {
-	for !q.drained && (len(q.window) == 0 || q.uses < lookahead) {
+	for !q.drained && (q.head == len(q.window) || q.uses < lookahead) {
 		b, ok := q.next()
 		if !ok {
 			q.drained = true
 			return
 		}
-		at := q.done + len(q.window)
+		at := q.done + len(q.window) - q.head
 		q.window = append(q.window, b)
 		for _, w := range b.work {
 			q.query.book(chunkID(b.group, w.query), at)
@@ -106,11 +113,15 @@ func (q *sequencer) fill() {
 // next call overwrites the steps.
 func (q *sequencer) batch() []step {
 	q.fill()
-	if len(q.window) == 0 {
+	if q.head == len(q.window) {
 		return nil
 	}
-	b := q.window[0]
-	q.window = q.window[1:]
+	b := q.window[q.head]
+	q.window[q.head] = batch{}
+	if q.head++; 2*q.head > len(q.window) {
+		q.window = append(q.window[:0], q.window[q.head:]...)
+		q.head = 0
+	}
 	at := q.done
 	q.done++
 	q.steps, q.work, q.refs = q.steps[:0], q.work[:0], q.refs[:0]
@@ -173,7 +184,6 @@ func (q *sequencer) placeQuery(group int, w chunkWork, at int) int {
 	_, begun := q.left[id]
 	if !begun {
 		q.left[id] = q.sched.pairsOf(w.query)
-		begun = q.saved != nil && q.saved(group, w.query)
 	}
 	q.add(step{kind: stepLoadQuery, slot: slot, group: group, chunk: w.query, fresh: !begun})
 	return slot
@@ -211,6 +221,13 @@ func newCache(slots, prefetch int) *cache {
 		c.slots[i] = cached{id: -1, last: math.MinInt}
 	}
 	return c
+}
+
+// recycle takes over the memory of a cache that is not used any more.
+func (c *cache) recycle(old *cache) {
+	clear(old.where)
+	clear(old.booked)
+	c.where, c.booked, c.pool = old.where, old.booked, old.pool[:0]
 }
 
 // book notes that batch at uses a chunk. Batches are booked in order.

@@ -147,7 +147,7 @@ func (s *simulator) step(b batch, st step, usesQuery, usesKV map[int64]bool, app
 func checkSteps(t testing.TB, s shape) loads {
 	t.Helper()
 	sched := s.schedule(t)
-	seq := newSequencer(sched, s.query, s.kv, s.prefetch, sched.batches(), nil)
+	seq := newSequencer(sched, s.query, s.kv, s.prefetch, sched.batches())
 	defer seq.stop()
 	sim := newSimulator(s.query, s.kv)
 	n := 0
@@ -175,7 +175,8 @@ func checkSteps(t testing.TB, s shape) loads {
 }
 
 func TestSequencerInvariants(t *testing.T) {
-	n := uint64(1200)
+	t.Parallel()
+	n := uint64(800)
 	if *long {
 		n = 40000
 	}
