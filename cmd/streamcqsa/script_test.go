@@ -27,13 +27,29 @@ import (
 	"github.com/streamcqsa/streamcqsa/pkg/tensorfile"
 )
 
+// programs are what the test binary is under other names.
+var programs = map[string]func(){
+	"streamcqsa": main,
+	"stubborn":   stubborn,
+}
+
 // The test binary is also the program: scripts and the tests of signals and
 // memory run it as a process of its own.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
-		"streamcqsa": main,
-		"stubborn":   stubborn,
-	})
+	testscript.Main(thenTidy{m}, programs)
+}
+
+// atEnd is what to do after all tests.
+var atEnd []func()
+
+type thenTidy struct{ *testing.M }
+
+func (m thenTidy) Run() int {
+	code := m.M.Run()
+	for _, f := range atEnd {
+		f()
+	}
+	return code
 }
 
 func TestScript(t *testing.T) {
