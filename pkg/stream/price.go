@@ -231,10 +231,7 @@ func (s *search) predict(plan *Plan, c candidate, r attention.Rates) Prediction 
 		fill := (float64(t.In)/r.In + sec.Disk) / max(plan.ChunkPairs, 1)
 		sec.Total = longest + fill
 	} else {
-		sec.Total = longest + (1-r.Shared)*(sec.In+sec.Out)
-		if longest != sec.Disk {
-			sec.Total += sec.Disk
-		}
+		sec.Total = sec.Kernel + (1-r.Shared)*(sec.In+sec.Out) + sec.Disk
 	}
 	return sec
 }
