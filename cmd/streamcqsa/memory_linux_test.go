@@ -156,7 +156,7 @@ func TestMemoryStaysWithinBudget(t *testing.T) {
 		problems = append(problems, struct {
 			name, shape string
 			flags       []string
-		}{"heads", "2,8,2,250,6000,128,128", []string{"--causal", "--causal-align", "bottom-right"}})
+		}{"heads", "2,8,2,60,60000,128,128", []string{"--causal", "--causal-align", "bottom-right"}})
 	}
 	for _, p := range problems {
 		t.Run(p.name, func(t *testing.T) {
