@@ -1,5 +1,7 @@
 package attention
 
+import "io"
+
 // Geometry fixes everything that a device allocates: the kernel it needs and
 // the pool of slots. Nothing is allocated after it.
 type Geometry struct {
@@ -56,25 +58,38 @@ type Rates struct {
 
 // Rows points at consecutive rows of one head in host memory. Row i occupies
 // Width elements of type DType from Data[i*Stride].
+//
+// File, if not nil, has the same bytes from At on. To copy rows that lie side by
+// side, reading them beats touching the mapping: a read costs no page faults,
+// keeps the file's own order for the system's read-ahead, and turns a lost page
+// into an error.
 type Rows struct {
 	Data   []byte
 	Stride int // bytes between the starts of consecutive rows
 	N      int // rows
 	Width  int // elements in a row
 	DType  DType
+	File   io.ReaderAt
+	At     int64
 }
+
+// RowBytes is the number of bytes in one row.
+func (r Rows) RowBytes() int { return r.Width * r.DType.Size() }
+
+// Contiguous reports whether nothing lies between the rows.
+func (r Rows) Contiguous() bool { return r.Stride == r.RowBytes() || r.N <= 1 }
 
 // Row returns the bytes of row i.
 func (r Rows) Row(i int) []byte {
-	return r.Data[i*r.Stride : i*r.Stride+r.Width*r.DType.Size()]
+	return r.Data[i*r.Stride : i*r.Stride+r.RowBytes()]
 }
 
 // Slice returns rows [lo,hi).
 func (r Rows) Slice(lo, hi int) Rows {
 	s := r
-	s.Data, s.N = nil, hi-lo
+	s.Data, s.N, s.At = nil, hi-lo, r.At+int64(lo)*int64(r.Stride)
 	if hi > lo { // after the last row there need not be a whole stride
-		s.Data = r.Data[lo*r.Stride : (hi-1)*r.Stride+r.Width*r.DType.Size()]
+		s.Data = r.Data[lo*r.Stride : (hi-1)*r.Stride+r.RowBytes()]
 	}
 	return s
 }

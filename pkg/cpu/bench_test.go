@@ -87,18 +87,3 @@ func BenchmarkLoadKV(b *testing.B) {
 		}
 	}
 }
-
-func BenchmarkPackValues(b *testing.B) {
-	for _, t := range []attention.DType{attention.F32, attention.F16, attention.BF16} {
-		b.Run(t.String(), func(b *testing.B) {
-			g := geometry(t, 128, 1, 4096, 1)
-			d, _, v := benchDevice(b, 1, g)
-			b.SetBytes(int64(len(v[0].Data)))
-			for b.Loop() {
-				for j := 0; j < v[0].N; j += keyTile {
-					packTile(d.kv[0].v[j*128:], v[0].Slice(j, j+keyTile))
-				}
-			}
-		})
-	}
-}

@@ -1,8 +1,8 @@
 package cpu
 
 import (
+	"bytes"
 	stderrors "errors"
-	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -39,42 +39,32 @@ func TestCanaries(t *testing.T) {
 			load := d.LoadKV(1, x.heads(x.k, typ, 0, 2, rows, 70, 0, rows), x.heads(x.v, typ, 0, 2, rows, 67, 0, rows))
 			must(t, d.LoadQuery(1, x.heads(x.q, typ, 0, 4, rows, 70, 0, rows), nil, load).Wait())
 			for _, i := range []int{0, 2} {
-				intact(t, "K of another slot", d.kv[i].k)
-				intact(t, "V of another slot", d.kv[i].v)
+				d.kv[i].intactFrom(t, g, 0, 0)
 			}
-			intact(t, "Q of another slot", d.query[0].q)
-			intact(t, "K", d.kv[1].k[2*rows*70:])
-			intact(t, "Q", d.query[1].q[4*rows*70:])
-			intact(t, "state", floats[float32](stateBytes(d.query[1].state[4*rows*69:])))
-			checkValues(t, x, d.kv[1])
+			d.query[0].intactFrom(t, g, 0, 0)
+			d.kv[1].intactFrom(t, g, 2, rows)
+			d.query[1].intactFrom(t, g, 2, rows)
+			checkRows(t, "K", d.kv[1].k, x.heads(x.k, typ, 0, 2, rows, 70, 0, rows))
+			checkRows(t, "V", d.kv[1].v, x.heads(x.v, typ, 0, 2, rows, 67, 0, rows))
 		}
 	}
 }
 
-// checkValues compares the packed V, element by element, with the tensor.
-func checkValues(t *testing.T, x tensors, s kvSlot) {
+// checkRows compares a slot's rows, head after head, with the tensor's.
+func checkRows(t *testing.T, what string, slot []byte, heads []attention.Rows) {
 	t.Helper()
-	p := x.p
-	want := slices.Repeat([]float32{math.Float32frombits(^uint32(0))}, len(s.v))
-	row := make([]float32, p.Dv)
-	for h := range p.Hkv {
-		for j := range p.Nk {
-			p.DType.Widen(row, rowsOf(p, x.v, p.DType, 0, h, p.Hkv, p.Nk, p.Dv, 0, p.Nk).Row(j))
-			for d, v := range row {
-				want[((h*tiles(p.Nk)+j/keyTile)*p.Dv+d)*keyTile+j%keyTile] = v
+	for h, r := range heads {
+		for i := range r.N {
+			if got := slot[(h*r.N+i)*r.RowBytes():][:r.RowBytes()]; !bytes.Equal(got, r.Row(i)) {
+				t.Fatalf("%s: row %d of head %d is %x, want %x", what, i, h, got, r.Row(i))
 			}
-		}
-	}
-	for i := range want {
-		if math.Float32bits(s.v[i]) != math.Float32bits(want[i]) {
-			t.Fatalf("%v, %d keys: packed V differs at %d: %v, want %v", p.DType, p.Nk, i, s.v[i], want[i])
 		}
 	}
 }
 
 func TestFootprint(t *testing.T) {
 	for _, threads := range []int{1, 3} {
-		g := attention.Geometry{D: 80, Dv: 48, KVHeads: 2, Group: 3, QueryRows: 100, KeyRows: 130, QuerySlots: 5, KVSlots: 7}
+		g := attention.Geometry{D: 80, Dv: 48, DType: attention.BF16, KVHeads: 2, Group: 3, QueryRows: 100, KeyRows: 130, QuerySlots: 5, KVSlots: 7}
 		d := New(threads)
 		want := d.Footprint(g)
 		must(t, d.Reserve(g))
@@ -84,9 +74,9 @@ func TestFootprint(t *testing.T) {
 		page := int64(os.Getpagesize())
 		pages := func(n int) int64 { return (int64(n) + page - 1) / page * page }
 		formula := attention.Footprint{ // of the package comment
-			{Purpose: "kv_slots", Bytes: pages(7 * 2 * (130*80 + 256*48) * 4)},
-			{Purpose: "query_slots", Bytes: pages(5 * 2 * 3 * 100 * (80*4 + (48+2)*8))},
-			{Purpose: "scratch", Bytes: pages(threads * scratchFormula(80, 48) * 8)},
+			{Purpose: "kv_slots", Bytes: pages(7 * 2 * (130*(80+48)*2 + 2*8))},
+			{Purpose: "query_slots", Bytes: pages(5 * 2 * (304*(80*4+40*4+(48+2)*8) + 4*8))},
+			{Purpose: "scratch", Bytes: pages(threads * (48*(128*4+80*8) + 128*(80+48)*4))},
 		}
 		if !slices.Equal(want, formula) {
 			t.Errorf("announced %v, documented %v", want, formula)
@@ -98,7 +88,7 @@ func TestFootprint(t *testing.T) {
 		if held != want.Total() {
 			t.Errorf("%d bytes are mapped, announced %d", held, want.Total())
 		}
-		if got := d.StateBytes(g); got != 2*3*100*(48+2)*8 {
+		if got := d.StateBytes(g); got != 2*304*(48+2)*8 {
 			t.Errorf("a state has %d bytes", got)
 		}
 		must(t, d.Release())
@@ -106,10 +96,6 @@ func TestFootprint(t *testing.T) {
 			t.Errorf("after Release: %v", d.Allocated())
 		}
 	}
-}
-
-func scratchFormula(d, dv int) int {
-	return (rowTile+keyTile)*d + rowBlock*keyTile + (rowBlock+keyTile)*dv
 }
 
 func TestReserveFailsCleanly(t *testing.T) {
@@ -363,10 +349,8 @@ func TestRowsFarApart(t *testing.T) {
 	d := reserve(t, 1, way{}.or(p).geometry(p))
 	k := []attention.Rows{{Data: m, Stride: apart, N: 6, Width: 2, DType: p.DType}}
 	must(t, d.LoadKV(0, k, x.heads(x.v, p.DType, 0, 1, 6, 2, 0, 6)).Wait())
-	want := make([]float32, 12)
-	p.DType.Widen(want, x.k)
-	if !slices.Equal(d.kv[0].k[:12], want) {
-		t.Errorf("loaded %v, want %v", d.kv[0].k[:12], want)
+	if got := d.kv[0].k[:len(x.k)]; !bytes.Equal(got, x.k) {
+		t.Errorf("loaded %x, want %x", got, x.k)
 	}
 }
 
@@ -375,7 +359,7 @@ func TestRowsFarApart(t *testing.T) {
 func TestOutputIsRoundedOnce(t *testing.T) {
 	for _, typ := range []attention.DType{attention.F16, attention.BF16} {
 		dst, got := make([]byte, 2), make([]float32, 1)
-		finishRow(typ, dst, []float64{3 * (1 + typ.Epsilon()/2 + 0x1p-40)}, 3, false)
+		finishRow(typ, dst, state{acc: []float64{3 * (1 + typ.Epsilon()/2 + 0x1p-40)}, l: []float64{3}, lanes: 1}, 0, false)
 		typ.Widen(got, dst)
 		if want := 1 + typ.Epsilon(); float64(got[0]) != want {
 			t.Errorf("%v: %v, want %v", typ, got[0], want)

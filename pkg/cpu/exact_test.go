@@ -239,10 +239,11 @@ func TestStateIsNearlyExact(t *testing.T) {
 		r := runner{t: t, d: d, x: x, w: w, q1: 8}
 		last, slot := r.apply()
 		must(t, last.Wait())
-		st := d.query[slot].part(0, p.Nq, p.Dv)
+		var st tile
+		d.query[slot].tile(d.geo, 0, 0, &st)
 		for i, row := range want {
 			for j, exact := range row {
-				if err := st.acc[i*p.Dv+j]/st.l[i] - exact; !(math.Abs(err) <= 1e-15) {
+				if err := st.acc[j*st.lanes+i]/st.l[i] - exact; !(math.Abs(err) <= 1e-15) {
 					t.Errorf("chunks of %d keys: O[%d,%d] is off by %.3g", chunk, i, j, err)
 				}
 			}

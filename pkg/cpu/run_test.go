@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
@@ -209,20 +210,42 @@ func checkCanaries(t testing.TB, d *Device, queryRows, keyRows int) {
 	t.Helper()
 	g := d.geo
 	for i := range d.kv {
-		intact(t, "K", d.kv[i].k[g.KVHeads*keyRows*g.D:])
-		intact(t, "V", d.kv[i].v[g.KVHeads*tiles(keyRows)*keyTile*g.Dv:])
+		d.kv[i].intactFrom(t, g, g.KVHeads, keyRows)
 	}
 	for i := range d.query {
-		intact(t, "Q", d.query[i].q[g.QueryHeads()*queryRows*g.D:])
-		intact(t, "state", floats[float32](stateBytes(d.query[i].state[g.QueryHeads()*queryRows*(g.Dv+2):])))
+		d.query[i].intactFrom(t, g, g.KVHeads, queryRows)
 	}
 }
 
-func intact(t testing.TB, what string, f []float32) {
+// intactFrom looks at what is beyond a chunk of that many rows.
+func (s *kvSlot) intactFrom(t testing.TB, g attention.Geometry, heads, rows int) {
 	t.Helper()
-	for i, x := range f {
-		if math.Float32bits(x) != ^uint32(0) {
-			t.Fatalf("%s: element %d beyond the chunk was overwritten with %v", what, i, x)
+	intact(t, "K", s.k[heads*rows*g.D*g.DType.Size():])
+	intact(t, "V", s.v[heads*rows*g.Dv*g.DType.Size():])
+	intact(t, "|k|", bytesOf(s.norm[heads*ceilDiv(rows, keyTile):]))
+	intact(t, "|v|", bytesOf(s.peak[heads*ceilDiv(rows, keyTile):]))
+}
+
+func (s *querySlot) intactFrom(t testing.TB, g attention.Geometry, heads, rows int) {
+	t.Helper()
+	lanes := heads * lanesOf(g.Group*rows)
+	intact(t, "Q", bytesOf(s.q[lanes*g.D:]))
+	intact(t, "|q|", bytesOf(s.norm[heads*ceilDiv(g.Group*rows, tileLanes):]))
+	intact(t, "state", bytesOf(s.state[lanes*(g.Dv+2):]))
+	if g.DType == attention.BF16 {
+		intact(t, "pairs of Q", bytesOf(s.pairs[lanes*((g.D+1)/2):]))
+	}
+}
+
+func bytesOf[T any](f []T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(f))), len(f)*int(unsafe.Sizeof(*new(T))))
+}
+
+func intact(t testing.TB, what string, b []byte) {
+	t.Helper()
+	for i, x := range b {
+		if x != 0xff {
+			t.Fatalf("%s: byte %d beyond the chunk was overwritten with %#x", what, i, x)
 		}
 	}
 }

@@ -65,7 +65,7 @@ func (s *search) traffic(plan *Plan) {
 	sched := newSchedule(plan)
 	pairs := sched.chunkPairs()
 	plan.ChunkPairs = pairs * float64(plan.Groups)
-	c := &counter{sched: sched, plan: plan, spare: &s.spare}
+	c := &counter{sched: sched, plan: plan, dev: s.dev, spare: &s.spare}
 	p, g := plan.Problem, plan.Geometry
 	limit := float64(walkCQS)
 	if plan.Divide == divideRows {
@@ -87,15 +87,14 @@ func (s *search) traffic(plan *Plan) {
 		c.sample(pairs, limit)
 		c.scale(groups)
 		t.Sampled = true
-		c.query = max(c.query, rows)
+		c.query, c.state = max(c.query, rows), max(c.state, c.states())
 		if plan.Divide == divideRows {
-			c.query = rows // a query chunk is finished before the next begins
+			c.query, c.state = rows, c.states() // a query chunk is finished before the next begins
 		}
 	}
 	// A query chunk has no state when it is loaded first, and needs none saved
 	// when it leaves last; every other time it has.
-	perHead := float64(g.QueryRows * g.KVHeads)
-	state := (c.query - rows) * float64(s.dev.StateBytes(g)) / perHead
+	state := c.state - c.states()
 	es := float64(g.DType.Size())
 	t.StateIn, t.StateOut = saturate(state), saturate(state)
 	t.In = saturate(c.kv*float64(g.D+g.Dv)*es + c.query*float64(g.Group*g.D)*es + state)
@@ -123,7 +122,9 @@ func saturate(x float64) int64 { return int64(min(math.Round(x), 1<<61)) }
 type counter struct {
 	sched     *schedule
 	plan      *Plan
+	dev       Device
 	kv, query float64 // rows loaded
+	state     float64 // bytes of the states of the query chunks loaded
 	pairs     float64 // chunk pairs
 	spare     **sequencer
 }
@@ -159,7 +160,9 @@ func (c *counter) walk(batches iter.Seq[batch], from, to float64) {
 			case st.kind == stepLoadKV:
 				c.kv += heads * float64(c.sched.key.Len(st.chunk))
 			case st.kind == stepLoadQuery:
-				c.query += heads * float64(c.sched.query.Len(st.chunk))
+				rows := c.sched.query.Len(st.chunk)
+				c.query += heads * float64(rows)
+				c.state += c.stateBytes(rows, c.plan.headsOf(st.group))
 			}
 		}
 	}
@@ -196,7 +199,24 @@ func (c *counter) sample(pairs, limit float64) {
 
 // scale extrapolates from what was walked.
 func (c *counter) scale(f float64) {
-	c.kv, c.query = c.kv*f, c.query*f
+	c.kv, c.query, c.state = c.kv*f, c.query*f, c.state*f
+}
+
+// stateBytes is what the state of that many rows of as many KV heads takes.
+func (c *counter) stateBytes(rows, heads int) float64 {
+	g := c.plan.Geometry
+	g.QueryRows, g.KVHeads = rows, heads
+	return float64(c.dev.StateBytes(g))
+}
+
+// states is the size of one state of every query chunk of every head group.
+func (c *counter) states() (bytes float64) {
+	axis, full := c.plan.QueryAxis, c.plan.Groups-1
+	longer := axis.N % axis.Chunks
+	for _, part := range []struct{ chunks, rows int }{{longer, axis.N/axis.Chunks + 1}, {axis.Chunks - longer, axis.N / axis.Chunks}} {
+		bytes += float64(part.chunks) * (float64(full)*c.stateBytes(part.rows, c.plan.headsOf(0)) + c.stateBytes(part.rows, c.plan.headsOf(full)))
+	}
+	return bytes
 }
 
 // predict predicts time per link and in all. Links that overlap cost the

@@ -3,12 +3,15 @@ package stream
 import (
 	"errors"
 	"fmt"
+	"io"
 	"unsafe"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
 
-// Source is an input tensor: its elements, mapped, and hints about them.
+// Source is an input tensor: its elements, mapped, and hints about them. If it
+// is an io.ReaderAt of the same bytes too, devices may read instead of touching
+// the mapping.
 type Source interface {
 	Path() string
 	Bytes() []byte
@@ -56,7 +59,8 @@ type view struct {
 	heads   int // per batch entry
 	n, d    int
 	dtype   attention.DType
-	advisor Source // nil for outputs
+	advisor Source      // nil for outputs
+	file    io.ReaderAt // nil if there is none
 }
 
 func (v view) rowBytes() int { return v.layout.RowStride(v.heads, v.d) * v.dtype.Size() }
@@ -64,7 +68,11 @@ func (v view) rowBytes() int { return v.layout.RowStride(v.heads, v.d) * v.dtype
 // rows are rows [lo,hi) of head u, counted over the whole batch.
 func (v view) rows(u, lo, hi int) attention.Rows {
 	start, end := v.span(u, lo, hi)
-	return attention.Rows{Data: v.data[start:end], Stride: v.rowBytes(), N: hi - lo, Width: v.d, DType: v.dtype}
+	r := attention.Rows{Data: v.data[start:end], Stride: v.rowBytes(), N: hi - lo, Width: v.d, DType: v.dtype}
+	if v.file != nil {
+		r.File, r.At = v.file, start
+	}
+	return r
 }
 
 // span is the byte range of rows [lo,hi) of head u, from the first element to
@@ -81,7 +89,8 @@ type views struct{ q, k, v, o, lse view }
 
 func newViews(p attention.Problem, t Tensors) views {
 	in := func(s Source, h, n, d int) view {
-		return view{data: s.Bytes(), layout: p.Layout, heads: h, n: n, d: d, dtype: p.DType, advisor: s}
+		file, _ := s.(io.ReaderAt)
+		return view{data: s.Bytes(), layout: p.Layout, heads: h, n: n, d: d, dtype: p.DType, advisor: s, file: file}
 	}
 	w := views{
 		q: in(t.Q, p.Hq, p.Nq, p.D), k: in(t.K, p.Hkv, p.Nk, p.D), v: in(t.V, p.Hkv, p.Nk, p.Dv),

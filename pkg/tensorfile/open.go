@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -95,7 +97,7 @@ func Inspect(path string) (*Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer m.unmap()
+	defer m.close()
 	if FormatOf(path) == Raw {
 		return &Info{Path: path, Format: Raw, Size: fi.Size()}, nil
 	}
@@ -106,16 +108,20 @@ func Inspect(path string) (*Info, error) {
 	return info, nil
 }
 
-// input is a whole file, mapped read-only.
+// input is a whole file, mapped read-only and open for reading.
 type input struct {
 	path string
+	file *os.File
 	data mmap.MMap // nil for an empty file, which can't be mapped
 }
 
 func (m *input) Path() string { return m.path }
 func (m *input) Map() []byte  { return m.data }
 
-func (m *input) unmap() error {
+// close unmaps and closes the file. Nothing was written, so that closing can
+// lose nothing and its error says nothing.
+func (m *input) close() error {
+	m.file.Close()
 	if m.data == nil {
 		return nil
 	}
@@ -133,27 +139,29 @@ func mapInput(path string) (*input, os.FileInfo, error) {
 	if !fi.Mode().IsRegular() {
 		return nil, nil, notRegular(path, fi)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	// The mapping outlives the descriptor; nothing was written, so that closing
-	// it can lose nothing.
-	defer f.Close()
-	if fi, err = f.Stat(); err != nil {
-		return nil, nil, err
-	}
 	m := &input{path: path}
-	if fi.Size() == 0 {
-		return m, fi, nil
+	if m.file, err = os.Open(path); err != nil {
+		return nil, nil, err
 	}
-	if fi.Size() > math.MaxInt {
-		return nil, nil, fmt.Errorf("map %s: %d bytes are more than this machine can address", path, fi.Size())
-	}
-	if m.data, err = mmap.MapRegion(f, int(fi.Size()), mmap.RDONLY, 0, 0); err != nil {
-		return nil, nil, fmt.Errorf("map %s, %d bytes: %w", path, fi.Size(), err)
+	if fi, err = m.mapAll(); err != nil {
+		m.file.Close()
+		return nil, nil, err
 	}
 	return m, fi, nil
+}
+
+func (m *input) mapAll() (os.FileInfo, error) {
+	fi, err := m.file.Stat()
+	if err != nil || fi.Size() == 0 {
+		return fi, err
+	}
+	if fi.Size() > math.MaxInt {
+		return nil, fmt.Errorf("map %s: %d bytes are more than this machine can address", m.path, fi.Size())
+	}
+	if m.data, err = mmap.MapRegion(m.file, int(fi.Size()), mmap.RDONLY, 0, 0); err != nil {
+		return nil, fmt.Errorf("map %s, %d bytes: %w", m.path, fi.Size(), err)
+	}
+	return fi, nil
 }
 
 func notRegular(path string, fi os.FileInfo) error {
@@ -224,7 +232,7 @@ func Open(spec Spec) (*Tensor, error) {
 	t, err := newTensor(m, fi, spec)
 	if err != nil {
 		// Unmapping what was mapped can't fail, and the first error says more.
-		_ = m.unmap()
+		_ = m.close()
 		return nil, withPath(err, spec.Path)
 	}
 	return t, nil
@@ -369,9 +377,28 @@ func (t *Tensor) Bytes() []byte {
 	return t.in.data[lo:hi:hi]
 }
 
-// Close unmaps the file. A second Close does nothing.
+// ReadAt reads elements' bytes, from byte off of Bytes on. It does not touch
+// the mapping: a file that shrank gives an error, not a fault.
+func (t *Tensor) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > t.info.Bytes {
+		return 0, fmt.Errorf("read %s at element byte %d of %d: %w", t.in.path, off, t.info.Bytes, fs.ErrInvalid)
+	}
+	most := min(int64(len(p)), t.info.Bytes-off)
+	n, err := t.in.file.ReadAt(p[:most], t.info.Offset+off)
+	switch {
+	case err == io.EOF && int64(n) < most:
+		return n, fmt.Errorf("%w: %s: ends before element byte %d, had %d bytes of elements when it was opened", ErrChanged, t.in.path, off+most, t.info.Bytes)
+	case err != nil && err != io.EOF:
+		return n, fmt.Errorf("read %s at element byte %d: %w", t.in.path, off, err)
+	case n < len(p):
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// Close unmaps and closes the file. A second Close does nothing.
 func (t *Tensor) Close() error {
-	if err := t.in.unmap(); err != nil {
+	if err := t.in.close(); err != nil {
 		return fmt.Errorf("unmap %s: %w", t.in.path, err)
 	}
 	return nil

@@ -1,0 +1,228 @@
+package cpu
+
+import (
+	"math"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+)
+
+// taskTiles is the most tiles of query rows that one task takes: they meet a
+// tile of keys one after another, while it is in the cache.
+const taskTiles = 8
+
+// exponent turns products into exponents of two: score * log2(e) is c times the
+// product of sign*Q and K. Weights are powers of two, and the running maximum is
+// rounded up to an integer, so that rescaling a state is exact.
+type exponent struct {
+	sign   float32
+	c      float64
+	hi, lo float32 // c as the sum of two float32
+}
+
+func newExponent(scale float64) exponent {
+	e := exponent{sign: 1, c: math.Abs(scale) * math.Log2E}
+	if math.Signbit(scale) {
+		e.sign = -1
+	}
+	e.hi = float32(e.c)
+	e.lo = float32(e.c - float64(e.hi))
+	return e
+}
+
+// Apply applies work to query slots. No query slot may occur twice.
+func (d *Device) Apply(work []attention.Work, after ...attention.Event) attention.Event {
+	return d.submit(d.apply, after, func() (err error) {
+		if fewQueries(d.geo) {
+			for i := range work {
+				if err = d.applyParts(work[i]); err != nil {
+					break
+				}
+			}
+		} else {
+			err = d.applyTiles(work)
+		}
+		if err != nil {
+			return err
+		}
+		d.book(func(s *attention.Stats) { s.Batches++ })
+		return nil
+	})
+}
+
+// applyTiles spreads the tiles of query rows over the threads. One thread
+// applies all keys to its tiles, in order, and no tile's arithmetic depends on
+// the tiles that share its task.
+func (d *Device) applyTiles(work []attention.Work) error {
+	step := taskTiles
+	for step > 1 && d.tasks(work, step) < 4*d.threads {
+		step /= 2
+	}
+	return d.spread(d.threads, d.tasks(work, step), func(thread, i int) error {
+		for w := range work { // task i of all is task i of some work
+			n := d.tasks(work[w:w+1], step)
+			if i < n {
+				d.do(&d.scratch[thread], work[w], i, step)
+				return nil
+			}
+			i -= n
+		}
+		return nil
+	})
+}
+
+// tasks is the number of tasks in work, each of up to step tiles of one KV head.
+func (d *Device) tasks(work []attention.Work, step int) (n int) {
+	for i := range work {
+		s := &d.query[work[i].Query]
+		n += s.heads * ceilDiv(s.tiles(), step)
+	}
+	return n
+}
+
+// do runs one task of w: all its key chunks, in order.
+func (d *Device) do(sc *scratch, w attention.Work, task, step int) {
+	s, g := &d.query[w.Query], d.geo
+	perHead := ceilDiv(s.tiles(), step)
+	head, first := task/perHead, task%perHead*step
+	tiles := sc.tiles[:min(step, s.tiles()-first)]
+	for i := range tiles {
+		s.tile(g, head, first+i, &tiles[i])
+	}
+	var pairs int
+	for _, ref := range w.Refs {
+		kv := d.kv[ref.Slot].head(g, head)
+		most := 0
+		for i := range tiles {
+			pairs += tiles[i].look(s, first+i, ref, kv.n)
+			most = max(most, tiles[i].most)
+		}
+		for k0 := 0; k0 < most; k0 += keyTile {
+			if d.interrupted.Load() {
+				return
+			}
+			sc.holds = nothing
+			for i := range tiles {
+				d.applyTile(sc, &tiles[i], kv, k0, min(k0+keyTile, tiles[i].most))
+			}
+		}
+	}
+	d.book(func(s *attention.Stats) { s.Pairs += float64(pairs) })
+}
+
+// Limits of what the vector kernels compute in float32; see docs/numerics.md.
+const (
+	largestProduct = 1e37 // of |q||k|, lest a sum overflow
+	largestPeak    = 1e30 // of |v|
+	smallestPeak   = 1e-30
+	largestScale   = 1e30
+)
+
+// wideScore is how large a score, in units of log2, may become before products
+// are summed in float64. The error of a score in float32 is a few 2^-24 of its
+// size, and becomes the relative error of a weight: it must stay small against
+// the rounding of the output.
+func wideScore(out attention.DType) float64 {
+	switch out {
+	case attention.F16:
+		return 256
+	case attention.BF16:
+		return 2048
+	}
+	return 32
+}
+
+// path is the way in which a tile of keys is applied to a tile of query rows. It
+// follows from the content of the two.
+type path uint8
+
+const (
+	plain path = iota // the portable kernel, in float64
+	wide              // products in float64, the rest in float32
+	narrow
+)
+
+func (d *Device) path(norm float32, kv keys, k0, k1 int) path {
+	if d.lane == nil {
+		return plain
+	}
+	var k, v float32
+	for i := k0 / keyTile; i*keyTile < k1; i++ {
+		k, v = max(k, kv.norm[i]), max(v, kv.peak[i])
+	}
+	if !(v <= largestPeak) || v < smallestPeak && v > 0 {
+		return plain
+	}
+	product := math.Sqrt(float64(norm)) * math.Sqrt(float64(k))
+	if !(product <= largestProduct) || !(product*d.exp.c <= wideScore(d.geo.OutDType)) || d.exp.c > largestScale || d.exp.c < 1/largestScale {
+		return wide
+	}
+	return narrow
+}
+
+// applyTile applies keys [k0,k1) of a chunk, at most keyTile of them, to a tile.
+func (d *Device) applyTile(sc *scratch, t *tile, kv keys, k0, k1 int) {
+	if k1 <= k0 {
+		return
+	}
+	how := d.path(t.norm, kv, k0, k1)
+	if how == plain {
+		d.plainTile(sc, t, kv, k0, k1)
+		return
+	}
+	if how == narrow {
+		d.narrowTile(sc, t, kv, k0, k1)
+		return
+	}
+	for ; k0 < k1; k0 += wideKeys {
+		d.wideTile(sc, t, kv, k0, min(k0+wideKeys, k1))
+	}
+}
+
+func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) {
+	g, n, lanes := d.geo, k1-k0, t.lanes
+	s, top := &sc.s[0], sc.top32[:lanes]
+	reset(top)
+	if t.pairs != nil && d.lane.scoresBF16 != nil && g.D%2 == 0 {
+		d.lane.scoresBF16(s, &top[0], &t.pairs[0], g.D, lanes, at[uint16](kv.k[k0*g.D*2:]), g.D*2, n)
+	} else {
+		d.lane.scores(s, &top[0], &t.q[0], g.D, lanes, sc.keys32(g, kv, k0, d.row), g.D*4, n)
+	}
+	if t.least < k1 {
+		reset(top)
+		d.lane.mask(s, &top[0], lanes, n, sc.seeFrom(t, k0))
+	}
+	d.lane.rebase(&t.m[0], &sc.alpha[0], &sc.base32[0], &top[0], lanes, d.exp.c)
+	d.lane.softmax(s, lanes, n, &sc.base32[0], d.exp.hi, d.exp.lo, &t.l[0], &sc.alpha[0])
+	d.lane.values(&t.acc[0], &sc.alpha[0], lanes, s, n, sc.values32(g, kv, k0, d.row), g.Dv*4, g.Dv)
+}
+
+// wideTile takes up to wideKeys keys.
+func (d *Device) wideTile(sc *scratch, t *tile, kv keys, k0, k1 int) {
+	g, n, lanes := d.geo, k1-k0, t.lanes
+	s, top := &sc.sWide[0], sc.top[:lanes]
+	q := sc.wideQuery(t)
+	reset(top)
+	d.lane.scoresWide(s, &top[0], &q[0], g.D, lanes, sc.keys32(g, kv, k0, d.row), g.D*4, n)
+	if t.least < k1 {
+		reset(top)
+		d.lane.maskWide(s, &top[0], lanes, n, sc.seeFrom(t, k0))
+	}
+	d.lane.rebaseWide(&t.m[0], &sc.alpha[0], &sc.base[0], &top[0], lanes, d.exp.c)
+	d.lane.softmaxWide(&sc.s[0], s, lanes, n, &sc.base[0], d.exp.c, &t.l[0], &sc.alpha[0])
+	d.lane.values(&t.acc[0], &sc.alpha[0], lanes, &sc.s[0], n, sc.values32(g, kv, k0, d.row), g.Dv*4, g.Dv)
+}
+
+// seeFrom is how many keys from k0 on each lane sees. Lanes without a row see
+// what they please.
+func (sc *scratch) seeFrom(t *tile, k0 int) *int32 {
+	for i := range t.lanes {
+		sc.see[i] = t.see[i] - int32(k0)
+	}
+	return &sc.see[0]
+}
+
+func reset[T float32 | float64](top []T) {
+	for i := range top {
+		top[i] = T(math.Inf(-1))
+	}
+}

@@ -1,0 +1,221 @@
+package cpu
+
+import (
+	"math"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+)
+
+// Few query rows over many keys take the time in which K and V come from memory.
+// One tile of rows is then no work for several threads, so that the keys are
+// cut into parts of a fixed length, whatever the number of threads; each part
+// fills a partial state from nothing, and partial states are merged in order.
+const (
+	fewRows  = 8    // query rows that share a KV head
+	partKeys = 2048 // of one part
+	fewKeys  = 512  // keys between two updates of a partial state
+)
+
+func fewQueries(g attention.Geometry) bool { return g.Group*g.QueryRows <= fewRows }
+
+// partsOf is the number of parts of a full KV slot.
+func partsOf(g attention.Geometry) int { return g.KVHeads * ceilDiv(g.KeyRows, partKeys) }
+
+// partialFloats is the size of a partial state: a tile of the fewest lanes.
+func partialFloats(g attention.Geometry) int { return laneStep * (g.Dv + 2) }
+
+type fewScratch struct {
+	s []float32 // fewRows x fewKeys: scores, then weights
+	q []float32 // fewRows x D
+	o []float32 // fewRows x Dv
+}
+
+func fewBytes(g attention.Geometry) int {
+	if !fewQueries(g) {
+		return 0
+	}
+	return 4 * fewRows * (fewKeys + g.D + g.Dv)
+}
+
+func newFewScratch(g attention.Geometry, b []byte) (f fewScratch) {
+	if fewQueries(g) {
+		f.s, f.q, f.o = carve[float32](&b, fewRows*fewKeys), carve[float32](&b, fewRows*g.D), carve[float32](&b, fewRows*g.Dv)
+	}
+	return f
+}
+
+// applyParts applies all key chunks of w.
+func (d *Device) applyParts(w attention.Work) error {
+	s, g := &d.query[w.Query], d.geo
+	type part struct{ head, ref, k0 int }
+	var parts []part
+	for r, ref := range w.Refs {
+		for h := range s.heads {
+			for k0 := 0; k0 < d.kv[ref.Slot].rows; k0 += partKeys {
+				parts = append(parts, part{h, r, k0})
+			}
+		}
+	}
+	size, most := partialFloats(g), len(d.partials)/partialFloats(g)
+	for len(parts) > 0 { // a work may name a slot twice
+		wave := parts[:min(len(parts), most)]
+		parts = parts[len(wave):]
+		err := d.spread(d.threads, len(wave), func(thread, i int) error {
+			p := wave[i]
+			d.applyPart(&d.scratch[thread], s, w.Refs[p.ref], p.head, p.k0, d.partials[i*size:][:size])
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		var t tile
+		for i, p := range wave {
+			s.tile(g, p.head, 0, &t)
+			t.merge(newState(d.partials[i*size:][:size], laneStep, g.Dv), t.rows)
+		}
+	}
+	return nil
+}
+
+// applyPart applies one part of a chunk to an empty state.
+func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head, k0 int, partial []float64) {
+	g := d.geo
+	t := &sc.tiles[0]
+	s.tile(g, head, 0, t)
+	t.state = newState(partial, t.lanes, g.Dv)
+	t.state.clear()
+	kv := d.kv[ref.Slot].head(g, head)
+	t.look(s, 0, ref, kv.n)
+	var pairs int
+	k1 := min(k0+partKeys, kv.n)
+	for _, see := range t.see[:t.rows] {
+		pairs += min(max(int(see)-k0, 0), k1-k0)
+	}
+	k1 = min(k1, t.most)
+	for ; k0 < k1 && !d.interrupted.Load(); k0 += fewKeys {
+		d.applyFew(sc, t, kv, k0, min(k0+fewKeys, k1))
+	}
+	d.book(func(s *attention.Stats) { s.Pairs += float64(pairs) })
+}
+
+// applyFew applies up to fewKeys keys to the few rows of a tile: with vectors
+// along features if it can, else as to any tile.
+func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
+	if d.path(t.norm, kv, k0, k1) != narrow {
+		for ; k0 < k1; k0 += keyTile {
+			sc.holds = nothing
+			d.applyTile(sc, t, kv, k0, min(k0+keyTile, k1))
+		}
+		return
+	}
+	const together = 4 // rows that the kernels take at once
+	g, f, n := d.geo, &sc.few, k1-k0
+	reset(sc.top32[:t.rows])
+	for i := range t.rows {
+		for x := range g.D {
+			f.q[i*g.D+x] = t.q[x*t.lanes+i]
+		}
+	}
+	for i := 0; i < t.rows; i += together {
+		d.dots(&f.s[i*fewKeys], &sc.top32[i], &f.q[i*g.D], min(together, t.rows-i), kv, k0, n)
+	}
+	for i := range t.rows {
+		s := f.s[i*fewKeys:][:n]
+		if see := int(t.see[i]) - k0; see < n {
+			sc.top32[i] = blind(s, max(see, 0))
+		}
+		base, alpha := t.rebase(i, float64(sc.top32[i])*d.exp.c)
+		sc.alpha[i] = alpha
+		t.l[i] = t.l[i]*alpha + float64(d.row.weights(&s[0], n, float32(base), d.exp.hi, d.exp.lo))
+	}
+	for i := 0; i < t.rows; i += together {
+		d.combine(&f.o[i*g.Dv], &f.s[i*fewKeys], min(together, t.rows-i), kv, k0, n)
+	}
+	for x := range g.Dv {
+		acc := t.acc[x*t.lanes:][:t.rows]
+		for i := range acc {
+			acc[i] = acc[i]*sc.alpha[i] + float64(f.o[i*g.Dv+x])
+		}
+	}
+}
+
+// blind hides the keys from see on and returns the largest score before them.
+func blind(s []float32, see int) float32 {
+	top := float32(math.Inf(-1))
+	for _, x := range s[:see] {
+		if x > top {
+			top = x
+		}
+	}
+	for j := see; j < len(s); j++ {
+		s[j] = float32(math.Inf(-1))
+	}
+	return top
+}
+
+func (d *Device) dots(s, top, q *float32, rows int, kv keys, k0, n int) {
+	g := d.geo
+	stride := g.D * g.DType.Size()
+	k := kv.k[k0*stride:]
+	switch g.DType {
+	case attention.F16:
+		d.row.dotsF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n)
+	case attention.BF16:
+		d.row.dotsBF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n)
+	default:
+		d.row.dotsF32(s, fewKeys, top, q, g.D, rows, at[float32](k), stride, n)
+	}
+}
+
+func (d *Device) combine(o, p *float32, rows int, kv keys, k0, n int) {
+	g := d.geo
+	stride := g.Dv * g.DType.Size()
+	v := kv.v[k0*stride:]
+	switch g.DType {
+	case attention.F16:
+		d.row.combineF16(o, p, fewKeys, rows, at[uint16](v), stride, n, g.Dv)
+	case attention.BF16:
+		d.row.combineBF16(o, p, fewKeys, rows, at[uint16](v), stride, n, g.Dv)
+	default:
+		d.row.combineF32(o, p, fewKeys, rows, at[float32](v), stride, n, g.Dv)
+	}
+}
+
+// rebase raises the maximum of row i to at least top, an integer above it, and
+// returns the base of its weights and the factor for what the state has so far.
+func (s state) rebase(i int, top float64) (base, alpha float64) {
+	m := s.m[i]
+	if top = math.Ceil(top); top > m {
+		s.m[i] = top
+	}
+	if base = s.m[i]; math.IsInf(base, -1) {
+		return 0, 1 // no finite score yet
+	}
+	return base, power(m - base)
+}
+
+// power is 2^x for an integer x <= 0, or -Inf.
+func power(x float64) float64 {
+	if x < -1100 {
+		return 0
+	}
+	return math.Ldexp(1, int(x))
+}
+
+// merge adds the first rows of a partial state. Maxima are integers, so that it
+// rounds sums and nothing else.
+func (s state) merge(from state, rows int) {
+	for i := range rows {
+		m := s.m[i]
+		base, mine := s.rebase(i, from.m[i])
+		theirs := power(from.m[i] - base)
+		if math.IsInf(max(m, from.m[i]), -1) { // no finite score in either
+			theirs = 1
+		}
+		s.l[i] = s.l[i]*mine + from.l[i]*theirs
+		for x := 0; x*s.lanes < len(s.acc); x++ {
+			at := x*s.lanes + i
+			s.acc[at] = s.acc[at]*mine + from.acc[x*from.lanes+i]*theirs
+		}
+	}
+}
