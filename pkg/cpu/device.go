@@ -57,14 +57,23 @@ func (d *Device) Name() string { return "cpu" }
 // Threads is the number of threads that apply pairs.
 func (d *Device) Threads() int { return d.threads }
 
-// Rates are those of the portable kernel on four threads of a current server
-// core, whatever the number of threads; Speed has that.
-func (d *Device) Rates(attention.Geometry) attention.Rates {
+// Rates are those of four threads of a current server core with the kernels that
+// this machine has, whatever the number of threads; Speed has that. A batch with
+// less than a task for each thread leaves threads idle.
+func (d *Device) Rates(g attention.Geometry) attention.Rates {
 	const nominal = 4
+	perThread := 4e9
+	if d.lane != nil {
+		perThread = d.lane.flops
+	}
+	tasks := g.KVHeads * ceilDiv(g.Group*g.QueryRows, tileLanes)
+	if fewQueries(g) {
+		tasks = partsOf(g)
+	}
 	return attention.Rates{
-		FLOPS: nominal * 4e9,
-		In:    nominal * 1.2e9, Out: 1.2e9,
-		Launch: 50e-6,
+		FLOPS: float64(min(max(tasks, 1), nominal)) * perThread,
+		In:    nominal * 3e9, Out: nominal * 0.5e9,
+		Launch: 20e-6,
 		Shared: 1,
 		Speed:  float64(d.threads) / nominal,
 	}

@@ -1,6 +1,7 @@
 package cpu
 
 type laneKernels struct {
+	flops       float64
 	name        string
 	scores      func(s, top, q *float32, d, lanes int, k *float32, stride, keys int)
 	scoresBF16  func(s, top *float32, q *uint32, d, lanes int, k *uint16, stride, keys int)

@@ -217,7 +217,7 @@ func (s *search) rows(heads int) []candidate {
 	finest := func(n int) int { return min(max(1, n/s.shortest), limitChunks) }
 	var keyCounts []int
 	if s.req.Chunks != 0 {
-		keyCounts = []int{s.req.Chunks}
+		keyCounts = []int{min(s.req.Chunks, p.Nk)}
 	} else {
 		for c := 1; c < finest(p.Nk); c *= 2 {
 			keyCounts = append(keyCounts, c)
@@ -231,7 +231,7 @@ func (s *search) rows(heads int) []candidate {
 				return candidate{kind: divideRows, heads: heads, queryChunks: queries, keyChunks: keys, slots: combo}
 			}
 			if s.req.Chunks != 0 {
-				if c := at(keys); s.fits(c) {
+				if c := at(min(keys, p.Nq)); s.fits(c) {
 					list = append(list, c)
 				}
 				continue
