@@ -15,6 +15,7 @@ import (
 
 type benchOptions struct {
 	threads int
+	kernel  string
 	tokens  int
 	seconds float64
 	json    bool
@@ -34,6 +35,7 @@ loaded into slots. Each figure is the best of several runs.`,
 	}
 	f := cmd.Flags()
 	f.IntVar(&o.threads, "threads", 0, "threads (default: one for each core)")
+	addKernelFlag(f, &o.kernel)
 	f.IntVar(&o.tokens, "tokens", 2048, "queries and keys")
 	f.Float64Var(&o.seconds, "seconds", 1, "time for each figure")
 	f.BoolVar(&o.json, "json", false, "write one JSON document")
@@ -49,8 +51,12 @@ type benchRow struct {
 }
 
 func runBench(ctx context.Context, w io.Writer, o *benchOptions) error {
-	if o.tokens < 1 || o.tokens > 1<<20 || o.threads < 0 || !(o.seconds > 0) {
-		return usagef("--tokens %d, --threads %d, --seconds %g: want 1 to 2^20 tokens, threads and a time above 0", o.tokens, o.threads, o.seconds)
+	if o.tokens < 1 || o.tokens > 1<<20 || !(o.seconds > 0) {
+		return usagef("--tokens %d, --seconds %g: want 1 to 2^20 tokens, and a time above 0", o.tokens, o.seconds)
+	}
+	dev, err := openCPU(o.threads, o.kernel)
+	if err != nil {
+		return err
 	}
 	var rows []benchRow
 	for _, c := range []struct {
@@ -58,17 +64,16 @@ func runBench(ctx context.Context, w io.Writer, o *benchOptions) error {
 		d      int
 		causal bool
 	}{{attention.F32, 64, false}, {attention.F32, 128, false}, {attention.F32, 64, true}, {attention.BF16, 64, false}, {attention.F16, 64, false}} {
-		r, err := benchKernel(ctx, o, c.t, c.d, c.causal)
+		r, err := benchKernel(ctx, o, dev, c.t, c.d, c.causal)
 		if err != nil {
 			return err
 		}
 		rows = append(rows, r)
 	}
-	threads := cpu.New(o.threads).Threads()
 	if o.json {
-		return writeJSON(w, map[string]any{"type": "bench", "device": "cpu", "threads": threads, "tokens": o.tokens, "kernel": rows})
+		return writeJSON(w, map[string]any{"type": "bench", "device": "cpu", "kernel": dev.Kernel(), "threads": dev.Threads(), "tokens": o.tokens, "rates": rows})
 	}
-	fmt.Fprintf(w, "cpu, %d threads, %d tokens\n", threads, o.tokens)
+	fmt.Fprintf(w, "cpu, %s kernel, %d threads, %d tokens\n", dev.Kernel(), dev.Threads(), o.tokens)
 	for _, r := range rows {
 		mask := "full  "
 		if r.Causal {
@@ -96,7 +101,7 @@ func (b buffer) fill(t attention.DType) buffer {
 }
 
 // benchKernel repeats one whole problem for the time asked for.
-func benchKernel(ctx context.Context, o *benchOptions, t attention.DType, d int, causal bool) (benchRow, error) {
+func benchKernel(ctx context.Context, o *benchOptions, dev *cpu.Device, t attention.DType, d int, causal bool) (benchRow, error) {
 	p := attention.Problem{B: 1, Hq: 1, Hkv: 1, Nq: o.tokens, Nk: o.tokens, D: d, Dv: d, DType: t, OutDType: t, Layout: attention.ND, Scale: attention.DefaultScale(d)}
 	if causal {
 		p.Causal = attention.TopLeft
@@ -104,7 +109,6 @@ func benchKernel(ctx context.Context, o *benchOptions, t attention.DType, d int,
 	row := benchRow{DType: t.String(), D: d, Causal: causal}
 	n := o.tokens * d * t.Size()
 	x := stream.Tensors{Q: make(buffer, n).fill(t), K: make(buffer, n).fill(t), V: make(buffer, n).fill(t), O: make(buffer, n)}
-	dev := cpu.New(o.threads)
 	plan, _, err := stream.New(stream.Request{Problem: p, Budget: 1 << 40, Divide: "cqs", Chunks: 1, Host: stream.Host{Cache: 1 << 40, Disk: 1e9}}, dev)
 	if err != nil {
 		return row, err

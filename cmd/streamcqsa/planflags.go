@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -63,6 +65,7 @@ type planFlags struct {
 	depth      int
 	device     string
 	threads    int
+	kernel     string
 }
 
 func (o *planFlags) addFlags(f *pflag.FlagSet) {
@@ -74,20 +77,39 @@ func (o *planFlags) addFlags(f *pflag.FlagSet) {
 	f.IntVar(&o.depth, "depth", 0, "how often CQS Divide is applied, 1 to 3 (default 1)")
 	f.StringVar(&o.device, "device", "auto", "auto, cpu or cuda")
 	f.IntVar(&o.threads, "threads", 0, "threads of the cpu device (default: one for each core)")
+	addKernelFlag(f, &o.kernel)
+}
+
+func addKernelFlag(f *pflag.FlagSet, kernel *string) {
+	f.StringVar(kernel, "kernel", "auto", "kernel of the cpu device: auto, avx512, avx2, or portable, which computes in float64")
 }
 
 // open returns the device asked for.
 func (o *planFlags) open() (stream.Device, error) {
-	if o.threads < 0 || o.threads > 4096 {
-		return nil, usagef("--threads %d: want 1 to 4096, or 0 for one for each core", o.threads)
-	}
 	switch o.device {
 	case "auto", "cpu":
-		return cpu.New(o.threads), nil
+		return openCPU(o.threads, o.kernel)
 	case "cuda":
 		return nil, classify(errTemporary, fmt.Errorf("--device cuda: this binary was built without CUDA support (%s/%s)", runtime.GOOS, runtime.GOARCH))
 	}
 	return nil, usagef("--device %q: want auto, cpu or cuda", o.device)
+}
+
+func openCPU(threads int, kernel string) (*cpu.Device, error) {
+	if threads < 0 || threads > 4096 {
+		return nil, usagef("--threads %d: want 1 to 4096, or 0 for one for each core", threads)
+	}
+	if kernel == "auto" {
+		return cpu.New(threads), nil
+	}
+	dev, ok := cpu.NewWith(threads, kernel)
+	switch {
+	case ok:
+		return dev, nil
+	case slices.Contains([]string{"avx512", "avx2"}, kernel):
+		return nil, classify(errTemporary, fmt.Errorf("--kernel %s: this machine has only %s", kernel, strings.Join(cpu.Kernels(), ", ")))
+	}
+	return nil, usagef("--kernel %q: want auto, avx512, avx2 or portable", kernel)
 }
 
 // defaultDisk is the disk rate that plans assume, bytes/s.

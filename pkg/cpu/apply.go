@@ -139,6 +139,8 @@ const (
 	plain path = iota // the portable kernel, in float64
 	wide              // products in float64, the rest in float32
 	narrow
+	few // narrow, with vectors along features and keys
+	paths
 )
 
 func (d *Device) path(norm float32, kv keys, k0, k1 int) path {
@@ -165,6 +167,7 @@ func (d *Device) applyTile(sc *scratch, t *tile, kv keys, k0, k1 int) {
 		return
 	}
 	how := d.path(t.norm, kv, k0, k1)
+	sc.ran[how]++
 	if how == plain {
 		d.plainTile(sc, t, kv, k0, k1)
 		return

@@ -10,7 +10,7 @@ import (
 
 // benchDevice has one query slot and one KV slot of random content.
 func benchDevice(b *testing.B, threads int, g attention.Geometry) (*Device, []attention.Rows, []attention.Rows) {
-	d := New(threads)
+	d := newDevice(threads)
 	if err := d.Reserve(g); err != nil {
 		b.Fatal(err)
 	}

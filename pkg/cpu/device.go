@@ -19,8 +19,7 @@ import (
 type Device struct {
 	threads int
 
-	lane *laneKernels // nil: the portable kernel
-	row  *rowKernels
+	tier
 
 	geo      attention.Geometry
 	exp      exponent
@@ -38,18 +37,28 @@ type Device struct {
 	stats       attention.Stats
 }
 
-// New returns a device of that many threads; 0 means one for each core that
-// the process may use.
+// New returns a device of that many threads with the best kernels that the
+// machine has; 0 means one for each core that the process may use.
 func New(threads int) *Device {
+	d, _ := NewWith(threads, Kernels()[0])
+	return d
+}
+
+// NewWith is New with one of Kernels. It reports whether the machine has it.
+func NewWith(threads int, kernel string) (*Device, bool) {
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	d := &Device{threads: threads}
-	if lane, row := laneTiers(), rowTiers(); len(lane) > 0 && len(row) > 0 {
-		d.lane, d.row = &lane[0], &row[0]
+	for _, t := range tiers() {
+		if t.name() == kernel {
+			return &Device{threads: threads, tier: t}, true
+		}
 	}
-	return d
+	return nil, false
 }
+
+// Kernel is the name of the device's kernels.
+func (d *Device) Kernel() string { return d.tier.name() }
 
 // Name is "cpu".
 func (d *Device) Name() string { return "cpu" }

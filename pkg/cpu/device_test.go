@@ -18,7 +18,7 @@ import (
 
 func reserve(t testing.TB, threads int, g attention.Geometry) *Device {
 	t.Helper()
-	d := New(threads)
+	d := newDevice(threads)
 	must(t, d.Reserve(g))
 	t.Cleanup(func() { must(t, d.Release()) })
 	return d
@@ -26,7 +26,9 @@ func reserve(t testing.TB, threads int, g attention.Geometry) *Device {
 
 // A slot that is loaded once keeps its poison in everything but the chunk, the
 // padding of the last tile included.
-func TestCanaries(t *testing.T) {
+func TestCanaries(t *testing.T) { eachKernel(t, testCanaries) }
+
+func testCanaries(t *testing.T) {
 	rng := rand.New(rand.NewPCG(31, 32))
 	for _, rows := range []int{1, 15, 16, 17, 127, 128, 129, 150} {
 		for _, typ := range dtypes {
@@ -65,7 +67,7 @@ func checkRows(t *testing.T, what string, slot []byte, heads []attention.Rows) {
 func TestFootprint(t *testing.T) {
 	for _, threads := range []int{1, 3} {
 		g := attention.Geometry{D: 80, Dv: 48, DType: attention.BF16, KVHeads: 2, Group: 3, QueryRows: 100, KeyRows: 130, QuerySlots: 5, KVSlots: 7}
-		d := New(threads)
+		d := newDevice(threads)
 		want := d.Footprint(g)
 		must(t, d.Reserve(g))
 		if !slices.Equal(want, d.Allocated()) {
@@ -100,7 +102,7 @@ func TestFootprint(t *testing.T) {
 
 func TestReserveFailsCleanly(t *testing.T) {
 	g := attention.Geometry{D: 64, Dv: 64, KVHeads: 1, Group: 1, QueryRows: 8, KeyRows: 8, QuerySlots: 1, KVSlots: 1}
-	d := New(2)
+	d := newDevice(2)
 	for _, absurd := range []func(*attention.Geometry){
 		func(g *attention.Geometry) { g.KVSlots = 1 << 40 },
 		func(g *attention.Geometry) { g.QuerySlots = 1 << 40 },
@@ -130,7 +132,7 @@ func TestReserveFailsCleanly(t *testing.T) {
 		}
 		must(t, d.Release())
 	}
-	if err := New(1).Release(); err != nil {
+	if err := newDevice(1).Release(); err != nil {
 		t.Errorf("Release of what was never reserved: %v", err)
 	}
 }
@@ -163,7 +165,9 @@ func small(t *testing.T, threads int) (*Device, tensors, func(slot int, after ..
 	}
 }
 
-func TestEvents(t *testing.T) {
+func TestEvents(t *testing.T) { eachKernel(t, testEvents) }
+
+func testEvents(t *testing.T) {
 	d, x, loadKV := small(t, 2)
 	query := x.heads(x.q, x.p.DType, 0, 1, 64, 8, 0, 64)
 	gate := &promise{done: make(chan struct{})}
@@ -209,7 +213,7 @@ func TestStats(t *testing.T) {
 func TestInterrupt(t *testing.T) {
 	p := problem(64, 8)
 	x := random(p, rand.New(rand.NewPCG(37, 38)))
-	d := New(2)
+	d := newDevice(2)
 	must(t, d.Reserve(way{}.or(p).geometry(p)))
 	query := x.heads(x.q, p.DType, 0, 1, 64, 8, 0, 64)
 	k, v := x.heads(x.k, p.DType, 0, 1, 64, 8, 0, 64), x.heads(x.v, p.DType, 0, 1, 64, 8, 0, 64)
@@ -238,7 +242,7 @@ func TestInterrupt(t *testing.T) {
 // Stats and Interrupt come from other goroutines at any time.
 func TestStatsDuringRelease(t *testing.T) {
 	p := problem(4, 4)
-	d := New(1)
+	d := newDevice(1)
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -273,7 +277,9 @@ func mapped(t *testing.T, size, left int64, prot int) mmap.MMap {
 	return m
 }
 
-func TestFault(t *testing.T) {
+func TestFault(t *testing.T) { eachKernel(t, testFault) }
+
+func testFault(t *testing.T) {
 	const n, w = 4096, 16
 	page := int64(os.Getpagesize())
 	for _, typ := range dtypes {
@@ -326,7 +332,9 @@ func TestShortState(t *testing.T) {
 }
 
 // Rows may lie gigabytes apart.
-func TestRowsFarApart(t *testing.T) {
+func TestRowsFarApart(t *testing.T) { eachKernel(t, testRowsFarApart) }
+
+func testRowsFarApart(t *testing.T) {
 	if testing.Short() || unsafe.Sizeof(uintptr(0)) < 8 {
 		t.Skip("maps 5 GiB of address space")
 	}

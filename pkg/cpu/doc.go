@@ -3,44 +3,55 @@
 // # Memory
 //
 // Everything is reserved at once, outside the Go heap. With R query rows and C
-// keys in the longest chunks, h KV heads in a head group and G query heads to
-// each of them:
+// keys in the longest chunks, h KV heads in a head group, G query heads to each
+// of them, elements of E bytes, and L = roundup(G*R, 16) lanes:
 //
-//	purpose      bytes
-//	kv_slots     KVSlots * h * (C*D + roundup(C, keyTile)*Dv) * 4
-//	query_slots  QuerySlots * h*G * R * (D*4 + (Dv+2)*8)
-//	scratch      Threads * ((rowTile+keyTile)*D + rowBlock*keyTile + (rowBlock+keyTile)*Dv) * 8
+//	purpose         bytes
+//	kv_slots        KVSlots * h * (C*D*E + C*Dv*E + C/128 * 8)
+//	query_slots     QuerySlots * h * (L * (D*4 + (Dv+2)*8) + L/48 * 4)
+//	scratch         Threads * (a tile of scores, of Q in float64, of K and V in float32)
+//	partial_states  KVSlots * h * C/2048 * 16 * (Dv+2) * 8, for few queries
 //
-// each purpose rounded up to whole pages.
+// quotients rounded up, each part to 8 bytes and each purpose to whole pages.
+// bfloat16 has Q a second time, in pairs.
 //
 // # Slots
 //
-// Loading a KV slot widens K and V to float32, which is exact, and packs them
-// once for all query rows and query heads: K stays in rows,
+// A KV slot holds rows as the file does, head after head, side by side: loading
+// is one read from the file into the slot, when the rows of a head lie side by
+// side there, and else a copy from the mapping. Beside them, for each tile of 128
+// keys, are the largest |k|^2 and the largest |v|.
 //
-//	K[head][key][d]                    at (head*C + key)*D + d
+// A query slot has query rows in vector lanes. The rows of the query heads that
+// share a KV head are one sequence, head after head. It is cut into tiles of 48
+// rows, the last of 16, 32 or 48 lanes:
 //
-// and V is transposed tile by tile,
-//
-//	V[head][tile][dv][key in tile]     at ((head*T + tile)*Dv + dv)*keyTile + key
-//
-// so that both products are dot products of contiguous rows and share one
-// micro-kernel. A query slot holds Q in float32 rows and, per row, the state
-// acc[Dv], m, l in float64.
+//	Q[head][tile][d][lane]                       float32, times the sign of the scale
+//	acc[head][tile][dv][lane], m[lane], l[lane]  float64
 //
 // # Arithmetic
 //
-// Scores, weights and sums are float64: scalar float64 arithmetic costs what
-// float32 costs, removes every error but the last rounding, and makes the result
-// nearly independent of the division. Each tile of keys is summed from zero and
-// then added to the state. A task of many rows widens a tile once for all of them.
+// Weights are powers of two: 2^(c q.k - m) with c = |scale| log2(e). The running
+// maximum m is rounded up to an integer, so that re-basing a state multiplies it
+// by an exact power of two. A tile of 128 keys is applied to a tile of rows in one
+// of three ways, by its content alone:
+//
+//	narrow  vector kernels in float32: scores, weights, and a sum over the tile
+//	        from zero, which is then added to the state in float64
+//	wide    the same with scores in float64, where |q||k| is so large that their
+//	        rounding would show in the output
+//	plain   the portable kernel, float64 throughout: where V has values that
+//	        float32 sums can't take, and where the machine has no vector kernels
+//
+// Few query rows over many keys (at most 8 to a KV head) take the time in which K
+// and V come from memory: vectors then run along features and keys, and keys are
+// cut into parts of 2,048 whose partial states are merged in order.
 //
 // # Queues and determinism
 //
 // Three queues (in, apply, out) run their operations in order of submission,
-// each after the events it was given. Apply spreads tiles of query rows over
-// the threads; one thread applies all keys to its rows in the listed order, and
-// every sum runs over the keys, or the features, in order, so neither the number
-// of threads nor the rows that share a task can change a bit. Loads spread tiles
-// of keys over a few threads.
+// each after the events it was given. Apply spreads tiles of query rows, or parts
+// of keys, over the threads. What is computed for a tile or a part, and the order
+// in which it is summed, depends on the plan and the data; neither the number of
+// threads nor what shares a task can change a bit.
 package cpu

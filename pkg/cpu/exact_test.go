@@ -12,24 +12,27 @@ import (
 
 var dtypes = []attention.DType{attention.F32, attention.F16, attention.BF16}
 
-// check holds a result to the one error that is allowed: rounding the exact
-// value once. The 2% are for roundings that the last bits of a float64 turn.
+// check holds a result to what docs/numerics.md promises. The 2% are for
+// roundings that the last bits of a float64, or of a float32, turn.
 func check(t testing.TB, name string, e errors, out attention.DType) {
 	t.Helper()
 	if e.n == 0 {
 		return
 	}
-	limit := 1e-7 // float32: the class of one rounding
-	if out != attention.F32 {
-		limit = out.Epsilon() / 2
+	limit, worst, lse := 1e-6, 4e-6, 1e-6 // float32 arithmetic
+	if kernel == Portable {
+		limit, worst, lse = 1.02*e.once()+1e-14, 8*out.Epsilon(), 0x1.1p-24 // one rounding
 	}
-	if !(e.frobenius() <= limit) || !(e.frobenius() <= 1.02*e.once()+1e-14) {
+	if out != attention.F32 {
+		limit, worst = 1.02*e.once()+1e-14, 8*out.Epsilon()
+	}
+	if !(e.frobenius() <= limit) {
 		t.Errorf("%s: relative Frobenius error %.3g, rounding once costs %.3g", name, e.frobenius(), e.once())
 	}
-	if !(e.worstElement() <= 8*out.Epsilon()) {
+	if !(e.worstElement() <= worst) {
 		t.Errorf("%s: worst element %.3g", name, e.worstElement())
 	}
-	if !(e.lse <= 0x1.1p-24) {
+	if !(e.lse <= lse) {
 		t.Errorf("%s: lse off by %.3g", name, e.lse)
 	}
 }
@@ -75,7 +78,9 @@ func cases() []tensors {
 	return list
 }
 
-func TestExact(t *testing.T) {
+func TestExact(t *testing.T) { eachKernel(t, testExact) }
+
+func testExact(t *testing.T) {
 	worst := make(map[attention.DType]errors)
 	for i, x := range cases() {
 		p := x.p
@@ -105,7 +110,9 @@ func TestExact(t *testing.T) {
 }
 
 // Every input type meets every output type and every head dimension.
-func TestExactTypesAndDimensions(t *testing.T) {
+func TestExactTypesAndDimensions(t *testing.T) { eachKernel(t, testExactTypesAndDimensions) }
+
+func testExactTypesAndDimensions(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 12))
 	for _, d := range []int{1, 8, 32, 64, 80, 96, 128, 192, 256} {
 		for _, in := range dtypes {
@@ -119,7 +126,9 @@ func TestExactTypesAndDimensions(t *testing.T) {
 	}
 }
 
-func TestExactScores(t *testing.T) {
+func TestExactScores(t *testing.T) { eachKernel(t, testExactScores) }
+
+func testExactScores(t *testing.T) {
 	rng := rand.New(rand.NewPCG(13, 14))
 	const n, d = 300, 16
 	sign := func(x int) float64 { return float64(1 - 2*(x&1)) }
@@ -176,7 +185,9 @@ func largestScore(x tensors) (largest float64) {
 	return largest
 }
 
-func TestRowsWithoutKeys(t *testing.T) {
+func TestRowsWithoutKeys(t *testing.T) { eachKernel(t, testRowsWithoutKeys) }
+
+func testRowsWithoutKeys(t *testing.T) {
 	rng := rand.New(rand.NewPCG(15, 16))
 	for _, out := range dtypes {
 		for _, nk := range []int{1, 3, 40} {
@@ -197,7 +208,9 @@ func TestRowsWithoutKeys(t *testing.T) {
 
 // V around 1: the outputs do not shrink with the number of keys, and an error
 // that grew while a million weights were summed would show.
-func TestErrorDoesNotGrowWithLength(t *testing.T) {
+func TestErrorDoesNotGrowWithLength(t *testing.T) { eachKernel(t, testErrorDoesNotGrowWithLength) }
+
+func testErrorDoesNotGrowWithLength(t *testing.T) {
 	long := 1 << 20
 	if testing.Short() {
 		long = 1 << 16
@@ -227,13 +240,15 @@ func TestErrorDoesNotGrowWithLength(t *testing.T) {
 // Before rounding, and relative to the exact result, so that growth below the
 // last bit of a float32 shows too.
 func TestStateIsNearlyExact(t *testing.T) {
+	kernel = Portable
+	defer func() { kernel = Kernels()[0] }()
 	rng := rand.New(rand.NewPCG(19, 20))
 	p := problem(8, 32)
 	p.Nk = 5000
 	x := random(p, rng)
 	want, _ := exact(x, 0, 0, sample(8, 8))
 	for _, chunk := range []int{5000, 1000, 129, 7} {
-		d := New(1)
+		d := newDevice(1)
 		w := way{keyChunk: chunk}.or(p)
 		must(t, d.Reserve(w.geometry(p)))
 		r := runner{t: t, d: d, x: x, w: w, q1: 8}
@@ -254,7 +269,9 @@ func TestStateIsNearlyExact(t *testing.T) {
 
 // The number of threads, the split into batches, and a detour of the state
 // through memory leave every bit as it was.
-func TestSameBits(t *testing.T) {
+func TestSameBits(t *testing.T) { eachKernel(t, testSameBits) }
+
+func testSameBits(t *testing.T) {
 	rng := rand.New(rand.NewPCG(21, 22))
 	for _, causal := range []attention.Causal{attention.NonCausal, attention.BottomRight} {
 		p := problem(131, 24)
@@ -287,7 +304,9 @@ func TestSameBits(t *testing.T) {
 	}
 }
 
-func TestChunkingsAgree(t *testing.T) {
+func TestChunkingsAgree(t *testing.T) { eachKernel(t, testChunkingsAgree) }
+
+func testChunkingsAgree(t *testing.T) {
 	rng := rand.New(rand.NewPCG(23, 24))
 	p := problem(100, 16)
 	p.Causal = attention.TopLeft
@@ -308,7 +327,9 @@ func TestChunkingsAgree(t *testing.T) {
 	}
 }
 
-func TestLongChunks(t *testing.T) {
+func TestLongChunks(t *testing.T) { eachKernel(t, testLongChunks) }
+
+func testLongChunks(t *testing.T) {
 	rng := rand.New(rand.NewPCG(25, 26))
 	for _, n := range [][2]int{{3, 70001}, {70001, 3}} {
 		for _, layout := range []attention.Layout{attention.BHND, attention.BNHD} {

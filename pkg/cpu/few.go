@@ -108,6 +108,7 @@ func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
 		}
 		return
 	}
+	sc.ran[few]++
 	const together = 4 // rows that the kernels take at once
 	g, f, n := d.geo, &sc.few, k1-k0
 	reset(sc.top32[:t.rows])

@@ -4,12 +4,47 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 	"unsafe"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
+
+// kernel is that of the devices that newDevice makes, and ran what they did.
+var (
+	kernel string
+	ran    [paths]int
+)
+
+func newDevice(threads int) *Device {
+	d, _ := NewWith(threads, kernel)
+	return d
+}
+
+// eachKernel runs a test with every kernel of this machine. Tests with vector
+// kernels that compute anything must have used them.
+func eachKernel(t *testing.T, test func(*testing.T)) {
+	for _, kernel = range Kernels() {
+		t.Run(kernel, func(t *testing.T) {
+			ran = [paths]int{}
+			test(t)
+			t.Logf("tiles of keys: plain %d, wide %d, narrow %d, few %d", ran[plain], ran[wide], ran[narrow], ran[few])
+			vector, all := ran[wide]+ran[narrow]+ran[few], ran[plain]+ran[wide]+ran[narrow]+ran[few]
+			if all > 0 && (vector > 0) != (kernel != Portable) {
+				t.Errorf("%s: %d of %d tiles by vector kernels", kernel, vector, all)
+			}
+		})
+	}
+	kernel = Kernels()[0]
+}
+
+// TestMain starts with the kernel that users get.
+func TestMain(m *testing.M) {
+	kernel = Kernels()[0]
+	os.Exit(m.Run())
+}
 
 // tensors are the inputs of a problem, in its layout.
 type tensors struct {
@@ -103,9 +138,16 @@ func run(t testing.TB, x tensors, w way) result {
 	t.Helper()
 	w = w.or(x.p)
 	p, g := x.p, w.geometry(x.p)
-	d := New(w.threads)
+	d := newDevice(w.threads)
 	must(t, d.Reserve(g))
-	defer func() { must(t, d.Release()) }()
+	defer func() {
+		for i := range d.scratch {
+			for j, n := range d.scratch[i].ran {
+				ran[j] += n
+			}
+		}
+		must(t, d.Release())
+	}()
 	poison(d)
 	res := result{o: make([]byte, p.B*p.Hq*p.Nq*p.Dv*p.OutDType.Size()), lse: make([]byte, p.B*p.Hq*p.Nq*4)}
 	for b := range p.B {

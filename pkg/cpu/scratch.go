@@ -27,6 +27,8 @@ type scratch struct {
 
 	plain plainScratch
 	few   fewScratch
+
+	ran [paths]int // tiles of keys
 }
 
 // content says which of a tile's keys and values have been converted.

@@ -55,7 +55,9 @@ func sameClasses(t testing.TB, name string, x tensors, r result) (special int) {
 // A special value at any place poisons what it poisons in float64: nothing
 // beyond a causal edge, no row beside its own, no padding. Weights do not
 // underflow here; see TestInfinityTimesVanishingWeight for those that do.
-func TestSpecialValues(t *testing.T) {
+func TestSpecialValues(t *testing.T) { eachKernel(t, testSpecialValues) }
+
+func testSpecialValues(t *testing.T) {
 	rng := rand.New(rand.NewPCG(27, 28))
 	values := []float64{math.NaN(), math.Inf(1), math.Inf(-1)}
 	shapes := []struct {
@@ -94,7 +96,9 @@ func TestSpecialValues(t *testing.T) {
 
 // Each key of a causal problem in turn is NaN: rows before it must not notice,
 // in the same block of rows, the same tile of keys, or the next chunk.
-func TestNaNDoesNotCrossTheCausalEdge(t *testing.T) {
+func TestNaNDoesNotCrossTheCausalEdge(t *testing.T) { eachKernel(t, testNaNDoesNotCrossTheCausalEdge) }
+
+func testNaNDoesNotCrossTheCausalEdge(t *testing.T) {
 	rng := rand.New(rand.NewPCG(29, 30))
 	p := problem(12, 4)
 	p.Causal = attention.TopLeft
@@ -127,7 +131,9 @@ func TestNaNDoesNotCrossTheCausalEdge(t *testing.T) {
 }
 
 // All scores of a row -Inf: no weights to share, which is NaN, not an empty row.
-func TestScoresAllMinusInfinity(t *testing.T) {
+func TestScoresAllMinusInfinity(t *testing.T) { eachKernel(t, testScoresAllMinusInfinity) }
+
+func testScoresAllMinusInfinity(t *testing.T) {
 	p := problem(3, 2)
 	p.Nk = 200
 	one := func(_, _, _, _ int) float64 { return 1 }
@@ -150,7 +156,9 @@ func TestScoresAllMinusInfinity(t *testing.T) {
 // been exp(0) when the value was met; then the sum is Inf, and re-basing it once
 // by exp(-2000) gives NaN too, but re-basing it in steps that do not underflow
 // leaves Inf. Either way the element is poisoned, and no other is.
-func TestInfinityTimesVanishingWeight(t *testing.T) {
+func TestInfinityTimesVanishingWeight(t *testing.T) { eachKernel(t, testInfinityTimesVanishingWeight) }
+
+func testInfinityTimesVanishingWeight(t *testing.T) {
 	p := problem(1, 1)
 	p.Nk, p.Dv, p.Scale = 5*keyTile, 3, 1
 	for _, step := range []float64{2000, 500} {
