@@ -41,19 +41,13 @@ func (f Footprint) Total() int64 {
 	return n
 }
 
-// Rates describe a device to the planner. They need not be exact: they choose
-// between plans and predict time.
+// Rates describe a device to the planner.
 type Rates struct {
 	FLOPS  float64 // kernel arithmetic, FLOP/s
 	In     float64 // host to slot, bytes/s, from the page cache
 	Out    float64 // slot to host, bytes/s
 	Launch float64 // seconds a batch costs beside its arithmetic
 	Shared float64 // share of a transfer's seconds in which the kernel loses all its cores; 0 where copies have engines of their own
-
-	// Speed is how much faster the device really is: predicted seconds count it,
-	// the choice between plans does not, so that a setting like the number of
-	// threads changes no plan, and no bit. 0 means 1.
-	Speed float64
 }
 
 // Rows points at consecutive rows of one head in host memory. Row i occupies

@@ -66,11 +66,12 @@ func (d *Device) Name() string { return "cpu" }
 // Threads is the number of threads that apply pairs.
 func (d *Device) Threads() int { return d.threads }
 
+const nominal = 4 // threads
+
 // Rates are those of four threads of a current server core with the kernels that
-// this machine has, whatever the number of threads; Speed has that. A batch with
-// less than a task for each thread leaves threads idle.
+// this machine has, whatever the number of threads. A batch with less than a task
+// for each thread leaves threads idle.
 func (d *Device) Rates(g attention.Geometry) attention.Rates {
-	const nominal = 4
 	perThread := 4e9
 	if d.lane != nil {
 		perThread = d.lane.flops
@@ -83,9 +84,14 @@ func (d *Device) Rates(g attention.Geometry) attention.Rates {
 		FLOPS: float64(min(max(tasks, 1), nominal)) * perThread,
 		In:    nominal * 3e9, Out: nominal * 0.5e9,
 		Launch: 20e-6,
-		Shared: 1,
-		Speed:  float64(d.threads) / nominal,
-	}
+		Shared: 1}
+}
+
+// Expected are the rates of the device's own number of threads.
+func (d *Device) Expected(g attention.Geometry) attention.Rates {
+	r, speed := d.Rates(g), float64(d.threads)/nominal
+	r.FLOPS, r.In, r.Out, r.Launch = r.FLOPS*speed, r.In*speed, r.Out*speed, r.Launch/speed
+	return r
 }
 
 // StateBytes is the size of a saved state of the longest query chunk: per lane

@@ -8,7 +8,7 @@ import (
 
 // Device applies pairs of chunks that it holds in slots.
 //
-// Footprint, StateBytes and Rates are pure: the planner calls them for many
+// Footprint, StateBytes, Rates and Expected are pure: the planner calls them for many
 // geometries. Reserve takes all memory, exactly what Footprint said; nothing is
 // allocated later. LoadKV, LoadQuery, Apply, SaveState and Finish are submitted
 // by one goroutine and return at once; the device runs them in three queues
@@ -20,8 +20,12 @@ import (
 type Device interface {
 	// Name identifies the device to people: cpu, cuda:0.
 	Name() string
-	// Rates describe the device to the planner.
+	// Rates choose between plans. They must not depend on what changes from run
+	// to run, or a plan, and with it the bits of a result, would too.
 	Rates(attention.Geometry) attention.Rates
+	// Expected are the rates that predicted seconds count with: as good as is
+	// known.
+	Expected(attention.Geometry) attention.Rates
 	// Footprint is the memory that Reserve would take, by purpose.
 	Footprint(attention.Geometry) attention.Footprint
 	// StateBytes is the most that SaveState writes for one query slot.

@@ -18,8 +18,9 @@ var (
 	coreLike = &paperDevice{rates: attention.Rates{FLOPS: 20e9, In: 2e9, Out: 2e9, Launch: 50e-6, Shared: 0.25}}
 )
 
-func (d *paperDevice) Name() string                             { return "paper" }
-func (d *paperDevice) Rates(attention.Geometry) attention.Rates { return d.rates }
+func (d *paperDevice) Name() string                                { return "paper" }
+func (d *paperDevice) Rates(attention.Geometry) attention.Rates    { return d.rates }
+func (d *paperDevice) Expected(attention.Geometry) attention.Rates { return d.rates }
 func (d *paperDevice) StateBytes(g attention.Geometry) int64 {
 	return int64(g.QueryHeads()) * int64(g.QueryRows) * int64(g.Dv+2) * 4
 }

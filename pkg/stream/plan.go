@@ -27,6 +27,10 @@ type Host struct {
 	State int64   // bytes of disk that states may take; 0: any number
 	Cache int64   // bytes of page cache that the inputs may occupy
 	Disk  float64 // sequential read rate, bytes/s; 0: reading takes no time
+
+	// Only predicted seconds count with these, not the choice between plans.
+	MeasuredDisk float64 // bytes/s; 0: Disk
+	Resident     int64   // bytes of the inputs that are in the page cache
 }
 
 // Active is how many chunks of each axis one batch uses; the other slots hold

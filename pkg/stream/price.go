@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"math"
@@ -39,16 +40,13 @@ func (s *search) price(c candidate) (*Plan, error) {
 	}
 	plan.Subproblems = plan.division.Len()
 	s.traffic(plan)
-	r := s.dev.Rates(g)
-	nominal := s.predict(plan, c, r)
+	nominal := s.predict(plan, c, s.dev.Rates(g), s.req.Host.Disk)
 	// Among plans that one link holds up, the one that leaves the others more
 	// slack is better: predictions are not exact.
 	const slack = 1. / 20
 	plan.cost = nominal.Total + slack*(nominal.Kernel+nominal.In+nominal.Out+nominal.Disk)
-	if r.Speed > 0 {
-		r.FLOPS, r.In, r.Out, r.Launch = r.FLOPS*r.Speed, r.In*r.Speed, r.Out*r.Speed, r.Launch/r.Speed
-	}
-	plan.Seconds = s.predict(plan, c, r)
+	plan.Traffic.Disk = max(0, plan.Traffic.Disk-s.req.Host.Resident)
+	plan.Seconds = s.predict(plan, c, s.dev.Expected(g), cmp.Or(s.req.Host.MeasuredDisk, s.req.Host.Disk))
 	return plan, nil
 }
 
@@ -226,7 +224,7 @@ func (c *counter) states() (bytes float64) {
 // predict predicts time per link and in all. Links that overlap cost the
 // slowest of them; what cannot overlap, and what transfers take from the
 // kernel's own cores, is added.
-func (s *search) predict(plan *Plan, c candidate, r attention.Rates) Prediction {
+func (s *search) predict(plan *Plan, c candidate, r attention.Rates, disk float64) Prediction {
 	t := plan.Traffic
 	batches := plan.ChunkPairs / float64(plan.Active.Query*plan.Active.KV)
 	sec := Prediction{
@@ -234,8 +232,8 @@ func (s *search) predict(plan *Plan, c candidate, r attention.Rates) Prediction 
 		In:     float64(t.In) / r.In,
 		Out:    float64(t.Out) / r.Out,
 	}
-	if s.req.Host.Disk > 0 {
-		sec.Disk = float64(t.Disk) / s.req.Host.Disk
+	if disk > 0 {
+		sec.Disk = float64(t.Disk) / disk
 	}
 	sec.Kernel += r.Shared * (sec.In + sec.Out)
 	sec.Bound = "kernel"
