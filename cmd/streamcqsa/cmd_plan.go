@@ -52,9 +52,9 @@ in the page cache, which the kernel takes back when it needs the memory.`,
 
 func runPlan(w io.Writer, o *planOptions) error {
 	var p attention.Problem
+	var in *inputs
 	var err error
 	if o.hasFiles() {
-		var in *inputs
 		if p, in, err = o.problemFlags.open(); err != nil {
 			return err
 		}
@@ -62,7 +62,7 @@ func runPlan(w io.Writer, o *planOptions) error {
 	} else if p, err = o.fromShape(); err != nil {
 		return err
 	}
-	plan, others, _, err := o.plan(p, &o.outFlags)
+	plan, others, _, err := o.plan(p, in, &o.outFlags)
 	if err != nil {
 		return err
 	}

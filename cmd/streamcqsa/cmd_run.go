@@ -72,7 +72,7 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
-	plan, others, dev, err := o.plan(p, &o.outFlags)
+	plan, others, dev, err := o.plan(p, in, &o.outFlags)
 	if err != nil {
 		return err
 	}

@@ -140,14 +140,18 @@ func (o *planFlags) request(p attention.Problem, to *outFlags) (stream.Request, 
 }
 
 // plan opens the device asked for and plans the problem for it, and gives the
-// best plan of each other division for comparison.
-func (o *planFlags) plan(p attention.Problem, to *outFlags) (plan *stream.Plan, others []*stream.Plan, dev stream.Device, err error) {
+// best plan of each other division for comparison. in is nil for a plan without
+// files.
+func (o *planFlags) plan(p attention.Problem, in *inputs, to *outFlags) (plan *stream.Plan, others []*stream.Plan, dev stream.Device, err error) {
 	if dev, err = o.open(); err != nil {
 		return nil, nil, nil, err
 	}
 	req, err := o.request(p, to)
 	if err != nil {
 		return nil, nil, nil, err
+	}
+	if in != nil {
+		req.Host.Resident = in.q.Cached() + in.k.Cached() + in.v.Cached()
 	}
 	plan, others, err = stream.New(req, dev)
 	return plan, others, dev, err

@@ -22,6 +22,12 @@ func (t *Tensor) DontNeed(lo, hi int64) {
 	}
 }
 
+// Cached is how many bytes of the tensor the system has in memory; 0 where it
+// does not say.
+func (t *Tensor) Cached() int64 {
+	return min(cachedBytes(t.in.file, t.info.Offset, t.info.Bytes), t.info.Bytes)
+}
+
 // Sequential says that the tensor will be read once, from its start.
 func (t *Tensor) Sequential() {
 	if m := around(t.in.data, t.info, 0, t.info.Bytes); len(m) > 0 {

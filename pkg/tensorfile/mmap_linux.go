@@ -12,6 +12,16 @@ func adviseWillNeed(b []byte) error   { return unix.Madvise(b, unix.MADV_WILLNEE
 func adviseDontNeed(b []byte) error   { return unix.Madvise(b, unix.MADV_DONTNEED) }
 func adviseSequential(b []byte) error { return unix.Madvise(b, unix.MADV_SEQUENTIAL) }
 
+// cachedBytes counts the pages of n bytes of f from off on that are in the page
+// cache. Before Linux 6.5 nobody can tell cheaply: none then.
+func cachedBytes(f *os.File, off, n int64) int64 {
+	var s unix.Cachestat_t
+	if n <= 0 || unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{Off: uint64(off), Len: uint64(n)}, &s, 0) != nil {
+		return 0
+	}
+	return int64(s.Cache) * int64(os.Getpagesize())
+}
+
 // fallocate is a variable for tests, which have no file system without it.
 var fallocate = unix.Fallocate
 
