@@ -106,14 +106,16 @@ func (s sums) clear() {
 	}
 }
 
-// step emits one step of the chain of sums: a panel row times a broadcast per row.
-func (s sums) step(n number, panel Register, element func(r int) Mem) {
+// step emits one step of the chain of sums: the panel row at panel times a
+// broadcast per row.
+func (s sums) step(n number, panel Mem, element func(r int) Mem) {
 	t := s.tier
+	vector := func(v int) Mem { return panel.Offset(v * t.Bytes) }
 	for v := range s.vectors {
 		if n == f64 {
-			VMOVUPD(Mem{Base: panel, Disp: v * t.Bytes}, t.V(s.panel(v)))
+			VMOVUPD(vector(v), t.V(s.panel(v)))
 		} else {
-			VMOVUPS(Mem{Base: panel, Disp: v * t.Bytes}, t.V(s.panel(v)))
+			VMOVUPS(vector(v), t.V(s.panel(v)))
 		}
 	}
 	for r := range s.rows {
@@ -194,6 +196,7 @@ func scores(t emit.Tier, n number) {
 		"func(s, top *%s, q *%s, d, lanes int, k *%s, stride, keys int)", n.go_, n.query, n.key))
 	Pragma("noescape")
 	doc("scores"+n.infix+t.Suffix, scoresDoc[n])
+	left := AllocLocal(8) // keys
 	dispatch(t, func(lanes int) {
 		b := blockOf(t, lanes, n.size)
 		l := fmt.Sprintf("scores%d", lanes)
@@ -203,11 +206,10 @@ func scores(t emit.Tier, n number) {
 		arg("s", RAX)
 		ADDQ(R14, RAX)
 		arg("k", RBX)
-		arg("q", RCX)
-		ADDQ(R14, RCX)
-		arg("keys", RSI)
+		arg("keys", RDX)
+		MOVQ(RDX, left)
 		for _, rows := range b.rows {
-			scoresBlock(t, n, b, rows, fmt.Sprintf("%skeys%d", l, rows))
+			scoresBlock(t, n, b, rows, left, fmt.Sprintf("%skeys%d", l, rows))
 		}
 		if b.vectors*t.Bytes < b.row {
 			ADDQ(U32(b.vectors*t.Bytes), R14)
@@ -218,30 +220,67 @@ func scores(t emit.Tier, n number) {
 }
 
 // scoresBlock emits the loop over blocks of rows keys.
-func scoresBlock(t emit.Tier, n number, b block, rows int, label string) {
+func scoresBlock(t emit.Tier, n number, b block, rows int, left Mem, label string) {
 	s := sums{t, rows, b.vectors}
 	at := []GPPhysical{R12, R13, R15}[:(rows+7)/8]
 	Label(label)
-	CMPQ(RSI, U32(rows))
+	CMPQ(left, U8(rows))
 	JLT(LabelRef(label + "done"))
 	s.clear()
 	MOVQ(RBX, at[0])
 	for i := range at[1:] {
 		LEAQ(Mem{Base: at[i], Index: stride, Scale: 8}, at[i+1])
 	}
-	MOVQ(RCX, RDI)
+	arg("q", RDI)
+	ADDQ(R14, RDI)
 	arg("d", RDX)
 	if n == bf16 {
 		SHRQ(U8(1), RDX)
 	}
-	Label(label + "features")
-	s.step(n, RDI, func(r int) Mem { return rowAt(at[r/8], r%8) })
-	ADDQ(U32(b.row), RDI)
-	for _, p := range at {
-		ADDQ(U8(4), p)
+	step := func(u int) {
+		s.step(n, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(at[r/8], r%8).Offset(4 * u) })
 	}
+	forward := func(steps int) {
+		ADDQ(U32(steps*b.row), RDI)
+		for _, p := range at {
+			ADDQ(U8(4*steps), p)
+		}
+	}
+	if rows == b.rows[0] {
+		// A cache line of every row, 16 steps, while that of the next rows is fetched.
+		MOVQ(RBX, RCX)
+		advance(RCX, rows)
+		SUBQ(U8(16), RDX)
+		JLT(LabelRef(label + "rest"))
+		Label(label + "lines")
+		MOVQ(RCX, RSI)
+		for r := range rows {
+			if r > 0 && r%8 == 0 {
+				LEAQ(Mem{Base: RSI, Index: stride, Scale: 8}, RSI)
+			}
+			PREFETCHT0(rowAt(RSI, r%8))
+		}
+		ADDQ(U8(64), RCX)
+		MOVQ(I32(16/unroll), RSI)
+		Label(label + "line")
+		for u := range unroll {
+			step(u)
+		}
+		forward(unroll)
+		DECQ(RSI)
+		JNZ(LabelRef(label + "line"))
+		SUBQ(U8(16), RDX)
+		JGE(LabelRef(label + "lines"))
+		Label(label + "rest")
+		ADDQ(U8(16), RDX)
+		JZ(LabelRef(label + "summed"))
+	}
+	Label(label + "features")
+	step(0)
+	forward(1)
 	DECQ(RDX)
 	JNZ(LabelRef(label + "features"))
+	Label(label + "summed")
 	arg("top", RDX)
 	ADDQ(R14, RDX)
 	for v := range b.vectors {
@@ -257,10 +296,13 @@ func scoresBlock(t emit.Tier, n number, b block, rows int, label string) {
 	}
 	ADDQ(U32(rows*b.row), RAX)
 	advance(RBX, rows)
-	SUBQ(U8(rows), RSI)
+	SUBQ(U8(rows), left)
 	JMP(LabelRef(label))
 	Label(label + "done")
 }
+
+// unroll is how many steps of the longest blocks stand in a row.
+const unroll = 4
 
 // maximum raises top to x. The order of the operands makes a NaN in x lose.
 func maximum(n number, x, top Op) {
@@ -287,7 +329,7 @@ func values(t emit.Tier) {
 	dispatch(t, func(lanes int) {
 		b := blockOf(t, lanes, 4)
 		l := fmt.Sprintf("values%d", lanes)
-		arg("stride", stride)
+		multiples()
 		XORQ(R14, R14) // offset of the part in a row of p
 		Label(l + "part")
 		arg("acc", RAX)
@@ -309,6 +351,9 @@ func values(t emit.Tier) {
 	})
 }
 
+// ahead is how many rows of v are fetched before they are needed.
+const ahead = 16
+
 // valuesBlock emits the loop over blocks of rows features.
 func valuesBlock(t emit.Tier, b block, rows int, label string) {
 	s := sums{t, rows, b.vectors}
@@ -319,12 +364,38 @@ func valuesBlock(t emit.Tier, b block, rows int, label string) {
 	MOVQ(RBX, R12)
 	MOVQ(RCX, RDI)
 	arg("keys", RDX)
+	step := func(u int) {
+		s.step(f32, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(R12, u).Offset(4 * r) })
+	}
+	if rows == b.rows[0] {
+		MOVQ(RAX, R11)
+		MOVQ(R12, R15)
+		advance(R15, ahead)
+		SUBQ(U8(unroll), RDX)
+		JLT(LabelRef(label + "rest"))
+		Label(label + "unrolled")
+		PREFETCHT0(Mem{Base: R11})
+		ADDQ(U8(64), R11)
+		for u := range unroll {
+			PREFETCHT0(rowAt(R15, u))
+			step(u)
+		}
+		ADDQ(U32(unroll*b.row), RDI)
+		advance(R12, unroll)
+		advance(R15, unroll)
+		SUBQ(U8(unroll), RDX)
+		JGE(LabelRef(label + "unrolled"))
+		Label(label + "rest")
+		ADDQ(U8(unroll), RDX)
+		JZ(LabelRef(label + "summed"))
+	}
 	Label(label + "keys")
-	s.step(f32, RDI, func(r int) Mem { return Mem{Base: R12, Disp: 4 * r} })
+	step(0)
 	ADDQ(U32(b.row), RDI)
 	ADDQ(stride, R12)
 	DECQ(RDX)
 	JNZ(LabelRef(label + "keys"))
+	Label(label + "summed")
 	// The registers of the panel and the broadcasts are free from here.
 	alpha, high := s.panel(0), s.panel(0)+1
 	for v := range b.vectors {
