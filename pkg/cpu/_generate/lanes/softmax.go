@@ -23,11 +23,12 @@ const (
 	roundCeil    = 10
 )
 
-// polynomials for 2^r, lowest coefficient first, each rounded to float32 before
-// the next was fitted: on [0, 1) and on [-1/2, 1/2], relative error 3e-9.
+// Polynomials for 2^r, highest coefficient first, each rounded to float32 before
+// the next lower degree was fixed: on [0, 1/16), relative error 1.4e-9, and on
+// [-1/2, 1/2], relative error 3e-9.
 var (
-	exp2Floor   = []float32{1, 0.6931470632553101, 0.24022908508777618, 0.05548618361353874, 0.009673775173723698, 0.0012482289457693696, 0.000215659718378447}
-	exp2Nearest = []float32{1, 0.6931471824645996, 0.24022647738456726, 0.05550359562039375, 0.00961849931627512, 0.0013390970416367054, 0.00015329310554079711}
+	exp2Sixteenth = []float32{0.05666297301650047, 0.24018490314483643, 0.693147599697113, 1}
+	exp2Nearest   = []float32{0.00015329310554079711, 0.0013390970416367054, 0.00961849931627512, 0.05550359562039375, 0.24022647738456726, 0.6931471824645996, 1}
 )
 
 var constants = map[string]Mem{}
@@ -83,6 +84,8 @@ type exponential struct {
 	hi, lo int // c in hi when wide
 	inf    int // -Inf, of the element type
 	poly   []int
+	table  int // of 2^(i/16), AVX-512
+	magic  int // its addition leaves the index into the table in the lowest bits
 	bases  []int
 	sums   []int
 	work   [][4]int // per vector in flight
@@ -109,7 +112,8 @@ func newExponential(t emit.Tier, wide bool, vectors int) exponential {
 	inFlight := 1
 	if t.Wide() {
 		e.inf = take(1)[0]
-		e.poly = take(7)
+		e.poly = take(3) // the last is 1
+		e.table, e.magic = take(1)[0], take(1)[0]
 		if !wide {
 			e.bases = take(vectors)
 		}
@@ -131,12 +135,12 @@ func (e exponential) coefficient(k int) Op {
 	if k < len(e.poly) {
 		return e.t.V(e.poly[k])
 	}
-	return constant(e.coefficients()[6-k])
+	return constant(e.coefficients()[k])
 }
 
 func (e exponential) coefficients() []float32 {
 	if e.t.Wide() {
-		return exp2Floor
+		return exp2Sixteenth
 	}
 	return exp2Nearest
 }
@@ -156,7 +160,11 @@ func (e exponential) loadConstants() {
 		}
 	}
 	for k, r := range e.poly {
-		VBROADCASTSS(constant(e.coefficients()[6-k]), t.V(r))
+		VBROADCASTSS(constant(e.coefficients()[k]), t.V(r))
+	}
+	if t.Wide() {
+		VMOVUPS(tableOfPowers(), t.V(e.table))
+		VBROADCASTSS(constant(magic), t.V(e.magic))
 	}
 	for _, r := range e.sums {
 		t.Zero(r)
@@ -210,50 +218,77 @@ func (e exponential) argumentWide(v int) {
 
 func maskOf(v int) Physical { return []Physical{K1, K2, K3}[v%3] }
 
+// magic has its lowest bit at 1/16, and four zero bits there.
+const magic = 3 << 18
+
+// tableOfPowers is 2^(i/16).
+func tableOfPowers() Mem {
+	const name = "lanesPowers"
+	if _, ok := constants[name]; !ok {
+		m := GLOBL(name, attr.RODATA|attr.NOPTR)
+		for i := range 16 {
+			DATA(4*i, U32(math.Float32bits(float32(math.Exp2(float64(i)/16)))))
+		}
+		constants[name] = m
+	}
+	return constants[name]
+}
+
 // exp2 leaves 2^t in work register 0.
-//
-// With AVX-512, VREDUCEPS takes floor(t) off and VSCALEFPS puts it back; NaN and
-// infinities come out right by themselves. With AVX2, round(t) is added to the
-// exponent: t is held below 128, where that makes +Inf, and whatever is below
-// -126 (the exponent would wrap) becomes 0.
 func (e exponential) exp2(v int) {
+	if e.t.Wide() {
+		e.exp2ByTable(v)
+	} else {
+		e.exp2ByExponent(v)
+	}
+}
+
+// exp2ByTable takes t apart into an integer, sixteenths, which the table knows,
+// and a rest in [0, 1/16): half of that is not multiplication, so that the FMA
+// units aren't the only ones at work. Everything is rounded down, because
+// VSCALEFPS takes floor(t) from t itself. NaN and infinities come out right.
+func (e exponential) exp2ByTable(v int) {
 	t, w := e.t, e.work[v%len(e.work)]
-	y, x, r := t.V(w[0]), t.V(w[1]), t.V(w[2])
-	horner := func(r Op) {
-		if e.t.Wide() {
-			VMOVAPS(e.coefficient(0), y)
-		} else {
-			VMOVUPS(e.coefficient(0), y)
-		}
-		for k := 1; k < 7; k++ {
-			VFMADD213PS(e.coefficient(k), r, y)
-		}
+	y, x, r, power := t.V(w[0]), t.V(w[1]), t.V(w[2]), t.V(w[3])
+	VADDPS_RD_SAE(t.V(e.magic), x, power)
+	VREDUCEPS(U8(4<<4|roundFloor), x, r)
+	VPERMPS(t.V(e.table), power, power)
+	VMOVAPS(e.coefficient(0), y)
+	VFMADD213PS(e.coefficient(1), r, y)
+	VFMADD213PS(e.coefficient(2), r, y)
+	VMULPS(power, r, r)
+	VFMADD213PS(power, r, y)
+	if e.wide {
+		VSCALEFPS(x, y, y)
+	} else {
+		VSCALEFPS_Z(x, y, maskOf(v), y)
 	}
-	if t.Wide() {
-		VREDUCEPS(U8(roundFloor), x, r)
-		horner(r)
-		if e.wide {
-			VSCALEFPS(x, y, y)
-		} else {
-			VSCALEFPS_Z(x, y, maskOf(v), y)
-		}
-		return
-	}
+}
+
+// exp2ByExponent adds round(t) to the exponent of a polynomial in the rest. t is
+// held below 128, where that makes +Inf, and whatever is below -126, where the
+// exponent would wrap, becomes 0.
+func (e exponential) exp2ByExponent(v int) {
+	t, w := e.t, e.work[v%len(e.work)]
+	y, x, r, keep := t.V(w[0]), t.V(w[1]), t.V(w[2]), t.V(w[3])
 	VMOVUPS(constant(128), r)
 	VMINPS(x, r, x) // in this order a NaN stays
 	VCMPPS(U8(notLess), constant(-126), x, y)
 	if e.wide {
-		VMOVAPS(y, t.V(w[3]))
+		VMOVAPS(y, keep)
 	} else {
-		VANDPS(y, t.V(w[3]), t.V(w[3]))
+		VANDPS(y, keep, keep)
 	}
 	VROUNDPS(U8(roundNearest), x, r)
 	VSUBPS(r, x, x)
 	VCVTPS2DQ(r, r)
 	VPSLLD(U8(23), r, r)
-	horner(x)
+	VMOVUPS(e.coefficient(0), y)
+	for k := 1; k < len(exp2Nearest); k++ {
+		VFMADD213PS(e.coefficient(k), x, y)
+	}
 	VPADDD(r, y, y)
-	VANDPS(t.V(w[3]), y, y)
+	VANDPS(keep, y, y)
 }
 
 func softmax(t emit.Tier, wide bool) {
