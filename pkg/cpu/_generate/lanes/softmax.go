@@ -1,0 +1,359 @@
+package main
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/mmcloughlin/avo/attr"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	. "github.com/mmcloughlin/avo/reg"
+
+	"github.com/streamcqsa/streamcqsa/pkg/cpu/_generate/emit"
+)
+
+// Comparisons, as VCMPPS counts them.
+const (
+	equal        = 0
+	notLess      = 5
+	notEqual     = 4
+	roundNearest = 8
+	roundFloor   = 9
+	roundCeil    = 10
+)
+
+// Polynomials for 2^r, highest coefficient first, each rounded to float32 before
+// the next lower degree was fixed: on [0, 1/16), relative error 1.4e-9, and on
+// [-1/2, 1/2], relative error 3e-9.
+var (
+	exp2Sixteenth = []float32{0.05666297301650047, 0.24018490314483643, 0.693147599697113, 1}
+	exp2Nearest   = []float32{0.00015329310554079711, 0.0013390970416367054, 0.00961849931627512, 0.05550359562039375, 0.24022647738456726, 0.6931471824645996, 1}
+)
+
+var constants = map[string]Mem{}
+
+// constant is a 32-byte vector of one float32, so that it may also be an operand.
+func constant(x float32) Mem {
+	bits := math.Float32bits(x)
+	name := fmt.Sprintf("lanesF32_%08x", bits)
+	if _, ok := constants[name]; !ok {
+		m := GLOBL(name, attr.RODATA|attr.NOPTR)
+		for i := range 8 {
+			DATA(4*i, U32(bits))
+		}
+		constants[name] = m
+	}
+	return constants[name]
+}
+
+// constant64 is the same of one float64.
+func constant64(x float64) Mem {
+	bits := math.Float64bits(x)
+	name := fmt.Sprintf("lanesF64_%016x", bits)
+	if _, ok := constants[name]; !ok {
+		m := GLOBL(name, attr.RODATA|attr.NOPTR)
+		for i := range 4 {
+			DATA(8*i, U64(bits))
+		}
+		constants[name] = m
+	}
+	return constants[name]
+}
+
+// counter32 and counter64 are single integers.
+func counter32(n uint32) Mem { return integer("lanesI32_", n, U32(n)) }
+func counter64(n uint64) Mem { return integer("lanesI64_", uint32(n), U64(n)) }
+
+func integer(prefix string, n uint32, bits Constant) Mem {
+	name := fmt.Sprintf("%s%d", prefix, n)
+	if _, ok := constants[name]; !ok {
+		m := GLOBL(name, attr.RODATA|attr.NOPTR)
+		DATA(0, bits)
+		constants[name] = m
+	}
+	return constants[name]
+}
+
+var minusInf = math.Inf(-1)
+
+// exponential are the registers of the softmax.
+type exponential struct {
+	t      emit.Tier
+	wide   bool
+	hi, lo int // c in hi when wide
+	inf    int // -Inf, of the element type
+	poly   []int
+	table  int // of 2^(i/16), AVX-512
+	magic  int // its addition leaves the index into the table in the lowest bits
+	bases  []int
+	sums   []int
+	work   [][4]int // per vector in flight
+}
+
+// newExponential shares the registers out: from the top the constants, the bases
+// and the sums, from the bottom what is in flight. AVX2 has no room for the bases
+// and half of the polynomial: they are read where they are used.
+func newExponential(t emit.Tier, wide bool, vectors int) exponential {
+	e := exponential{t: t, wide: wide}
+	next := 16
+	if t.Wide() {
+		next = 32
+	}
+	take := func(n int) (regs []int) {
+		for range n {
+			next--
+			regs = append(regs, next)
+		}
+		return regs
+	}
+	e.hi, e.lo, e.inf = take(1)[0], take(1)[0], 0
+	e.sums = take(vectors)
+	inFlight := 1
+	if t.Wide() {
+		e.inf = take(1)[0]
+		e.poly = take(3) // the last is 1
+		e.table, e.magic = take(1)[0], take(1)[0]
+		if !wide {
+			e.bases = take(vectors)
+		}
+		inFlight = 3
+	} else {
+		if wide {
+			e.inf = take(1)[0]
+		}
+		e.poly = take(min(3, next-4))
+	}
+	for i := range inFlight {
+		e.work = append(e.work, [4]int{4 * i, 4*i + 1, 4*i + 2, 4*i + 3})
+	}
+	return e
+}
+
+// coefficient is the k-th highest coefficient, in a register or in memory.
+func (e exponential) coefficient(k int) Op {
+	if k < len(e.poly) {
+		return e.t.V(e.poly[k])
+	}
+	return constant(e.coefficients()[k])
+}
+
+func (e exponential) coefficients() []float32 {
+	if e.t.Wide() {
+		return exp2Sixteenth
+	}
+	return exp2Nearest
+}
+
+func (e exponential) loadConstants() {
+	t := e.t
+	if e.wide {
+		VBROADCASTSD(address("c"), t.V(e.hi))
+		if e.inf != 0 {
+			VBROADCASTSD(constant64(minusInf), t.V(e.inf))
+		}
+	} else {
+		VBROADCASTSS(address("hi"), t.V(e.hi))
+		VBROADCASTSS(address("lo"), t.V(e.lo))
+		if e.inf != 0 {
+			VBROADCASTSS(constant(float32(minusInf)), t.V(e.inf))
+		}
+	}
+	for k, r := range e.poly {
+		VBROADCASTSS(constant(e.coefficients()[k]), t.V(r))
+	}
+	if t.Wide() {
+		VMOVUPS(tableOfPowers(), t.V(e.table))
+		VBROADCASTSS(constant(magic), t.V(e.magic))
+	}
+	for _, r := range e.sums {
+		t.Zero(r)
+	}
+	for v, r := range e.bases { // negated, so that one FMA subtracts
+		t.Zero(r)
+		VSUBPS(Mem{Base: RDI, Disp: v * t.Bytes}, t.V(r), t.V(r))
+	}
+}
+
+// argument computes t of vector v, lane by lane, from the scores at AX. A score
+// of -Inf must become 0 whatever the factors are (0 * -Inf is NaN), so it is
+// remembered beside t in mask register 1+v, or in work register 3 on AVX2.
+func (e exponential) argument(v int) {
+	t, w := e.t, e.work[v%len(e.work)]
+	s, x := t.V(w[0]), t.V(w[1])
+	at := Mem{Base: RAX, Disp: v * t.Bytes}
+	VMOVUPS(at, s)
+	if t.Wide() {
+		VCMPPS(U8(notEqual), t.V(e.inf), s, maskOf(v))
+		VMOVAPS(t.V(e.bases[v]), x)
+	} else {
+		VCMPPS(U8(notEqual), constant(float32(minusInf)), s, t.V(w[3]))
+		VXORPS(x, x, x)
+		VSUBPS(Mem{Base: RDI, Disp: v * t.Bytes}, x, x)
+	}
+	VFMADD231PS(t.V(e.lo), s, x)
+	VFMADD231PS(t.V(e.hi), s, x)
+}
+
+// argumentWide is argument for float64 scores; it puts -Inf in place itself.
+func (e exponential) argumentWide(v int) {
+	t, w := e.t, e.work[v%len(e.work)]
+	for half := range 2 {
+		x := t.V(w[1+half])
+		part := (2*v + half) * t.Bytes
+		VMOVUPD(Mem{Base: RAX, Disp: part}, x)
+		if t.Wide() {
+			VCMPPD(U8(equal), t.V(e.inf), x, maskOf(v))
+			VFMSUB213PD(Mem{Base: RDI, Disp: part}, t.V(e.hi), x)
+			VMOVAPD(t.V(e.inf), maskOf(v), x)
+		} else {
+			VCMPPD(U8(equal), t.V(e.inf), x, t.V(w[3]))
+			VFMSUB213PD(Mem{Base: RDI, Disp: part}, t.V(e.hi), x)
+			VBLENDVPD(t.V(w[3]), t.V(e.inf), x, x)
+		}
+		t.Narrow(w[1+half])
+	}
+	t.Join(w[1], w[2])
+}
+
+func maskOf(v int) Physical { return []Physical{K1, K2, K3}[v%3] }
+
+// magic has its lowest bit at 1/16, and four zero bits there.
+const magic = 3 << 18
+
+// tableOfPowers is 2^(i/16).
+func tableOfPowers() Mem {
+	const name = "lanesPowers"
+	if _, ok := constants[name]; !ok {
+		m := GLOBL(name, attr.RODATA|attr.NOPTR)
+		for i := range 16 {
+			DATA(4*i, U32(math.Float32bits(float32(math.Exp2(float64(i)/16)))))
+		}
+		constants[name] = m
+	}
+	return constants[name]
+}
+
+// exp2 leaves 2^t in work register 0.
+func (e exponential) exp2(v int) {
+	if e.t.Wide() {
+		e.exp2ByTable(v)
+	} else {
+		e.exp2ByExponent(v)
+	}
+}
+
+// exp2ByTable takes t apart into an integer, sixteenths, which the table knows,
+// and a rest in [0, 1/16): half of that is not multiplication, so that the FMA
+// units aren't the only ones at work. Everything is rounded down, because
+// VSCALEFPS takes floor(t) from t itself. NaN and infinities come out right.
+func (e exponential) exp2ByTable(v int) {
+	t, w := e.t, e.work[v%len(e.work)]
+	y, x, r, power := t.V(w[0]), t.V(w[1]), t.V(w[2]), t.V(w[3])
+	VADDPS_RD_SAE(t.V(e.magic), x, power)
+	VREDUCEPS(U8(4<<4|roundFloor), x, r)
+	VPERMPS(t.V(e.table), power, power)
+	VMOVAPS(e.coefficient(0), y)
+	VFMADD213PS(e.coefficient(1), r, y)
+	VFMADD213PS(e.coefficient(2), r, y)
+	VMULPS(power, r, r)
+	VFMADD213PS(power, r, y)
+	if e.wide {
+		VSCALEFPS(x, y, y)
+	} else {
+		VSCALEFPS_Z(x, y, maskOf(v), y)
+	}
+}
+
+// exp2ByExponent adds round(t) to the exponent of a polynomial in the rest. t is
+// held below 128, where that makes +Inf, and whatever is below -126, where the
+// exponent would wrap, becomes 0.
+func (e exponential) exp2ByExponent(v int) {
+	t, w := e.t, e.work[v%len(e.work)]
+	y, x, r, keep := t.V(w[0]), t.V(w[1]), t.V(w[2]), t.V(w[3])
+	VMOVUPS(constant(128), r)
+	VMINPS(x, r, x) // in this order a NaN stays
+	VCMPPS(U8(notLess), constant(-126), x, y)
+	if e.wide {
+		VMOVAPS(y, keep)
+	} else {
+		VANDPS(y, keep, keep)
+	}
+	VROUNDPS(U8(roundNearest), x, r)
+	VSUBPS(r, x, x)
+	VCVTPS2DQ(r, r)
+	VPSLLD(U8(23), r, r)
+	VMOVUPS(e.coefficient(0), y)
+	for k := 1; k < len(exp2Nearest); k++ {
+		VFMADD213PS(e.coefficient(k), x, y)
+	}
+	VPADDD(r, y, y)
+	VANDPS(keep, y, y)
+}
+
+func softmax(t emit.Tier, wide bool) {
+	name, size := "softmax"+t.Suffix, 4
+	signature := "func(s *float32, lanes, keys int, base *float32, hi, lo float32, l, alpha *float64)"
+	lines := softmaxDoc
+	if wide {
+		name, size = "softmaxWide"+t.Suffix, 8
+		signature = "func(p *float32, s *float64, lanes, keys int, base *float64, c float64, l, alpha *float64)"
+		lines = softmaxWideDoc
+	}
+	TEXT(name, attrs, signature)
+	Pragma("noescape")
+	doc(name, lines)
+	dispatch(t, func(lanes int) {
+		vectors := lanes * 4 / t.Bytes
+		e := newExponential(t, wide, vectors)
+		arg("base", RDI)
+		arg("s", RAX)
+		to := RAX
+		if wide {
+			to = RBX
+			arg("p", to)
+		}
+		arg("keys", RSI)
+		e.loadConstants()
+		label := fmt.Sprintf("softmax%d", lanes)
+		Label(label)
+		for first := 0; first < vectors; first += len(e.work) {
+			last := min(vectors, first+len(e.work))
+			for v := first; v < last; v++ {
+				if wide {
+					e.argumentWide(v)
+				} else {
+					e.argument(v)
+				}
+			}
+			for v := first; v < last; v++ {
+				e.exp2(v)
+				y := t.V(e.work[v%len(e.work)][0])
+				VMOVUPS(y, Mem{Base: to, Disp: v * t.Bytes})
+				VADDPS(y, t.V(e.sums[v]), t.V(e.sums[v]))
+			}
+		}
+		ADDQ(U32(lanes*size), RAX)
+		if wide {
+			ADDQ(U32(lanes*4), RBX)
+		}
+		DECQ(RSI)
+		JNZ(LabelRef(label))
+		arg("l", RBX)
+		arg("alpha", RCX)
+		for v, sum := range e.sums {
+			for half := range 2 {
+				part := (2*v + half) * t.Bytes
+				if half == 0 {
+					VCVTPS2PD(t.Half(sum), t.V(0))
+				} else {
+					t.UpperHalf(sum, 0)
+					VCVTPS2PD(t.Half(0), t.V(0))
+				}
+				VMOVUPD(Mem{Base: RCX, Disp: part}, t.V(1))
+				VFMADD231PD(Mem{Base: RBX, Disp: part}, t.V(1), t.V(0))
+				VMOVUPD(t.V(0), Mem{Base: RBX, Disp: part})
+			}
+		}
+	})
+}

@@ -1,0 +1,50 @@
+package cpu
+
+// laneKernels are the kernels of one instruction set that keep query rows in
+// vector lanes. A tile has lanes query rows, 16, 32 or 48; its panels are
+// [x][lanes], where x counts features or keys. Strides are in bytes; keys, d and
+// dv are at least 1. Nothing outside the stated ranges is read or written.
+//
+// The kernels of a tile of keys are called in this order: scores, mask at the
+// edge of a causal mask, rebase, softmax, values. Where a mask follows, scores
+// must be given another top, and mask raises the right one.
+type laneKernels struct {
+	name string
+
+	// scores computes s[j][i], the sum over x of k[j][x]*q[x][i], in ascending
+	// order by FMA from 0, and raises top[i] to the greatest of its scores. A NaN
+	// does not raise it.
+	scores func(s, top *float32, q *float32, d, lanes int, k *float32, stride, keys int)
+
+	// scoresBF16 is scores for bfloat16 keys and queries in pairs of features,
+	// q[x/2][i] with feature x in the lower half; d is even. Subnormal numbers
+	// count as 0. It is nil where the CPU has no such dot products.
+	scoresBF16 func(s, top *float32, q *uint32, d, lanes int, k *uint16, stride, keys int)
+
+	// scoresWide is scores in float64.
+	scoresWide func(s, top *float64, q *float64, d, lanes int, k *float32, stride, keys int)
+
+	// mask sets s[j][i] to -Inf where j >= visible[i] and raises top[i] to the
+	// greatest of the others.
+	mask     func(s, top *float32, lanes, keys int, visible *int32)
+	maskWide func(s, top *float64, lanes, keys int, visible *int32)
+
+	// rebase raises the running maximum m, in units of log2 and rounded up to an
+	// integer, to n = max(m, ceil(top*c)); a NaN product does not raise it. alpha
+	// is 2^(m-n), by which sums are to be rescaled, exactly (it may be 0 where
+	// that is subnormal); base is n, or 0 while n is -Inf. c >= 0.
+	rebase     func(m, alpha *float64, base *float32, top *float32, lanes int, c float64)
+	rebaseWide func(m, alpha *float64, base *float64, top *float64, lanes int, c float64)
+
+	// softmax turns scores into weights 2^t in place, t = s*hi + s*lo - base, and
+	// sums them: l[i] = l[i]*alpha[i] + the float32 sum over j. A weight is within
+	// 1.5 ulp of 2^t; below 2^-126 it may be 0; a score of -Inf weighs 0.
+	softmax func(s *float32, lanes, keys int, base *float32, hi, lo float32, l, alpha *float64)
+
+	// softmaxWide is softmax of float64 scores, t = s*c - base. p may be s.
+	softmaxWide func(p *float32, s *float64, lanes, keys int, base *float64, c float64, l, alpha *float64)
+
+	// values computes acc[x][i] = acc[x][i]*alpha[i] + the sum over j of
+	// p[j][i]*v[j][x], in ascending order by float32 FMA from 0, for dv features.
+	values func(acc, alpha *float64, lanes int, p *float32, keys int, v *float32, stride, dv int)
+}

@@ -1,0 +1,37 @@
+package cpu
+
+import "golang.org/x/sys/cpu"
+
+//go:generate go run -C _generate ./lanes -out ../lanes_amd64.s -stubs ../lanes_stub_amd64.go -pkg cpu
+
+// laneTiers returns the kernels that this CPU can run, best first.
+func laneTiers() (tiers []laneKernels) {
+	x := &cpu.X86
+	if x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL {
+		k := laneKernels{
+			name: "avx512", scores: scoresAVX512, scoresWide: scoresWideAVX512,
+			mask: maskAVX512, maskWide: maskWideAVX512,
+			rebase: rebaseAVX512, rebaseWide: rebaseWideAVX512,
+			softmax: softmaxAVX512, softmaxWide: softmaxWideAVX512, values: valuesAVX512,
+		}
+		if x.HasAVX512BF16 {
+			k.scoresBF16 = scoresBF16AVX512
+		}
+		tiers = append(tiers, k)
+	}
+	if x.HasAVX2 && x.HasFMA && x.HasF16C {
+		tiers = append(tiers, laneKernels{
+			name: "avx2", scores: scoresAVX2, scoresWide: scoresWideAVX2,
+			mask: maskAVX2, maskWide: maskWideAVX2,
+			rebase: rebaseAVX2, rebaseWide: rebaseWideAVX2,
+			softmax: softmaxAVX2, softmaxWide: softmaxWideAVX2, values: valuesAVX2,
+		})
+	}
+	return tiers
+}
+
+// FLOPs of an iteration of the loops that measure the FMA peak.
+const (
+	fmaPeakFlops512 = 12 * 2 * 16
+	fmaPeakFlops256 = 12 * 2 * 8
+)
