@@ -74,7 +74,7 @@ const nominal = 4 // threads
 func (d *Device) Rates(g attention.Geometry) attention.Rates {
 	perThread := 4e9
 	if d.lane != nil {
-		perThread = d.lane.flops
+		perThread = 100e9
 	}
 	tasks := g.KVHeads * ceilDiv(g.Group*g.QueryRows, tileLanes)
 	if fewQueries(g) {

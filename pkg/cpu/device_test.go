@@ -76,9 +76,9 @@ func TestFootprint(t *testing.T) {
 		page := int64(os.Getpagesize())
 		pages := func(n int) int64 { return (int64(n) + page - 1) / page * page }
 		formula := attention.Footprint{ // of the package comment
-			{Purpose: "kv_slots", Bytes: pages(7 * 2 * (130*(80+48)*2 + 2*8))},
+			{Purpose: "kv_slots", Bytes: pages(7 * 2 * (130*(80+48)*2 + 1*8))},
 			{Purpose: "query_slots", Bytes: pages(5 * 2 * (304*(80*4+40*4+(48+2)*8) + 4*8))},
-			{Purpose: "scratch", Bytes: pages(threads * (48*(128*4+80*8) + 128*(80+48)*4))},
+			{Purpose: "scratch", Bytes: pages(threads * (48*(256*4+80*8) + 256*(80+48)*4))},
 		}
 		if !slices.Equal(want, formula) {
 			t.Errorf("announced %v, documented %v", want, formula)

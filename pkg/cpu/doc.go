@@ -7,7 +7,7 @@
 // of them, elements of E bytes, and L = roundup(G*R, 16) lanes:
 //
 //	purpose         bytes
-//	kv_slots        KVSlots * h * (C*D*E + C*Dv*E + C/128 * 8)
+//	kv_slots        KVSlots * h * (C*D*E + C*Dv*E + C/256 * 8)
 //	query_slots     QuerySlots * h * (L * (D*4 + (Dv+2)*8) + L/48 * 4)
 //	scratch         Threads * (a tile of scores, of Q in float64, of K and V in float32)
 //	partial_states  KVSlots * h * C/2048 * 16 * (Dv+2) * 8, for few queries
@@ -19,7 +19,7 @@
 //
 // A KV slot holds rows as the file does, head after head, side by side: loading
 // is one read from the file into the slot, when the rows of a head lie side by
-// side there, and else a copy from the mapping. Beside them, for each tile of 128
+// side there, and else a copy from the mapping. Beside them, for each tile of 256
 // keys, are the largest |k|^2 and the largest |v|.
 //
 // A query slot has query rows in vector lanes. The rows of the query heads that
@@ -33,7 +33,7 @@
 //
 // Weights are powers of two: 2^(c q.k - m) with c = |scale| log2(e). The running
 // maximum m is rounded up to an integer, so that re-basing a state multiplies it
-// by an exact power of two. A tile of 128 keys is applied to a tile of rows in one
+// by an exact power of two. A tile of 256 keys is applied to a tile of rows in one
 // of three ways, by its content alone:
 //
 //	narrow  vector kernels in float32: scores, weights, and a sum over the tile

@@ -19,7 +19,7 @@ func check(t testing.TB, name string, e errors, out attention.DType) {
 	if e.n == 0 {
 		return
 	}
-	limit, worst, lse := 1e-6, 4e-6, 1e-6 // float32 arithmetic
+	limit, worst, lse := 1e-6, 1e-5, 1e-6 // float32 arithmetic
 	if kernel == Portable {
 		limit, worst, lse = 1.02*e.once()+1e-14, 8*out.Epsilon(), 0x1.1p-24 // one rounding
 	}
@@ -319,7 +319,11 @@ func testChunkingsAgree(t *testing.T) {
 			b, lb := got.row(p, 0, 0, i)
 			for d, x := range append(a, la) {
 				y := append(b, lb)[d]
-				if !(x == y || math.Nextafter32(x, y) == y) {
+				near := x == y || math.Nextafter32(x, y) == y
+				if kernel != Portable {
+					near = math.Abs(float64(x-y)) <= 2e-6
+				}
+				if !near {
 					t.Fatalf("chunks of %d: row %d is %v, undivided %v", chunk, i, y, x)
 				}
 			}

@@ -69,7 +69,7 @@ func forLaneTiers(t *testing.T, f func(t *testing.T, k laneKernels)) {
 	}
 }
 
-var tileLanes = []int{16, 32, 48}
+var laneCounts = []int{16, 32, 48}
 
 // laneInts returns small integers, whose sums of products are exact in any order.
 func laneInts[T float32 | float64](rng *rand.Rand, n int) []T {
@@ -108,7 +108,7 @@ func checkScores[T float32 | float64, K float32 | uint16, Q float32 | float64 | 
 	rng := rand.New(rand.NewPCG(1, 2))
 	var gs, gt, gq, gk = newLanePages(t, 1<<19), newLanePages(t, 4096), newLanePages(t, 1<<17), newLanePages(t, 1<<17)
 	size := int(unsafe.Sizeof(*new(K)))
-	for _, lanes := range tileLanes {
+	for _, lanes := range laneCounts {
 		for _, d := range sizes {
 			for keys := 1; keys <= 50; keys++ {
 				atEnd, shift, stride := keys&1 == 0, rng.IntN(16), d+step*rng.IntN(3)
@@ -222,7 +222,7 @@ func TestLaneScoresRounding(t *testing.T) {
 func TestLaneScoresSpecial(t *testing.T) {
 	forLaneTiers(t, func(t *testing.T, k laneKernels) {
 		nan, inf := float32(math.NaN()), float32(math.Inf(1))
-		for _, lanes := range tileLanes {
+		for _, lanes := range laneCounts {
 			for _, c := range []struct{ k, top []float32 }{
 				{[]float32{nan, 2}, []float32{2}}, {[]float32{2, nan}, []float32{2}}, {[]float32{nan}, []float32{-inf}},
 				{[]float32{-inf}, []float32{-inf}}, {[]float32{inf, nan, 1}, []float32{inf}},
@@ -250,7 +250,7 @@ func checkMask[T float32 | float64](t *testing.T, run func(s, top *T, lanes, key
 	rng := rand.New(rand.NewPCG(5, 6))
 	gs, gt, gv := newLanePages(t, 1<<16), newLanePages(t, 4096), newLanePages(t, 4096)
 	inf := T(math.Inf(1))
-	for _, lanes := range tileLanes {
+	for _, lanes := range laneCounts {
 		for keys := 1; keys < 20; keys++ {
 			in, first, see := laneInts[T](rng, keys*lanes), laneFill(lanes, -inf), make([]int32, lanes)
 			in[0], first[2] = T(math.NaN()), 100
@@ -302,7 +302,7 @@ func checkRebase[T float32 | float64](t *testing.T, run func(m, alpha *float64, 
 		{-1000, 20, 1}, {-1000, 23, 1}, {-1040, 20, 1}, {-5000, 1 << 40, 1}, {1 << 40, 1 << 41, 1}, {-3, 1e30, 1}, {-1 << 33, 1, 1},
 	}
 	g := newLanePages(t, 4096)
-	for _, lanes := range tileLanes {
+	for _, lanes := range laneCounts {
 		for n := range cases {
 			m, _ := make([]float64, lanes), 0
 			top, alpha := make([]T, lanes), make([]float64, lanes)
@@ -361,7 +361,7 @@ func TestLaneSoftmax(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, 8))
 		gs, gl, gw := newLanePages(t, 1<<16), newLanePages(t, 4096), newLanePages(t, 1<<16)
 		gb := newLanePages(t, 4096)
-		for _, lanes := range tileLanes {
+		for _, lanes := range laneCounts {
 			for keys := 1; keys < 20; keys++ {
 				hi, lo := float32(0.18), float32(1e-9)
 				if keys%3 == 0 {
@@ -505,7 +505,7 @@ func TestLaneValues(t *testing.T) {
 	forLaneTiers(t, func(t *testing.T, k laneKernels) {
 		rng := rand.New(rand.NewPCG(11, 12))
 		ga, gp, gv, gw := newLanePages(t, 1<<16), newLanePages(t, 1<<16), newLanePages(t, 1<<16), newLanePages(t, 4096)
-		for _, lanes := range tileLanes {
+		for _, lanes := range laneCounts {
 			for _, keys := range []int{1, 2, 3, 17, 64} {
 				for dv := 1; dv <= 50; dv++ {
 					atEnd, shift, stride := dv&1 == 0, rng.IntN(16), dv+rng.IntN(3)

@@ -162,12 +162,10 @@ func (d *Device) pack(t *tile, row []float32, q []attention.Rows, first, rows in
 				t.pairs[x/2*t.lanes+lane] |= math.Float32bits(v) >> 16 << (x % 2 * 16)
 			}
 		}
-		if !(sum <= norm) { // NaN too
-			norm = sum
+		if math.IsNaN(sum) {
+			sum = math.Inf(1)
 		}
-	}
-	if math.IsNaN(norm) {
-		return float32(math.Inf(1))
+		norm = max(norm, sum)
 	}
 	return float32(norm)
 }

@@ -10,7 +10,7 @@ import (
 const (
 	tileLanes = 48  // query rows of a tile
 	laneStep  = 16  // the last tile of a head has a multiple of it
-	keyTile   = 128 // keys between two updates of the state
+	keyTile   = 256 // keys between two updates of the state
 )
 
 // lanesOf is how many lanes hold that many query rows.

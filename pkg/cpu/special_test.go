@@ -42,7 +42,7 @@ func sameClasses(t testing.TB, name string, x tensors, r result) (special int) {
 					}
 					if class(exact) != "finite" {
 						special++
-					} else if !(math.Abs(got-exact) <= p.OutDType.Epsilon()*(1+math.Abs(exact))) {
+					} else if !(math.Abs(got-exact) <= max(p.OutDType.Epsilon(), 2e-6)*(1+math.Abs(exact))) {
 						t.Fatalf("%s: O[%d,%d] of head %d is %v, want %v", name, i, d, h, got, exact)
 					}
 				}

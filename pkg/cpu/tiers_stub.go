@@ -1,19 +1,10 @@
 package cpu
 
-type laneKernels struct {
-	flops       float64
-	name        string
-	scores      func(s, top, q *float32, d, lanes int, k *float32, stride, keys int)
-	scoresBF16  func(s, top *float32, q *uint32, d, lanes int, k *uint16, stride, keys int)
-	scoresWide  func(s, top, q *float64, d, lanes int, k *float32, stride, keys int)
-	mask        func(s, top *float32, lanes, keys int, visible *int32)
-	maskWide    func(s, top *float64, lanes, keys int, visible *int32)
-	rebase      func(m, alpha *float64, base, top *float32, lanes int, c float64)
-	rebaseWide  func(m, alpha, base, top *float64, lanes int, c float64)
-	softmax     func(s *float32, lanes, keys int, base *float32, hi, lo float32, l, alpha *float64)
-	softmaxWide func(p *float32, s *float64, lanes, keys int, base *float64, c float64, l, alpha *float64)
-	values      func(acc, alpha *float64, lanes int, p *float32, keys int, v *float32, stride, dv int)
-}
+import (
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+	"math"
+	"unsafe"
+)
 
 type rowKernels struct {
 	name                                 string
@@ -27,5 +18,53 @@ type rowKernels struct {
 	widenBF16, widenF16                  func(dst *float32, src *uint16, n int)
 }
 
-func laneTiers() []laneKernels { return nil }
-func rowTiers() []rowKernels   { return nil }
+func rowTiers() []rowKernels {
+	f := func(p *float32, n int) []float32 { return unsafe.Slice(p, n) }
+	h := func(p *uint16, n int) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(p)), 2*n) }
+	norm := func(x []float32, d int) float32 {
+		var m float64
+		for i := 0; i < len(x); i += d {
+			var s float64
+			for _, v := range x[i : i+d] {
+				s += float64(v) * float64(v)
+			}
+			if !(s <= m) && m == m {
+				m = s
+			}
+		}
+		if m != m {
+			return float32(math.Inf(1))
+		}
+		return float32(m)
+	}
+	peak := func(x []float32) float32 {
+		var m float64
+		for _, v := range x {
+			if !(math.Abs(float64(v)) <= m) && m == m {
+				m = math.Abs(float64(v))
+			}
+		}
+		if m != m {
+			return float32(math.Inf(1))
+		}
+		return float32(m)
+	}
+	wide := func(t attention.DType, p *uint16, n int) []float32 {
+		x := make([]float32, n)
+		t.Widen(x, h(p, n))
+		return x
+	}
+	k := rowKernels{
+		normF32:   func(p *float32, s, n, d int) float32 { return norm(f(p, n*d), d) },
+		peakF32:   func(p *float32, s, n, d int) float32 { return peak(f(p, n*d)) },
+		normBF16:  func(p *uint16, s, n, d int) float32 { return norm(wide(attention.BF16, p, n*d), d) },
+		peakBF16:  func(p *uint16, s, n, d int) float32 { return peak(wide(attention.BF16, p, n*d)) },
+		normF16:   func(p *uint16, s, n, d int) float32 { return norm(wide(attention.F16, p, n*d), d) },
+		peakF16:   func(p *uint16, s, n, d int) float32 { return peak(wide(attention.F16, p, n*d)) },
+		widenBF16: func(to *float32, p *uint16, n int) { attention.BF16.Widen(f(to, n), h(p, n)) },
+		widenF16:  func(to *float32, p *uint16, n int) { attention.F16.Widen(f(to, n), h(p, n)) },
+	}
+	a, b := k, k
+	a.name, b.name = "avx512", "avx2"
+	return []rowKernels{a, b}
+}

@@ -146,9 +146,9 @@ func TestBudgets(t *testing.T) {
 func TestSampledTraffic(t *testing.T) {
 	t.Parallel()
 	for _, c := range []stream.Request{
-		{Divide: "cqs", Chunks: 133}, {Divide: "cqs", Chunks: 133, Budget: 120 << 10}, {Divide: "cqs", Chunks: 133, Budget: 180 << 10},
-		{Divide: "cqs", Chunks: 13, Depth: 2}, {Divide: "cqs", Chunks: 183, Budget: 140 << 10},
-		{Divide: "rows", Chunks: 70}, {Divide: "rows", Chunks: 120, Budget: 110 << 10},
+		{Divide: "cqs", Chunks: 133}, {Divide: "cqs", Chunks: 133, Budget: 170 << 10}, {Divide: "cqs", Chunks: 133, Budget: 230 << 10},
+		{Divide: "cqs", Chunks: 13, Depth: 2}, {Divide: "cqs", Chunks: 183, Budget: 190 << 10},
+		{Divide: "rows", Chunks: 70}, {Divide: "rows", Chunks: 120, Budget: 160 << 10},
 	} {
 		for causal := attention.NonCausal; causal <= attention.BottomRight; causal++ {
 			c.Problem = attention.Problem{
