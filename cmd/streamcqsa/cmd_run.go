@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -89,9 +90,13 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	peak := watchAnonymous()
 	rep, err := stream.Run(ctx, plan, dev, t, stream.Options{
 		StatePath: o.statePath(), Prefetch: o.prefetch,
-		Progress: say.progress, ProgressEvery: say.every(),
+		Progress: func(p stream.Progress) {
+			peak.sample() // the last call comes while the device still has its memory
+			say.progress(p)
+		},
+		ProgressEvery: say.every(),
 	})
-	memory := peak()
+	memory := peak.stop()
 	if err != nil {
 		return err
 	}
@@ -218,28 +223,44 @@ func (o *outputs) abort() error {
 	return errors.Join(errs...)
 }
 
-// watchAnonymous samples the process's anonymous memory until the returned
-// function is called, which returns the largest value seen.
-func watchAnonymous() (peak func() int64) {
-	quit, done := make(chan struct{}), make(chan int64)
+// anonymousPeak samples the process's anonymous memory.
+type anonymousPeak struct {
+	most atomic.Int64
+	quit chan struct{}
+}
+
+func watchAnonymous() *anonymousPeak {
+	p := &anonymousPeak{quit: make(chan struct{})}
 	go func() {
-		most := anonymous()
 		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			select {
 			case <-tick.C:
-				most = max(most, anonymous())
-			case <-quit:
-				done <- max(most, anonymous())
+				p.sample()
+			case <-p.quit:
 				return
 			}
 		}
 	}()
-	return func() int64 {
-		close(quit)
-		return <-done
+	return p
+}
+
+func (p *anonymousPeak) sample() {
+	now := anonymous()
+	for {
+		most := p.most.Load()
+		if now <= most || p.most.CompareAndSwap(most, now) {
+			return
+		}
 	}
+}
+
+// stop ends the sampling and returns the largest sample.
+func (p *anonymousPeak) stop() int64 {
+	close(p.quit)
+	p.sample()
+	return p.most.Load()
 }
 
 // isTerminal says whether w is a terminal.

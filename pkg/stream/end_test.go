@@ -106,7 +106,7 @@ func TestBits(t *testing.T) {
 			e := float64(g) - float64(exact[i])
 			num, den = num+e*e, den+float64(exact[i])*float64(exact[i])
 		}
-		if rel := math.Sqrt(num / den); !(rel <= 1e-7) {
+		if rel := math.Sqrt(num / den); !(rel <= 1e-6) {
 			t.Fatalf("%s, %d chunks: differs from the resident result by %g", req.Divide, req.Chunks, rel)
 		}
 	}
@@ -117,7 +117,7 @@ func TestBudgets(t *testing.T) {
 	t.Parallel()
 	// Many keys: much memory for little arithmetic, so that a 64th of it still
 	// holds the device's scratch.
-	p := medium(60, 120_000, 8, attention.BottomRight)
+	p := medium(60, 150_000, 8, attention.BottomRight)
 	p.Hq, p.Hkv = 1, 1
 	if stream.Long() {
 		p = medium(12500, 12500, 8, attention.BottomRight)
