@@ -25,10 +25,10 @@ const (
 
 // Polynomials for 2^r, highest coefficient first, each rounded to float32 before
 // the next lower degree was fixed: on [0, 1/16), relative error 1.4e-9, and on
-// [-1/2, 1/2], relative error 3e-9.
+// [-1/16, 1/16], relative error 2.6e-8.
 var (
 	exp2Sixteenth = []float32{0.05666297301650047, 0.24018490314483643, 0.693147599697113, 1}
-	exp2Nearest   = []float32{0.00015329310554079711, 0.0013390970416367054, 0.00961849931627512, 0.05550359562039375, 0.24022647738456726, 0.6931471824645996, 1}
+	exp2Eighth    = []float32{0.055488698184490204, 0.24025754630565643, 0.6931472420692444, 1}
 )
 
 var constants = map[string]Mem{}
@@ -84,7 +84,8 @@ type exponential struct {
 	hi, lo int // c in hi when wide
 	inf    int // -Inf, of the element type
 	poly   []int
-	table  int // of 2^(i/16), AVX-512
+	table  int // of 2^(i/16); AVX2 reads its own, of 2^(i/8), from memory
+	top    int // 128, AVX2
 	magic  int // its addition leaves the index into the table in the lowest bits
 	bases  []int
 	sums   []int
@@ -122,6 +123,7 @@ func newExponential(t emit.Tier, wide bool, vectors int) exponential {
 		if wide {
 			e.inf = take(1)[0]
 		}
+		e.magic, e.top = take(1)[0], take(1)[0]
 		e.poly = take(min(3, next-4))
 	}
 	for i := range inFlight {
@@ -142,7 +144,7 @@ func (e exponential) coefficients() []float32 {
 	if e.t.Wide() {
 		return exp2Sixteenth
 	}
-	return exp2Nearest
+	return exp2Eighth
 }
 
 func (e exponential) loadConstants() {
@@ -163,8 +165,11 @@ func (e exponential) loadConstants() {
 		VBROADCASTSS(constant(e.coefficients()[k]), t.V(r))
 	}
 	if t.Wide() {
-		VMOVUPS(tableOfPowers(), t.V(e.table))
-		VBROADCASTSS(constant(magic), t.V(e.magic))
+		VMOVUPS(powersOf16(), t.V(e.table))
+		VBROADCASTSS(constant(magic16), t.V(e.magic))
+	} else {
+		VBROADCASTSS(constant(magic8), t.V(e.magic))
+		VBROADCASTSS(constant(128), t.V(e.top))
 	}
 	for _, r := range e.sums {
 		t.Zero(r)
@@ -186,12 +191,12 @@ func (e exponential) argument(v int) {
 	if t.Wide() {
 		VCMPPS(U8(notEqual), t.V(e.inf), s, maskOf(v))
 		VMOVAPS(t.V(e.bases[v]), x)
+		VFMADD231PS(t.V(e.lo), s, x)
 	} else {
 		VCMPPS(U8(notEqual), constant(float32(minusInf)), s, t.V(w[3]))
-		VXORPS(x, x, x)
-		VSUBPS(Mem{Base: RDI, Disp: v * t.Bytes}, x, x)
+		VMOVAPS(s, x)
+		VFMSUB213PS(Mem{Base: RDI, Disp: v * t.Bytes}, t.V(e.lo), x)
 	}
-	VFMADD231PS(t.V(e.lo), s, x)
 	VFMADD231PS(t.V(e.hi), s, x)
 }
 
@@ -218,18 +223,34 @@ func (e exponential) argumentWide(v int) {
 
 func maskOf(v int) Physical { return []Physical{K1, K2, K3}[v%3] }
 
-// magic has its lowest bit at 1/16, and four zero bits there.
-const magic = 3 << 18
+// These have their lowest bit at 1/16 and 1/8 and leave the bits of the index and
+// of an integer below 2^8 in a sum's lowest bits; their own are zero there.
+const (
+	magic16 = 3 << 18
+	magic8  = 3 << 19
+)
 
-// tableOfPowers is 2^(i/16).
-func tableOfPowers() Mem {
-	const name = "lanesPowers"
+// powersOf16 is 2^(i/16).
+func powersOf16() Mem {
+	return table("lanesPowers16", 16, func(i int) uint32 {
+		return math.Float32bits(float32(math.Exp2(float64(i) / 16)))
+	})
+}
+
+// powersOf8 is 2^(i/8), less what i itself amounts to where it is shifted into
+// the exponent together with the integer above it.
+func powersOf8() Mem {
+	return table("lanesPowers8", 8, func(i int) uint32 {
+		return math.Float32bits(float32(math.Exp2(float64(i)/8))) - uint32(i)<<20
+	})
+}
+
+func table(name string, n int, entry func(i int) uint32) Mem {
 	if _, ok := constants[name]; !ok {
-		m := GLOBL(name, attr.RODATA|attr.NOPTR)
-		for i := range 16 {
-			DATA(4*i, U32(math.Float32bits(float32(math.Exp2(float64(i)/16)))))
+		constants[name] = GLOBL(name, attr.RODATA|attr.NOPTR)
+		for i := range n {
+			DATA(4*i, U32(entry(i)))
 		}
-		constants[name] = m
 	}
 	return constants[name]
 }
@@ -265,29 +286,31 @@ func (e exponential) exp2ByTable(v int) {
 	}
 }
 
-// exp2ByExponent adds round(t) to the exponent of a polynomial in the rest. t is
-// held below 128, where that makes +Inf, and whatever is below -126, where the
+// exp2ByExponent rounds t to eighths: a table's entry and an integer added to its
+// exponent make 2^ of that, and a polynomial does the rest in [-1/16, 1/16]. t is
+// held at 128, where that makes +Inf, and whatever is below -126, where the
 // exponent would wrap, becomes 0.
 func (e exponential) exp2ByExponent(v int) {
 	t, w := e.t, e.work[v%len(e.work)]
-	y, x, r, keep := t.V(w[0]), t.V(w[1]), t.V(w[2]), t.V(w[3])
-	VMOVUPS(constant(128), r)
-	VMINPS(x, r, x) // in this order a NaN stays
+	y, x, power, keep := t.V(w[0]), t.V(w[1]), t.V(w[2]), t.V(w[3])
+	VMINPS(x, t.V(e.top), x) // in this order a NaN stays
 	VCMPPS(U8(notLess), constant(-126), x, y)
 	if e.wide {
 		VMOVAPS(y, keep)
 	} else {
 		VANDPS(y, keep, keep)
 	}
-	VROUNDPS(U8(roundNearest), x, r)
-	VSUBPS(r, x, x)
-	VCVTPS2DQ(r, r)
-	VPSLLD(U8(23), r, r)
+	VADDPS(t.V(e.magic), x, power)
+	VSUBPS(t.V(e.magic), power, y)
+	VSUBPS(y, x, x)
+	VPERMPS(powersOf8(), power, y)
+	VPSLLD(U8(20), power, power)
+	VPADDD(y, power, power)
 	VMOVUPS(e.coefficient(0), y)
-	for k := 1; k < len(exp2Nearest); k++ {
-		VFMADD213PS(e.coefficient(k), x, y)
-	}
-	VPADDD(r, y, y)
+	VFMADD213PS(e.coefficient(1), x, y)
+	VFMADD213PS(e.coefficient(2), x, y)
+	VMULPS(x, y, y) // not power: the product would be subnormal before the sum is
+	VFMADD213PS(power, power, y)
 	VANDPS(keep, y, y)
 }
 
