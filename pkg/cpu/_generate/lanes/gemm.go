@@ -375,9 +375,12 @@ func valuesBlock(t emit.Tier, b block, rows int, label string) {
 		JLT(LabelRef(label + "rest"))
 		Label(label + "unrolled")
 		PREFETCHT0(Mem{Base: R11})
-		ADDQ(U8(64), R11)
+		PREFETCHT0(Mem{Base: R11, Disp: 64})
+		ADDQ(U8(128), R11)
 		for u := range unroll {
-			PREFETCHT0(rowAt(R15, u))
+			if t.Wide() {
+				PREFETCHT0(rowAt(R15, u))
+			}
 			step(u)
 		}
 		ADDQ(U32(unroll*b.row), RDI)
