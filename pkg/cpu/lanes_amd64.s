@@ -6609,7 +6609,7 @@ TEXT ·maskAVX512(SB), NOSPLIT, $0-40
 	MOVQ         CX, DX
 	SHLQ         $0x02, DX
 	VBROADCASTSS lanesF32_ff800000<>+0(SB), Z5
-	VPBROADCASTD lanesI32_1<>+0(SB), Z4
+	VPBROADCASTD lanesOne32<>+0(SB), Z4
 
 vectors:
 	MOVQ    AX, R8
@@ -6647,8 +6647,8 @@ DATA lanesF32_ff800000<>+24(SB)/4, $0xff800000
 DATA lanesF32_ff800000<>+28(SB)/4, $0xff800000
 GLOBL lanesF32_ff800000<>(SB), RODATA|NOPTR, $32
 
-DATA lanesI32_1<>+0(SB)/4, $0x00000001
-GLOBL lanesI32_1<>(SB), RODATA|NOPTR, $4
+DATA lanesOne32<>+0(SB)/4, $0x00000001
+GLOBL lanesOne32<>(SB), RODATA|NOPTR, $4
 
 // func maskWideAVX512(s *float64, top *float64, lanes int, keys int, visible *int32)
 // Requires: AVX, AVX512F
@@ -6660,7 +6660,7 @@ TEXT ·maskWideAVX512(SB), NOSPLIT, $0-40
 	MOVQ         CX, DX
 	SHLQ         $0x03, DX
 	VBROADCASTSD lanesF64_fff0000000000000<>+0(SB), Z5
-	VPBROADCASTQ lanesI64_1<>+0(SB), Z4
+	VPBROADCASTQ lanesOne64<>+0(SB), Z4
 
 vectors:
 	MOVQ      AX, R8
@@ -6689,13 +6689,10 @@ keys:
 	RET
 
 DATA lanesF64_fff0000000000000<>+0(SB)/8, $0xfff0000000000000
-DATA lanesF64_fff0000000000000<>+8(SB)/8, $0xfff0000000000000
-DATA lanesF64_fff0000000000000<>+16(SB)/8, $0xfff0000000000000
-DATA lanesF64_fff0000000000000<>+24(SB)/8, $0xfff0000000000000
-GLOBL lanesF64_fff0000000000000<>(SB), RODATA|NOPTR, $32
+GLOBL lanesF64_fff0000000000000<>(SB), RODATA|NOPTR, $8
 
-DATA lanesI64_1<>+0(SB)/8, $0x0000000000000001
-GLOBL lanesI64_1<>(SB), RODATA|NOPTR, $8
+DATA lanesOne64<>+0(SB)/8, $0x0000000000000001
+GLOBL lanesOne64<>(SB), RODATA|NOPTR, $8
 
 // func rebaseAVX512(m *float64, alpha *float64, base *float32, top *float32, lanes int, c float64)
 // Requires: AVX, AVX512F
@@ -6735,10 +6732,7 @@ vectors:
 	RET
 
 DATA lanesF64_3ff0000000000000<>+0(SB)/8, $0x3ff0000000000000
-DATA lanesF64_3ff0000000000000<>+8(SB)/8, $0x3ff0000000000000
-DATA lanesF64_3ff0000000000000<>+16(SB)/8, $0x3ff0000000000000
-DATA lanesF64_3ff0000000000000<>+24(SB)/8, $0x3ff0000000000000
-GLOBL lanesF64_3ff0000000000000<>(SB), RODATA|NOPTR, $32
+GLOBL lanesF64_3ff0000000000000<>(SB), RODATA|NOPTR, $8
 
 // func rebaseWideAVX512(m *float64, alpha *float64, base *float64, top *float64, lanes int, c float64)
 // Requires: AVX, AVX512F
@@ -11985,7 +11979,7 @@ TEXT ·maskAVX2(SB), NOSPLIT, $0-40
 	MOVQ         CX, DX
 	SHLQ         $0x02, DX
 	VBROADCASTSS lanesF32_ff800000<>+0(SB), Y5
-	VPBROADCASTD lanesI32_1<>+0(SB), Y4
+	VPBROADCASTD lanesOne32<>+0(SB), Y4
 
 vectors:
 	MOVQ    AX, R8
@@ -12023,7 +12017,7 @@ TEXT ·maskWideAVX2(SB), NOSPLIT, $0-40
 	MOVQ         CX, DX
 	SHLQ         $0x03, DX
 	VBROADCASTSD lanesF64_fff0000000000000<>+0(SB), Y5
-	VPBROADCASTQ lanesI64_1<>+0(SB), Y4
+	VPBROADCASTQ lanesOne64<>+0(SB), Y4
 
 vectors:
 	MOVQ      AX, R8
@@ -12093,16 +12087,10 @@ vectors:
 	RET
 
 DATA lanesF64_c08ff80000000000<>+0(SB)/8, $0xc08ff80000000000
-DATA lanesF64_c08ff80000000000<>+8(SB)/8, $0xc08ff80000000000
-DATA lanesF64_c08ff80000000000<>+16(SB)/8, $0xc08ff80000000000
-DATA lanesF64_c08ff80000000000<>+24(SB)/8, $0xc08ff80000000000
-GLOBL lanesF64_c08ff80000000000<>(SB), RODATA|NOPTR, $32
+GLOBL lanesF64_c08ff80000000000<>(SB), RODATA|NOPTR, $8
 
 DATA lanesF64_43300000000003ff<>+0(SB)/8, $0x43300000000003ff
-DATA lanesF64_43300000000003ff<>+8(SB)/8, $0x43300000000003ff
-DATA lanesF64_43300000000003ff<>+16(SB)/8, $0x43300000000003ff
-DATA lanesF64_43300000000003ff<>+24(SB)/8, $0x43300000000003ff
-GLOBL lanesF64_43300000000003ff<>(SB), RODATA|NOPTR, $32
+GLOBL lanesF64_43300000000003ff<>(SB), RODATA|NOPTR, $8
 
 // func rebaseWideAVX2(m *float64, alpha *float64, base *float64, top *float64, lanes int, c float64)
 // Requires: AVX, AVX2
@@ -13237,9 +13225,6 @@ values48features4:
 	MOVQ   CX, DI
 	MOVQ   keys+32(FP), DX
 	MOVQ   AX, R11
-	MOVQ   R12, R15
-	LEAQ   (R15)(R8*8), R15
-	LEAQ   (R15)(R8*8), R15
 	SUBQ   $0x04, DX
 	JLT    values48features4rest
 
@@ -13325,7 +13310,6 @@ values48features4unrolled:
 	VFMADD231PS  Y14, Y15, Y11
 	ADDQ         $0x00000300, DI
 	LEAQ         (R12)(R8*4), R12
-	LEAQ         (R15)(R8*4), R15
 	SUBQ         $0x04, DX
 	JGE          values48features4unrolled
 
@@ -13634,9 +13618,6 @@ values32features6:
 	MOVQ   CX, DI
 	MOVQ   keys+32(FP), DX
 	MOVQ   AX, R11
-	MOVQ   R12, R15
-	LEAQ   (R15)(R8*8), R15
-	LEAQ   (R15)(R8*8), R15
 	SUBQ   $0x04, DX
 	JLT    values32features6rest
 
@@ -13726,7 +13707,6 @@ values32features6unrolled:
 	VFMADD231PS  Y13, Y15, Y11
 	ADDQ         $0x00000200, DI
 	LEAQ         (R12)(R8*4), R12
-	LEAQ         (R15)(R8*4), R15
 	SUBQ         $0x04, DX
 	JGE          values32features6unrolled
 
@@ -14099,9 +14079,6 @@ values16features6:
 	MOVQ   CX, DI
 	MOVQ   keys+32(FP), DX
 	MOVQ   AX, R11
-	MOVQ   R12, R15
-	LEAQ   (R15)(R8*8), R15
-	LEAQ   (R15)(R8*8), R15
 	SUBQ   $0x04, DX
 	JLT    values16features6rest
 
@@ -14191,7 +14168,6 @@ values16features6unrolled:
 	VFMADD231PS  Y13, Y15, Y11
 	ADDQ         $0x00000100, DI
 	LEAQ         (R12)(R8*4), R12
-	LEAQ         (R15)(R8*4), R15
 	SUBQ         $0x04, DX
 	JGE          values16features6unrolled
 

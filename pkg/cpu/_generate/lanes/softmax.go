@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/mmcloughlin/avo/attr"
-
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
 	. "github.com/mmcloughlin/avo/reg"
@@ -15,12 +13,11 @@ import (
 
 // Comparisons, as VCMPPS counts them.
 const (
-	equal        = 0
-	notLess      = 5
-	notEqual     = 4
-	roundNearest = 8
-	roundFloor   = 9
-	roundCeil    = 10
+	equal      = 0
+	notLess    = 5
+	notEqual   = 4
+	roundFloor = 9
+	roundCeil  = 10
 )
 
 // Polynomials for 2^r, highest coefficient first, each rounded to float32 before
@@ -30,50 +27,6 @@ var (
 	exp2Sixteenth = []float32{0.05666297301650047, 0.24018490314483643, 0.693147599697113, 1}
 	exp2Eighth    = []float32{0.055488698184490204, 0.24025754630565643, 0.6931472420692444, 1}
 )
-
-var constants = map[string]Mem{}
-
-// constant is a 32-byte vector of one float32, so that it may also be an operand.
-func constant(x float32) Mem {
-	bits := math.Float32bits(x)
-	name := fmt.Sprintf("lanesF32_%08x", bits)
-	if _, ok := constants[name]; !ok {
-		m := GLOBL(name, attr.RODATA|attr.NOPTR)
-		for i := range 8 {
-			DATA(4*i, U32(bits))
-		}
-		constants[name] = m
-	}
-	return constants[name]
-}
-
-// constant64 is the same of one float64.
-func constant64(x float64) Mem {
-	bits := math.Float64bits(x)
-	name := fmt.Sprintf("lanesF64_%016x", bits)
-	if _, ok := constants[name]; !ok {
-		m := GLOBL(name, attr.RODATA|attr.NOPTR)
-		for i := range 4 {
-			DATA(8*i, U64(bits))
-		}
-		constants[name] = m
-	}
-	return constants[name]
-}
-
-// counter32 and counter64 are single integers.
-func counter32(n uint32) Mem { return integer("lanesI32_", n, U32(n)) }
-func counter64(n uint64) Mem { return integer("lanesI64_", uint32(n), U64(n)) }
-
-func integer(prefix string, n uint32, bits Constant) Mem {
-	name := fmt.Sprintf("%s%d", prefix, n)
-	if _, ok := constants[name]; !ok {
-		m := GLOBL(name, attr.RODATA|attr.NOPTR)
-		DATA(0, bits)
-		constants[name] = m
-	}
-	return constants[name]
-}
 
 var minusInf = math.Inf(-1)
 
@@ -94,7 +47,7 @@ type exponential struct {
 
 // newExponential shares the registers out: from the top the constants, the bases
 // and the sums, from the bottom what is in flight. AVX2 has no room for the bases
-// and half of the polynomial: they are read where they are used.
+// and some constants: they are read where they are used.
 func newExponential(t emit.Tier, wide bool, vectors int) exponential {
 	e := exponential{t: t, wide: wide}
 	next := 16
@@ -230,31 +183,6 @@ const (
 	magic8  = 3 << 19
 )
 
-// powersOf16 is 2^(i/16).
-func powersOf16() Mem {
-	return table("lanesPowers16", 16, func(i int) uint32 {
-		return math.Float32bits(float32(math.Exp2(float64(i) / 16)))
-	})
-}
-
-// powersOf8 is 2^(i/8), less what i itself amounts to where it is shifted into
-// the exponent together with the integer above it.
-func powersOf8() Mem {
-	return table("lanesPowers8", 8, func(i int) uint32 {
-		return math.Float32bits(float32(math.Exp2(float64(i)/8))) - uint32(i)<<20
-	})
-}
-
-func table(name string, n int, entry func(i int) uint32) Mem {
-	if _, ok := constants[name]; !ok {
-		constants[name] = GLOBL(name, attr.RODATA|attr.NOPTR)
-		for i := range n {
-			DATA(4*i, U32(entry(i)))
-		}
-	}
-	return constants[name]
-}
-
 // exp2 leaves 2^t in work register 0.
 func (e exponential) exp2(v int) {
 	if e.t.Wide() {
@@ -265,8 +193,9 @@ func (e exponential) exp2(v int) {
 }
 
 // exp2ByTable takes t apart into an integer, sixteenths, which the table knows,
-// and a rest in [0, 1/16): half of that is not multiplication, so that the FMA
-// units aren't the only ones at work. Everything is rounded down, because
+// and a rest in [0, 1/16), for which degree 3 is enough. A polynomial of degree 6
+// for [0, 1) takes a sixth longer: all of it falls to the FMA units, and most of
+// the table's work does not. Everything is rounded down, because
 // VSCALEFPS takes floor(t) from t itself. NaN and infinities come out right.
 func (e exponential) exp2ByTable(v int) {
 	t, w := e.t, e.work[v%len(e.work)]
