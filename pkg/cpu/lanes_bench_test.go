@@ -92,16 +92,17 @@ func newLaneTile(lanes, d, keys int) *laneTile {
 	return t
 }
 
-// BenchmarkLaneKernels runs each kernel alone on a tile of 48 rows.
+// BenchmarkLaneKernels runs each kernel alone on a tile.
 func BenchmarkLaneKernels(b *testing.B) {
-	const lanes, keys = 48, 128
+	const keys = 128
 	for _, k := range laneTiers() {
-		for _, d := range []int{64, 128} {
+		for _, c := range [][2]int{{48, 64}, {48, 128}, {32, 64}, {16, 64}} {
+			lanes, d := c[0], c[1]
 			t, kv := newLaneTile(lanes, d, keys), benchData(keys*d)
 			short := laneTruncate(kv)
 			flops := float64(2 * lanes * keys * d)
 			run := func(name string, flops float64, f func()) {
-				b.Run(fmt.Sprintf("%s/%s/D=%d", k.name, name, d), func(b *testing.B) { againstPeak(b, k.name, flops, f) })
+				b.Run(fmt.Sprintf("%s/%s/lanes=%d/D=%d", k.name, name, lanes, d), func(b *testing.B) { againstPeak(b, k.name, flops, f) })
 			}
 			run("scores", flops, func() { k.scores(&t.s[0], &t.top[0], &t.q[0], d, lanes, &kv[0], 4*d, keys) })
 			if k.scoresBF16 != nil {
@@ -111,10 +112,10 @@ func BenchmarkLaneKernels(b *testing.B) {
 			p := laneFill(lanes*keys, float32(0.5))
 			run("values", flops, func() { k.values(&t.acc[0], &t.alpha[0], lanes, &p[0], keys, &kv[0], 4*d, d) })
 			if d == 64 {
-				run("softmax", 32*lanes*keys, func() { // 32: the time of an FMA is 1/16 %peak
+				run("softmax", float64(32*lanes*keys), func() { // as if a weight were 16 FMAs
 					k.softmax(&t.s[0], lanes, keys, &t.base[0], 0.1, 1e-9, &t.l[0], &t.alpha[0])
 				})
-				run("softmaxWide", 32*lanes*keys, func() {
+				run("softmaxWide", float64(32*lanes*keys), func() {
 					k.softmaxWide(&t.s[0], &t.s64[0], lanes, keys, &t.base64[0], 0.1, &t.l[0], &t.alpha[0])
 				})
 			}

@@ -2,20 +2,20 @@
 
 package cpu
 
-// scoresAVX512: s[j][i] = the sum over x of k[j][x]*q[x][i], for keys keys and lanes query rows:
+// scoresAVX512: s[j][i] = the sum over x of k[j][x]*q[x][i],
 // one chain of float32 FMAs from 0, features ascending. top[i] is raised to the
 // greatest of its scores; a NaN does not raise it. stride is in bytes.
 //
 //go:noescape
 func scoresAVX512(s *float32, top *float32, q *float32, d int, lanes int, k *float32, stride int, keys int)
 
-// scoresBF16AVX512: the same for bfloat16 keys, accumulated in float32 over pairs of features:
+// scoresBF16AVX512: the scores of bfloat16 keys, accumulated in float32 over pairs of features:
 // q[x/2][i] holds feature x in its lower half and x+1 above. d is even.
 //
 //go:noescape
 func scoresBF16AVX512(s *float32, top *float32, q *uint32, d int, lanes int, k *uint16, stride int, keys int)
 
-// scoresWideAVX512: the same in float64, with keys that are widened exactly.
+// scoresWideAVX512: the scores in float64, of keys that are widened exactly.
 //
 //go:noescape
 func scoresWideAVX512(s *float64, top *float64, q *float64, d int, lanes int, k *float32, stride int, keys int)
@@ -68,14 +68,14 @@ func valuesAVX512(acc *float64, alpha *float64, lanes int, p *float32, keys int,
 // fmaPeak512 runs n >= 1 iterations of 12 independent FMAs on registers.
 func fmaPeak512(n int)
 
-// scoresAVX2: s[j][i] = the sum over x of k[j][x]*q[x][i], for keys keys and lanes query rows:
+// scoresAVX2: s[j][i] = the sum over x of k[j][x]*q[x][i],
 // one chain of float32 FMAs from 0, features ascending. top[i] is raised to the
 // greatest of its scores; a NaN does not raise it. stride is in bytes.
 //
 //go:noescape
 func scoresAVX2(s *float32, top *float32, q *float32, d int, lanes int, k *float32, stride int, keys int)
 
-// scoresWideAVX2: the same in float64, with keys that are widened exactly.
+// scoresWideAVX2: the scores in float64, of keys that are widened exactly.
 //
 //go:noescape
 func scoresWideAVX2(s *float64, top *float64, q *float64, d int, lanes int, k *float32, stride int, keys int)

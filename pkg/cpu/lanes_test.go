@@ -246,6 +246,32 @@ func TestLaneScoresSpecial(t *testing.T) {
 	})
 }
 
+func TestLaneScoresBF16Special(t *testing.T) {
+	forLaneTiers(t, func(t *testing.T, k laneKernels) {
+		if k.scoresBF16 == nil {
+			t.Skip("no bfloat16 dot products")
+		}
+		nan, inf := float32(math.NaN()), float32(math.Inf(1))
+		in := []float32{nan, 1, 2, 2, -inf, 1, 1, nan, inf, -inf, 0x1p127, 0x1p127, -3, 2, 1, 1, inf, 3}
+		want := []float32{nan, 4, -inf, nan, nan, inf, -1, 2, inf}
+		for _, lanes := range tileLanes {
+			q, top, s := laneFill(2*lanes, float32(1)), laneFill(lanes, -inf), make([]float32, len(want)*lanes)
+			pairs, short := lanePairs(q, 2, lanes), laneTruncate(in)
+			k.scoresBF16(&s[0], &top[0], &pairs[0], 2, lanes, &short[0], 4, len(want)-1)
+			for i, x := range s[:(len(want)-1)*lanes] {
+				if !laneSame(x, want[i/lanes]) {
+					t.Errorf("s[%d] = %v, want %v", i, x, want[i/lanes])
+				}
+			}
+			for _, x := range top {
+				if x != inf {
+					t.Errorf("top = %v", x)
+				}
+			}
+		}
+	})
+}
+
 func checkMask[T float32 | float64](t *testing.T, run func(s, top *T, lanes, keys int, visible *int32)) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	gs, gt, gv := newLanePages(t, 1<<16), newLanePages(t, 4096), newLanePages(t, 4096)
@@ -445,7 +471,7 @@ func laneExp2(k laneKernels, wide bool, ts []float32, hi, lo, base float32) []fl
 func TestLaneExp2Error(t *testing.T) {
 	forLaneTiers(t, func(t *testing.T, k laneKernels) {
 		rng := rand.New(rand.NewPCG(9, 10))
-		for _, r := range [][2]float64{{-126, -64}, {-64, -8}, {-8, -1}, {-1, -0.5}, {-0.5, 0}, {-1e-3, 1e-3}, {0, 0.5}, {0.5, 1}, {1, 2}} {
+		for _, r := range [][2]float64{{-126, -125}, {-126, -64}, {-64, -8}, {-8, -1}, {-1, -0.5}, {-0.5, 0}, {-1e-3, 1e-3}, {0, 0.5}, {0.5, 1}, {1, 2}} {
 			ts := []float32{float32(r[0]), float32(r[1])}
 			for range 200_000 {
 				ts = append(ts, float32(r[0]+(r[1]-r[0])*rng.Float64()))

@@ -351,7 +351,8 @@ func values(t emit.Tier) {
 	})
 }
 
-// ahead is how many rows of v are fetched before they are needed.
+// ahead is how many rows of v are fetched before they are needed. AVX2 does
+// without: it has few cycles a row, and loads to do in all of them.
 const ahead = 16
 
 // valuesBlock emits the loop over blocks of rows features.
@@ -368,21 +369,28 @@ func valuesBlock(t emit.Tier, b block, rows int, label string) {
 		s.step(f32, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(R12, u).Offset(4 * r) })
 	}
 	if rows == b.rows[0] {
-		MOVQ(RAX, R11)
-		MOVQ(R12, R15)
-		advance(R15, ahead)
+		MOVQ(RAX, R11) // acc is needed at the end of the block
+		if t.Wide() {
+			MOVQ(R12, R15)
+			advance(R15, ahead)
+		}
 		SUBQ(U8(unroll), RDX)
 		JLT(LabelRef(label + "rest"))
 		Label(label + "unrolled")
 		PREFETCHT0(Mem{Base: R11})
-		ADDQ(U8(64), R11)
+		PREFETCHT0(Mem{Base: R11, Disp: 64})
+		ADDQ(U8(128), R11)
 		for u := range unroll {
-			PREFETCHT0(rowAt(R15, u))
+			if t.Wide() {
+				PREFETCHT0(rowAt(R15, u))
+			}
 			step(u)
 		}
 		ADDQ(U32(unroll*b.row), RDI)
 		advance(R12, unroll)
-		advance(R15, unroll)
+		if t.Wide() {
+			advance(R15, unroll)
+		}
 		SUBQ(U8(unroll), RDX)
 		JGE(LabelRef(label + "unrolled"))
 		Label(label + "rest")

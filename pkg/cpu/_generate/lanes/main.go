@@ -39,16 +39,16 @@ func doc(name string, lines []string) {
 var (
 	scoresDoc = map[number][]string{
 		f32: {
-			"s[j][i] = the sum over x of k[j][x]*q[x][i], for keys keys and lanes query rows:",
+			"s[j][i] = the sum over x of k[j][x]*q[x][i],",
 			"one chain of float32 FMAs from 0, features ascending. top[i] is raised to the",
 			"greatest of its scores; a NaN does not raise it. stride is in bytes.",
 		},
 		bf16: {
-			"the same for bfloat16 keys, accumulated in float32 over pairs of features:",
+			"the scores of bfloat16 keys, accumulated in float32 over pairs of features:",
 			"q[x/2][i] holds feature x in its lower half and x+1 above. d is even.",
 		},
 		f64: {
-			"the same in float64, with keys that are widened exactly.",
+			"the scores in float64, of keys that are widened exactly.",
 		},
 	}
 	maskDoc = []string{

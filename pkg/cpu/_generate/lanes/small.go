@@ -26,10 +26,10 @@ func mask(t emit.Tier, n number) {
 	const score, top, visible, j, one, inf, hide = 0, 1, 2, 3, 4, 5, 6
 	if wide {
 		VBROADCASTSD(constant64(minusInf), t.V(inf))
-		VPBROADCASTQ(counter64(1), t.V(one))
+		VPBROADCASTQ(one64(), t.V(one))
 	} else {
 		VBROADCASTSS(constant(float32(minusInf)), t.V(inf))
-		VPBROADCASTD(counter32(1), t.V(one))
+		VPBROADCASTD(one32(), t.V(one))
 	}
 	Label("vectors")
 	MOVQ(RAX, R8)

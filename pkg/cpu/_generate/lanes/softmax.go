@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/mmcloughlin/avo/attr"
-
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
 	. "github.com/mmcloughlin/avo/reg"
@@ -15,65 +13,20 @@ import (
 
 // Comparisons, as VCMPPS counts them.
 const (
-	equal        = 0
-	notLess      = 5
-	notEqual     = 4
-	roundNearest = 8
-	roundFloor   = 9
-	roundCeil    = 10
+	equal      = 0
+	notLess    = 5
+	notEqual   = 4
+	roundFloor = 9
+	roundCeil  = 10
 )
 
 // Polynomials for 2^r, highest coefficient first, each rounded to float32 before
 // the next lower degree was fixed: on [0, 1/16), relative error 1.4e-9, and on
-// [-1/2, 1/2], relative error 3e-9.
+// [-1/16, 1/16], relative error 2.6e-8.
 var (
 	exp2Sixteenth = []float32{0.05666297301650047, 0.24018490314483643, 0.693147599697113, 1}
-	exp2Nearest   = []float32{0.00015329310554079711, 0.0013390970416367054, 0.00961849931627512, 0.05550359562039375, 0.24022647738456726, 0.6931471824645996, 1}
+	exp2Eighth    = []float32{0.055488698184490204, 0.24025754630565643, 0.6931472420692444, 1}
 )
-
-var constants = map[string]Mem{}
-
-// constant is a 32-byte vector of one float32, so that it may also be an operand.
-func constant(x float32) Mem {
-	bits := math.Float32bits(x)
-	name := fmt.Sprintf("lanesF32_%08x", bits)
-	if _, ok := constants[name]; !ok {
-		m := GLOBL(name, attr.RODATA|attr.NOPTR)
-		for i := range 8 {
-			DATA(4*i, U32(bits))
-		}
-		constants[name] = m
-	}
-	return constants[name]
-}
-
-// constant64 is the same of one float64.
-func constant64(x float64) Mem {
-	bits := math.Float64bits(x)
-	name := fmt.Sprintf("lanesF64_%016x", bits)
-	if _, ok := constants[name]; !ok {
-		m := GLOBL(name, attr.RODATA|attr.NOPTR)
-		for i := range 4 {
-			DATA(8*i, U64(bits))
-		}
-		constants[name] = m
-	}
-	return constants[name]
-}
-
-// counter32 and counter64 are single integers.
-func counter32(n uint32) Mem { return integer("lanesI32_", n, U32(n)) }
-func counter64(n uint64) Mem { return integer("lanesI64_", uint32(n), U64(n)) }
-
-func integer(prefix string, n uint32, bits Constant) Mem {
-	name := fmt.Sprintf("%s%d", prefix, n)
-	if _, ok := constants[name]; !ok {
-		m := GLOBL(name, attr.RODATA|attr.NOPTR)
-		DATA(0, bits)
-		constants[name] = m
-	}
-	return constants[name]
-}
 
 var minusInf = math.Inf(-1)
 
@@ -84,7 +37,8 @@ type exponential struct {
 	hi, lo int // c in hi when wide
 	inf    int // -Inf, of the element type
 	poly   []int
-	table  int // of 2^(i/16), AVX-512
+	table  int // of 2^(i/16); AVX2 reads its own, of 2^(i/8), from memory
+	top    int // 128, AVX2
 	magic  int // its addition leaves the index into the table in the lowest bits
 	bases  []int
 	sums   []int
@@ -93,7 +47,7 @@ type exponential struct {
 
 // newExponential shares the registers out: from the top the constants, the bases
 // and the sums, from the bottom what is in flight. AVX2 has no room for the bases
-// and half of the polynomial: they are read where they are used.
+// and some constants: they are read where they are used.
 func newExponential(t emit.Tier, wide bool, vectors int) exponential {
 	e := exponential{t: t, wide: wide}
 	next := 16
@@ -122,6 +76,7 @@ func newExponential(t emit.Tier, wide bool, vectors int) exponential {
 		if wide {
 			e.inf = take(1)[0]
 		}
+		e.magic, e.top = take(1)[0], take(1)[0]
 		e.poly = take(min(3, next-4))
 	}
 	for i := range inFlight {
@@ -142,7 +97,7 @@ func (e exponential) coefficients() []float32 {
 	if e.t.Wide() {
 		return exp2Sixteenth
 	}
-	return exp2Nearest
+	return exp2Eighth
 }
 
 func (e exponential) loadConstants() {
@@ -163,8 +118,11 @@ func (e exponential) loadConstants() {
 		VBROADCASTSS(constant(e.coefficients()[k]), t.V(r))
 	}
 	if t.Wide() {
-		VMOVUPS(tableOfPowers(), t.V(e.table))
-		VBROADCASTSS(constant(magic), t.V(e.magic))
+		VMOVUPS(powersOf16(), t.V(e.table))
+		VBROADCASTSS(constant(magic16), t.V(e.magic))
+	} else {
+		VBROADCASTSS(constant(magic8), t.V(e.magic))
+		VBROADCASTSS(constant(128), t.V(e.top))
 	}
 	for _, r := range e.sums {
 		t.Zero(r)
@@ -186,12 +144,12 @@ func (e exponential) argument(v int) {
 	if t.Wide() {
 		VCMPPS(U8(notEqual), t.V(e.inf), s, maskOf(v))
 		VMOVAPS(t.V(e.bases[v]), x)
+		VFMADD231PS(t.V(e.lo), s, x)
 	} else {
 		VCMPPS(U8(notEqual), constant(float32(minusInf)), s, t.V(w[3]))
-		VXORPS(x, x, x)
-		VSUBPS(Mem{Base: RDI, Disp: v * t.Bytes}, x, x)
+		VMOVAPS(s, x)
+		VFMSUB213PS(Mem{Base: RDI, Disp: v * t.Bytes}, t.V(e.lo), x)
 	}
-	VFMADD231PS(t.V(e.lo), s, x)
 	VFMADD231PS(t.V(e.hi), s, x)
 }
 
@@ -218,21 +176,12 @@ func (e exponential) argumentWide(v int) {
 
 func maskOf(v int) Physical { return []Physical{K1, K2, K3}[v%3] }
 
-// magic has its lowest bit at 1/16, and four zero bits there.
-const magic = 3 << 18
-
-// tableOfPowers is 2^(i/16).
-func tableOfPowers() Mem {
-	const name = "lanesPowers"
-	if _, ok := constants[name]; !ok {
-		m := GLOBL(name, attr.RODATA|attr.NOPTR)
-		for i := range 16 {
-			DATA(4*i, U32(math.Float32bits(float32(math.Exp2(float64(i)/16)))))
-		}
-		constants[name] = m
-	}
-	return constants[name]
-}
+// These have their lowest bit at 1/16 and 1/8 and leave the bits of the index and
+// of an integer below 2^8 in a sum's lowest bits; their own are zero there.
+const (
+	magic16 = 3 << 18
+	magic8  = 3 << 19
+)
 
 // exp2 leaves 2^t in work register 0.
 func (e exponential) exp2(v int) {
@@ -244,8 +193,9 @@ func (e exponential) exp2(v int) {
 }
 
 // exp2ByTable takes t apart into an integer, sixteenths, which the table knows,
-// and a rest in [0, 1/16): half of that is not multiplication, so that the FMA
-// units aren't the only ones at work. Everything is rounded down, because
+// and a rest in [0, 1/16), for which degree 3 is enough. A polynomial of degree 6
+// for [0, 1) takes a sixth longer: all of it falls to the FMA units, and most of
+// the table's work does not. Everything is rounded down, because
 // VSCALEFPS takes floor(t) from t itself. NaN and infinities come out right.
 func (e exponential) exp2ByTable(v int) {
 	t, w := e.t, e.work[v%len(e.work)]
@@ -265,29 +215,31 @@ func (e exponential) exp2ByTable(v int) {
 	}
 }
 
-// exp2ByExponent adds round(t) to the exponent of a polynomial in the rest. t is
-// held below 128, where that makes +Inf, and whatever is below -126, where the
+// exp2ByExponent rounds t to eighths: a table's entry and an integer added to its
+// exponent make 2^ of that, and a polynomial does the rest in [-1/16, 1/16]. t is
+// held at 128, where that makes +Inf, and whatever is below -126, where the
 // exponent would wrap, becomes 0.
 func (e exponential) exp2ByExponent(v int) {
 	t, w := e.t, e.work[v%len(e.work)]
-	y, x, r, keep := t.V(w[0]), t.V(w[1]), t.V(w[2]), t.V(w[3])
-	VMOVUPS(constant(128), r)
-	VMINPS(x, r, x) // in this order a NaN stays
+	y, x, power, keep := t.V(w[0]), t.V(w[1]), t.V(w[2]), t.V(w[3])
+	VMINPS(x, t.V(e.top), x) // in this order a NaN stays
 	VCMPPS(U8(notLess), constant(-126), x, y)
 	if e.wide {
 		VMOVAPS(y, keep)
 	} else {
 		VANDPS(y, keep, keep)
 	}
-	VROUNDPS(U8(roundNearest), x, r)
-	VSUBPS(r, x, x)
-	VCVTPS2DQ(r, r)
-	VPSLLD(U8(23), r, r)
+	VADDPS(t.V(e.magic), x, power)
+	VSUBPS(t.V(e.magic), power, y)
+	VSUBPS(y, x, x)
+	VPERMPS(powersOf8(), power, y)
+	VPSLLD(U8(20), power, power)
+	VPADDD(y, power, power)
 	VMOVUPS(e.coefficient(0), y)
-	for k := 1; k < len(exp2Nearest); k++ {
-		VFMADD213PS(e.coefficient(k), x, y)
-	}
-	VPADDD(r, y, y)
+	VFMADD213PS(e.coefficient(1), x, y)
+	VFMADD213PS(e.coefficient(2), x, y)
+	VMULPS(x, y, y) // not power: the product would be subnormal before the sum is
+	VFMADD213PS(power, power, y)
 	VANDPS(keep, y, y)
 }
 
