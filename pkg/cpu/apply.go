@@ -17,6 +17,7 @@ type exponent struct {
 	sign   float32
 	c      float64
 	hi, lo float32 // c as the sum of two float32
+	top    float32 // largest product that may come from float32 sums
 }
 
 func newExponent(scale float64) exponent {
@@ -117,11 +118,13 @@ const (
 	largestScale   = 1e30
 )
 
-// wideScore is how large a score, in units of log2, may become before products
-// are summed in float64. The error of a score in float32 is a few 2^-24 of its
-// size, and becomes the relative error of a weight: it must stay small against
-// the rounding of the output.
-func wideScore(out attention.DType) float64 {
+// A score that is rounded to float32 has an error in proportion to the sums on the
+// way to it, and passes it on to its weight, where it must stay small against the
+// rounding of the output.
+//
+// largestNorm bounds |q||k|, in units of log2: scores beyond it are summed in
+// float64. It holds whatever happens on the way to a score.
+func largestNorm(out attention.DType) float64 {
 	switch out {
 	case attention.F16:
 		return 256
@@ -129,6 +132,17 @@ func wideScore(out attention.DType) float64 {
 		return 2048
 	}
 	return 32
+}
+
+// largestTop bounds the largest score of a row, in units of log2, where the output
+// is float32: where the weight is. Random inputs stay far below it, rows that
+// point in the direction of the keys may not. See docs/numerics.md for the errors
+// that it is drawn from.
+func largestTop(chains, d int, out attention.DType) float64 {
+	if out != attention.F32 {
+		return math.Inf(1)
+	}
+	return max(7, 8*float64(chains)*min(1, math.Sqrt(128/float64(d))))
 }
 
 // path is the way in which a tile of keys is applied to a tile of query rows. It
@@ -155,7 +169,7 @@ func (d *Device) path(norm float32, kv keys, k0, k1 int) path {
 		return plain
 	}
 	product := math.Sqrt(float64(norm)) * math.Sqrt(float64(k))
-	if !(product <= largestProduct) || !(product*d.exp.c <= wideScore(d.geo.OutDType)) || d.exp.c > largestScale || d.exp.c < 1/largestScale {
+	if !(product <= largestProduct) || !(product*d.exp.c <= largestNorm(d.geo.OutDType)) || d.exp.c > largestScale || d.exp.c < 1/largestScale {
 		return wide
 	}
 	return narrow
@@ -167,21 +181,25 @@ func (d *Device) applyTile(sc *scratch, t *tile, kv keys, k0, k1 int) {
 		return
 	}
 	how := d.path(t.norm, kv, k0, k1)
+	if how == narrow && t.steep {
+		how = wide
+	}
+	if how == narrow && !d.narrowTile(sc, t, kv, k0, k1) {
+		t.steep, how = true, wide // and for the rest of the chunk
+	}
 	sc.ran[how]++
-	if how == plain {
+	switch how {
+	case plain:
 		d.plainTile(sc, t, kv, k0, k1)
-		return
-	}
-	if how == narrow {
-		d.narrowTile(sc, t, kv, k0, k1)
-		return
-	}
-	for ; k0 < k1; k0 += wideKeys {
-		d.wideTile(sc, t, kv, k0, min(k0+wideKeys, k1))
+	case wide:
+		for ; k0 < k1; k0 += wideKeys {
+			d.wideTile(sc, t, kv, k0, min(k0+wideKeys, k1))
+		}
 	}
 }
 
-func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) {
+// narrowTile reports false, and has done nothing, if the scores are too large.
+func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) bool {
 	g, n, lanes := d.geo, k1-k0, t.lanes
 	s, top := &sc.s[0], sc.top32[:lanes]
 	reset(top)
@@ -194,9 +212,15 @@ func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) {
 		reset(top)
 		d.lane.mask(s, &top[0], lanes, n, sc.seeFrom(t, k0))
 	}
+	for _, x := range top[:t.rows] {
+		if x > d.exp.top || x < -d.exp.top && x > float32(math.Inf(-1)) { // -Inf: sees none of these keys
+			return false
+		}
+	}
 	d.lane.rebase(&t.m[0], &sc.alpha[0], &sc.base32[0], &top[0], lanes, d.exp.c)
 	d.lane.softmax(s, lanes, n, &sc.base32[0], d.exp.hi, d.exp.lo, &t.l[0], &sc.alpha[0])
 	d.lane.values(&t.acc[0], &sc.alpha[0], lanes, s, n, sc.values32(g, kv, k0, d.row), g.Dv*4, g.Dv)
+	return true
 }
 
 // wideTile takes up to wideKeys keys.

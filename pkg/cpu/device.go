@@ -156,6 +156,9 @@ func (d *Device) Reserve(g attention.Geometry) error {
 	}
 	d.partials = floats[float64](arenas["partial_states"])
 	d.exp = newExponent(g.Scale)
+	if d.lane != nil {
+		d.exp.top = float32(largestTop(d.lane.chains, g.D, g.OutDType) / d.exp.c)
+	}
 	d.in = newQueue(func(t time.Duration) { d.book(func(s *attention.Stats) { s.InSeconds += t.Seconds() }) })
 	d.apply = newQueue(func(t time.Duration) { d.book(func(s *attention.Stats) { s.ApplySeconds += t.Seconds() }) })
 	d.out = newQueue(func(t time.Duration) { d.book(func(s *attention.Stats) { s.OutSeconds += t.Seconds() }) })

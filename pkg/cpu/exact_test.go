@@ -168,6 +168,41 @@ func testExactScores(t *testing.T) {
 	}
 }
 
+// Scores from small to steep, of rows in all directions and of rows that all
+// point one way, so that every sum on the way to a score is large.
+func TestExactSteepScores(t *testing.T) { eachKernel(t, testExactSteepScores) }
+
+func testExactSteepScores(t *testing.T) {
+	var most float64
+	for _, d := range []int{32, 64, 128, 256} {
+		for _, oneWay := range []bool{false, true} {
+			for _, bound := range []float64{4, 8, 12, 16, 24, 32, 48} { // of |q||k|, about, in units of log2
+				rng := rand.New(rand.NewPCG(41, 42))
+				p := problem(50, d)
+				p.Nk, p.Scale = 1000, bound/math.Log2E/float64(d)
+				x := random(p, rng)
+				if oneWay {
+					way := make([]float64, d)
+					for i := range way {
+						way[i] = rng.NormFloat64()
+					}
+					near := func(_, _, _, i int) float64 { return way[i] + 0.3*rng.NormFloat64() }
+					x.q, x.k = fill(p, 1, p.Nq, d, near), fill(p, 1, p.Nk, d, near)
+				}
+				for _, out := range dtypes {
+					x.p.OutDType = out
+					e := compare(t, x, run(t, x, way{}), 50)
+					check(t, fmt.Sprintf("D = %d, one way %v, scores to %v, %v", d, oneWay, bound, out), e, out)
+					if out == attention.F32 {
+						most = max(most, e.frobenius())
+					}
+				}
+			}
+		}
+	}
+	t.Logf("f32: relative Frobenius error at most %.3g", most)
+}
+
 func largestScore(x tensors) (largest float64) {
 	p := x.p
 	q, k := make([]float32, p.Nq*p.D), make([]float32, p.Nk*p.D)

@@ -9,10 +9,11 @@ package cpu
 // edge of a causal mask, rebase, softmax, values. Where a mask follows, scores
 // must be given another top, and mask raises the right one.
 type laneKernels struct {
-	name string
+	name   string
+	chains int // of float32 sums that make a score
 
 	// scores computes s[j][i], the sum over x of k[j][x]*q[x][i], in ascending
-	// order by FMA from 0, and raises top[i] to the greatest of its scores. A NaN
+	// order by FMA from 0 in one chain or two, and raises top[i] to the greatest of its scores. A NaN
 	// does not raise it.
 	scores func(s, top *float32, q *float32, d, lanes int, k *float32, stride, keys int)
 

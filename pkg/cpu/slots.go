@@ -130,6 +130,7 @@ type tile struct {
 
 	see         [tileLanes]int32 // how many keys of the chunk in work a row sees
 	least, most int              // of them
+	steep       bool             // the chunk in work has scores that float32 is too coarse for
 }
 
 // tile returns tile i of a KV head.
@@ -149,6 +150,7 @@ func (s *querySlot) tile(g attention.Geometry, head, i int, t *tile) {
 
 // look sets how much of a chunk of n keys the rows of tile i see.
 func (t *tile) look(s *querySlot, i int, ref attention.KVRef, n int) (pairs int) {
+	t.steep = false
 	if ref.Kind == attention.Full {
 		for r := range t.rows {
 			t.see[r] = int32(n)

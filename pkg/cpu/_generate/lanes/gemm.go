@@ -33,12 +33,13 @@ type block struct {
 	rows    []int // descending
 	size    int   // bytes of an element
 	row     int   // bytes of a panel row
+	chains  int   // of scores
 }
 
 // blockOf chooses the block: as many sums as there are registers, less those of
 // one panel row and at least one broadcast.
 func blockOf(t emit.Tier, lanes, size int) block {
-	b := block{lanes: lanes, size: size, row: lanes * size}
+	b := block{lanes: lanes, size: size, row: lanes * size, chains: 1}
 	switch total := b.row / t.Bytes; {
 	case lanes == 48:
 		b.vectors = 3
@@ -60,6 +61,21 @@ func blockOf(t emit.Tier, lanes, size int) block {
 		b.rows = []int{24, 16, 8, 4, 2, 1}
 	}
 	return b
+}
+
+// twoChains makes room for a second set of sums. Every block of a product has as
+// many chains: a score's bits must not depend on its place. AVX2 has too few
+// registers.
+func (b *block) twoChains() {
+	b.chains = 2
+	switch b.vectors {
+	case 3:
+		b.rows = []int{4, 2, 1}
+	case 2:
+		b.rows = []int{6, 4, 2, 1}
+	default:
+		b.rows = []int{12, 8, 4, 2, 1}
+	}
 }
 
 // dispatch emits body once for every number of lanes and jumps to the right one.
@@ -84,14 +100,15 @@ func dispatch(t emit.Tier, body func(lanes int)) {
 }
 
 // sums numbers the registers of a block: the sums, the panel's vectors, and the
-// rest for broadcasts in turn.
+// rest for broadcasts in turn. With two chains every other step adds to the
+// second set of sums: half as long a chain has half the rounding error.
 type sums struct {
-	tier          emit.Tier
-	rows, vectors int
+	tier                  emit.Tier
+	rows, vectors, chains int
 }
 
-func (s sums) sum(r, v int) int { return r*s.vectors + v }
-func (s sums) panel(v int) int  { return s.rows*s.vectors + v }
+func (s sums) sum(chain, r, v int) int { return (chain*s.rows+r)*s.vectors + v }
+func (s sums) panel(v int) int         { return s.chains*s.rows*s.vectors + v }
 func (s sums) broadcast(r int) int {
 	first, end := s.panel(s.vectors), 16
 	if s.tier.Wide() {
@@ -101,14 +118,21 @@ func (s sums) broadcast(r int) int {
 }
 
 func (s sums) clear() {
-	for i := range s.rows * s.vectors {
+	for i := range s.chains * s.rows * s.vectors {
 		s.tier.Zero(i)
 	}
 }
 
-// step emits one step of the chain of sums: the panel row at panel times a
+// join adds the second chain to the first.
+func (s sums) join() {
+	for i := range (s.chains - 1) * s.rows * s.vectors {
+		VADDPS(s.tier.V(s.rows*s.vectors+i), s.tier.V(i), s.tier.V(i))
+	}
+}
+
+// step emits one step of a chain of sums: the panel row at panel times a
 // broadcast per row.
-func (s sums) step(n number, panel Mem, element func(r int) Mem) {
+func (s sums) step(n number, chain int, panel Mem, element func(r int) Mem) {
 	t := s.tier
 	vector := func(v int) Mem { return panel.Offset(v * t.Bytes) }
 	for v := range s.vectors {
@@ -132,11 +156,11 @@ func (s sums) step(n number, panel Mem, element func(r int) Mem) {
 		for v := range s.vectors {
 			switch n {
 			case f64:
-				VFMADD231PD(t.V(s.panel(v)), t.V(b), t.V(s.sum(r, v)))
+				VFMADD231PD(t.V(s.panel(v)), t.V(b), t.V(s.sum(chain, r, v)))
 			case bf16:
-				emit.DotBF16(s.panel(v), b, s.sum(r, v))
+				emit.DotBF16(s.panel(v), b, s.sum(chain, r, v))
 			default:
-				VFMADD231PS(t.V(s.panel(v)), t.V(b), t.V(s.sum(r, v)))
+				VFMADD231PS(t.V(s.panel(v)), t.V(b), t.V(s.sum(chain, r, v)))
 			}
 		}
 	}
@@ -199,6 +223,9 @@ func scores(t emit.Tier, n number) {
 	left := AllocLocal(8) // keys
 	dispatch(t, func(lanes int) {
 		b := blockOf(t, lanes, n.size)
+		if t.Wide() && n != f64 {
+			b.twoChains()
+		}
 		l := fmt.Sprintf("scores%d", lanes)
 		multiples()
 		XORQ(R14, R14) // offset of the part in a panel row
@@ -221,7 +248,7 @@ func scores(t emit.Tier, n number) {
 
 // scoresBlock emits the loop over blocks of rows keys.
 func scoresBlock(t emit.Tier, n number, b block, rows int, left Mem, label string) {
-	s := sums{t, rows, b.vectors}
+	s := sums{t, rows, b.vectors, b.chains}
 	at := []GPPhysical{R12, R13, R15}[:(rows+7)/8]
 	Label(label)
 	CMPQ(left, U8(rows))
@@ -238,7 +265,7 @@ func scoresBlock(t emit.Tier, n number, b block, rows int, left Mem, label strin
 		SHRQ(U8(1), RDX)
 	}
 	step := func(u int) {
-		s.step(n, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(at[r/8], r%8).Offset(4 * u) })
+		s.step(n, u%s.chains, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(at[r/8], r%8).Offset(4 * u) })
 	}
 	forward := func(steps int) {
 		ADDQ(U32(steps*b.row), RDI)
@@ -275,12 +302,28 @@ func scoresBlock(t emit.Tier, n number, b block, rows int, left Mem, label strin
 		ADDQ(U8(16), RDX)
 		JZ(LabelRef(label + "summed"))
 	}
-	Label(label + "features")
-	step(0)
-	forward(1)
-	DECQ(RDX)
-	JNZ(LabelRef(label + "features"))
+	if s.chains == 2 {
+		SUBQ(U8(2), RDX)
+		JLT(LabelRef(label + "last"))
+		Label(label + "pairs")
+		step(0)
+		step(1)
+		forward(2)
+		SUBQ(U8(2), RDX)
+		JGE(LabelRef(label + "pairs"))
+		Label(label + "last")
+		ADDQ(U8(2), RDX)
+		JZ(LabelRef(label + "summed"))
+		step(0)
+	} else {
+		Label(label + "features")
+		step(0)
+		forward(1)
+		DECQ(RDX)
+		JNZ(LabelRef(label + "features"))
+	}
 	Label(label + "summed")
+	s.join()
 	arg("top", RDX)
 	ADDQ(R14, RDX)
 	for v := range b.vectors {
@@ -288,7 +331,7 @@ func scoresBlock(t emit.Tier, n number, b block, rows int, left Mem, label strin
 		at := Mem{Base: RDX, Disp: v * t.Bytes}
 		move(n, at, top)
 		for r := range rows {
-			sum := t.V(s.sum(r, v))
+			sum := t.V(s.sum(0, r, v))
 			move(n, sum, Mem{Base: RAX, Disp: r*b.row + v*t.Bytes})
 			maximum(n, sum, top)
 		}
@@ -357,7 +400,7 @@ const ahead = 16
 
 // valuesBlock emits the loop over blocks of rows features.
 func valuesBlock(t emit.Tier, b block, rows int, label string) {
-	s := sums{t, rows, b.vectors}
+	s := sums{t, rows, b.vectors, 1}
 	Label(label)
 	CMPQ(RSI, U32(rows))
 	JLT(LabelRef(label + "done"))
@@ -366,7 +409,7 @@ func valuesBlock(t emit.Tier, b block, rows int, label string) {
 	MOVQ(RCX, RDI)
 	arg("keys", RDX)
 	step := func(u int) {
-		s.step(f32, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(R12, u).Offset(4 * r) })
+		s.step(f32, 0, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(R12, u).Offset(4 * r) })
 	}
 	if rows == b.rows[0] {
 		MOVQ(RAX, R11) // acc is needed at the end of the block
@@ -417,9 +460,9 @@ func valuesBlock(t emit.Tier, b block, rows int, label string) {
 					to += (r + half) % 3
 				}
 				if half == 0 {
-					VCVTPS2PD(t.Half(s.sum(r, v)), t.V(to))
+					VCVTPS2PD(t.Half(s.sum(0, r, v)), t.V(to))
 				} else {
-					t.UpperHalf(s.sum(r, v), to)
+					t.UpperHalf(s.sum(0, r, v), to)
 					VCVTPS2PD(t.Half(to), t.V(to))
 				}
 				VFMADD231PD(at, t.V(alpha), t.V(to))
