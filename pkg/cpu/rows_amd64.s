@@ -9364,22 +9364,22 @@ TEXT ·weightsAVX512(SB), NOSPLIT, $0-36
 	MOVL         $0x3f800000, AX
 	VMOVD        AX, X3
 	VBROADCASTSS X3, Z3
-	MOVL         $0x3f317216, AX
+	MOVL         $0x3f317218, AX
 	VMOVD        AX, X4
 	VBROADCASTSS X4, Z4
-	MOVL         $0x3e75fe9c, AX
+	MOVL         $0x3e75fdec, AX
 	VMOVD        AX, X5
 	VBROADCASTSS X5, Z5
-	MOVL         $0x3d634598, AX
+	MOVL         $0x3d6357bc, AX
 	VMOVD        AX, X6
 	VBROADCASTSS X6, Z6
-	MOVL         $0x3c1e7d9f, AX
+	MOVL         $0x3c1d9858, AX
 	VMOVD        AX, X7
 	VBROADCASTSS X7, Z7
-	MOVL         $0x3aa3a510, AX
+	MOVL         $0x3aaf8533, AX
 	VMOVD        AX, X8
 	VBROADCASTSS X8, Z8
-	MOVL         $0x39620697, AX
+	MOVL         $0x391fc836, AX
 	VMOVD        AX, X9
 	VBROADCASTSS X9, Z9
 	MOVL         $0xff800000, AX
@@ -9400,7 +9400,8 @@ loop399:
 	VFMADD231PS Z15, Z1, Z16
 	VFMADD231PS Z15, Z0, Z16
 	VCMPPS      $0x04, Z10, Z15, K1
-	VREDUCEPS   $0x01, Z16, Z15
+	VREDUCEPS   $0x00, Z16, Z15
+	VRNDSCALEPS $0x00, Z16, Z16
 	VMOVAPS     Z9, Z17
 	VFMADD213PS Z8, Z15, Z17
 	VFMADD213PS Z7, Z15, Z17
@@ -9416,7 +9417,8 @@ loop399:
 	VFMADD231PS Z15, Z1, Z16
 	VFMADD231PS Z15, Z0, Z16
 	VCMPPS      $0x04, Z10, Z15, K1
-	VREDUCEPS   $0x01, Z16, Z15
+	VREDUCEPS   $0x00, Z16, Z15
+	VRNDSCALEPS $0x00, Z16, Z16
 	VMOVAPS     Z9, Z17
 	VFMADD213PS Z8, Z15, Z17
 	VFMADD213PS Z7, Z15, Z17
@@ -9432,7 +9434,8 @@ loop399:
 	VFMADD231PS Z15, Z1, Z16
 	VFMADD231PS Z15, Z0, Z16
 	VCMPPS      $0x04, Z10, Z15, K1
-	VREDUCEPS   $0x01, Z16, Z15
+	VREDUCEPS   $0x00, Z16, Z15
+	VRNDSCALEPS $0x00, Z16, Z16
 	VMOVAPS     Z9, Z17
 	VFMADD213PS Z8, Z15, Z17
 	VFMADD213PS Z7, Z15, Z17
@@ -9448,7 +9451,8 @@ loop399:
 	VFMADD231PS Z15, Z1, Z16
 	VFMADD231PS Z15, Z0, Z16
 	VCMPPS      $0x04, Z10, Z15, K1
-	VREDUCEPS   $0x01, Z16, Z15
+	VREDUCEPS   $0x00, Z16, Z15
+	VRNDSCALEPS $0x00, Z16, Z16
 	VMOVAPS     Z9, Z17
 	VFMADD213PS Z8, Z15, Z17
 	VFMADD213PS Z7, Z15, Z17
@@ -9474,7 +9478,8 @@ loop401:
 	VFMADD231PS Z15, Z1, Z16
 	VFMADD231PS Z15, Z0, Z16
 	VCMPPS      $0x04, Z10, Z15, K1
-	VREDUCEPS   $0x01, Z16, Z15
+	VREDUCEPS   $0x00, Z16, Z15
+	VRNDSCALEPS $0x00, Z16, Z16
 	VMOVAPS     Z9, Z17
 	VFMADD213PS Z8, Z15, Z17
 	VFMADD213PS Z7, Z15, Z17
@@ -9502,7 +9507,8 @@ done402:
 	VFMADD231PS Z15, Z1, Z2
 	VFMADD231PS Z15, Z0, Z2
 	VCMPPS      $0x04, Z10, Z15, K1, K2
-	VREDUCEPS   $0x01, Z2, Z0
+	VREDUCEPS   $0x00, Z2, Z0
+	VRNDSCALEPS $0x00, Z2, Z2
 	VMOVAPS     Z9, Z1
 	VFMADD213PS Z8, Z0, Z1
 	VFMADD213PS Z7, Z0, Z1
@@ -16737,7 +16743,7 @@ loop808:
 	VMAXPS      Y6, Y7, Y6
 	VMOVAPS     rowsMost<>+0(SB), Y7
 	VMINPS      Y6, Y7, Y6
-	VROUNDPS    $0x01, Y6, Y7
+	VROUNDPS    $0x00, Y6, Y7
 	VSUBPS      Y7, Y6, Y6
 	VCVTPS2DQ   Y7, Y7
 	VPADDD      rowsBias<>+0(SB), Y7, Y7
@@ -16762,7 +16768,7 @@ loop808:
 	VMAXPS      Y6, Y7, Y6
 	VMOVAPS     rowsMost<>+0(SB), Y7
 	VMINPS      Y6, Y7, Y6
-	VROUNDPS    $0x01, Y6, Y7
+	VROUNDPS    $0x00, Y6, Y7
 	VSUBPS      Y7, Y6, Y6
 	VCVTPS2DQ   Y7, Y7
 	VPADDD      rowsBias<>+0(SB), Y7, Y7
@@ -16797,7 +16803,7 @@ loop810:
 	VMAXPS      Y6, Y7, Y6
 	VMOVAPS     rowsMost<>+0(SB), Y7
 	VMINPS      Y6, Y7, Y6
-	VROUNDPS    $0x01, Y6, Y7
+	VROUNDPS    $0x00, Y6, Y7
 	VSUBPS      Y7, Y6, Y6
 	VCVTPS2DQ   Y7, Y7
 	VPADDD      rowsBias<>+0(SB), Y7, Y7
@@ -16834,7 +16840,7 @@ done811:
 	VMAXPS      Y2, Y0, Y2
 	VMOVAPS     rowsMost<>+0(SB), Y0
 	VMINPS      Y2, Y0, Y2
-	VROUNDPS    $0x01, Y2, Y0
+	VROUNDPS    $0x00, Y2, Y0
 	VSUBPS      Y0, Y2, Y2
 	VCVTPS2DQ   Y0, Y0
 	VPADDD      rowsBias<>+0(SB), Y0, Y0
@@ -16875,64 +16881,64 @@ DATA rowsTerm0<>+24(SB)/4, $0x3f800000
 DATA rowsTerm0<>+28(SB)/4, $0x3f800000
 GLOBL rowsTerm0<>(SB), RODATA|NOPTR, $32
 
-DATA rowsTerm1<>+0(SB)/4, $0x3f317216
-DATA rowsTerm1<>+4(SB)/4, $0x3f317216
-DATA rowsTerm1<>+8(SB)/4, $0x3f317216
-DATA rowsTerm1<>+12(SB)/4, $0x3f317216
-DATA rowsTerm1<>+16(SB)/4, $0x3f317216
-DATA rowsTerm1<>+20(SB)/4, $0x3f317216
-DATA rowsTerm1<>+24(SB)/4, $0x3f317216
-DATA rowsTerm1<>+28(SB)/4, $0x3f317216
+DATA rowsTerm1<>+0(SB)/4, $0x3f317218
+DATA rowsTerm1<>+4(SB)/4, $0x3f317218
+DATA rowsTerm1<>+8(SB)/4, $0x3f317218
+DATA rowsTerm1<>+12(SB)/4, $0x3f317218
+DATA rowsTerm1<>+16(SB)/4, $0x3f317218
+DATA rowsTerm1<>+20(SB)/4, $0x3f317218
+DATA rowsTerm1<>+24(SB)/4, $0x3f317218
+DATA rowsTerm1<>+28(SB)/4, $0x3f317218
 GLOBL rowsTerm1<>(SB), RODATA|NOPTR, $32
 
-DATA rowsTerm2<>+0(SB)/4, $0x3e75fe9c
-DATA rowsTerm2<>+4(SB)/4, $0x3e75fe9c
-DATA rowsTerm2<>+8(SB)/4, $0x3e75fe9c
-DATA rowsTerm2<>+12(SB)/4, $0x3e75fe9c
-DATA rowsTerm2<>+16(SB)/4, $0x3e75fe9c
-DATA rowsTerm2<>+20(SB)/4, $0x3e75fe9c
-DATA rowsTerm2<>+24(SB)/4, $0x3e75fe9c
-DATA rowsTerm2<>+28(SB)/4, $0x3e75fe9c
+DATA rowsTerm2<>+0(SB)/4, $0x3e75fdec
+DATA rowsTerm2<>+4(SB)/4, $0x3e75fdec
+DATA rowsTerm2<>+8(SB)/4, $0x3e75fdec
+DATA rowsTerm2<>+12(SB)/4, $0x3e75fdec
+DATA rowsTerm2<>+16(SB)/4, $0x3e75fdec
+DATA rowsTerm2<>+20(SB)/4, $0x3e75fdec
+DATA rowsTerm2<>+24(SB)/4, $0x3e75fdec
+DATA rowsTerm2<>+28(SB)/4, $0x3e75fdec
 GLOBL rowsTerm2<>(SB), RODATA|NOPTR, $32
 
-DATA rowsTerm3<>+0(SB)/4, $0x3d634598
-DATA rowsTerm3<>+4(SB)/4, $0x3d634598
-DATA rowsTerm3<>+8(SB)/4, $0x3d634598
-DATA rowsTerm3<>+12(SB)/4, $0x3d634598
-DATA rowsTerm3<>+16(SB)/4, $0x3d634598
-DATA rowsTerm3<>+20(SB)/4, $0x3d634598
-DATA rowsTerm3<>+24(SB)/4, $0x3d634598
-DATA rowsTerm3<>+28(SB)/4, $0x3d634598
+DATA rowsTerm3<>+0(SB)/4, $0x3d6357bc
+DATA rowsTerm3<>+4(SB)/4, $0x3d6357bc
+DATA rowsTerm3<>+8(SB)/4, $0x3d6357bc
+DATA rowsTerm3<>+12(SB)/4, $0x3d6357bc
+DATA rowsTerm3<>+16(SB)/4, $0x3d6357bc
+DATA rowsTerm3<>+20(SB)/4, $0x3d6357bc
+DATA rowsTerm3<>+24(SB)/4, $0x3d6357bc
+DATA rowsTerm3<>+28(SB)/4, $0x3d6357bc
 GLOBL rowsTerm3<>(SB), RODATA|NOPTR, $32
 
-DATA rowsTerm4<>+0(SB)/4, $0x3c1e7d9f
-DATA rowsTerm4<>+4(SB)/4, $0x3c1e7d9f
-DATA rowsTerm4<>+8(SB)/4, $0x3c1e7d9f
-DATA rowsTerm4<>+12(SB)/4, $0x3c1e7d9f
-DATA rowsTerm4<>+16(SB)/4, $0x3c1e7d9f
-DATA rowsTerm4<>+20(SB)/4, $0x3c1e7d9f
-DATA rowsTerm4<>+24(SB)/4, $0x3c1e7d9f
-DATA rowsTerm4<>+28(SB)/4, $0x3c1e7d9f
+DATA rowsTerm4<>+0(SB)/4, $0x3c1d9858
+DATA rowsTerm4<>+4(SB)/4, $0x3c1d9858
+DATA rowsTerm4<>+8(SB)/4, $0x3c1d9858
+DATA rowsTerm4<>+12(SB)/4, $0x3c1d9858
+DATA rowsTerm4<>+16(SB)/4, $0x3c1d9858
+DATA rowsTerm4<>+20(SB)/4, $0x3c1d9858
+DATA rowsTerm4<>+24(SB)/4, $0x3c1d9858
+DATA rowsTerm4<>+28(SB)/4, $0x3c1d9858
 GLOBL rowsTerm4<>(SB), RODATA|NOPTR, $32
 
-DATA rowsTerm5<>+0(SB)/4, $0x3aa3a510
-DATA rowsTerm5<>+4(SB)/4, $0x3aa3a510
-DATA rowsTerm5<>+8(SB)/4, $0x3aa3a510
-DATA rowsTerm5<>+12(SB)/4, $0x3aa3a510
-DATA rowsTerm5<>+16(SB)/4, $0x3aa3a510
-DATA rowsTerm5<>+20(SB)/4, $0x3aa3a510
-DATA rowsTerm5<>+24(SB)/4, $0x3aa3a510
-DATA rowsTerm5<>+28(SB)/4, $0x3aa3a510
+DATA rowsTerm5<>+0(SB)/4, $0x3aaf8533
+DATA rowsTerm5<>+4(SB)/4, $0x3aaf8533
+DATA rowsTerm5<>+8(SB)/4, $0x3aaf8533
+DATA rowsTerm5<>+12(SB)/4, $0x3aaf8533
+DATA rowsTerm5<>+16(SB)/4, $0x3aaf8533
+DATA rowsTerm5<>+20(SB)/4, $0x3aaf8533
+DATA rowsTerm5<>+24(SB)/4, $0x3aaf8533
+DATA rowsTerm5<>+28(SB)/4, $0x3aaf8533
 GLOBL rowsTerm5<>(SB), RODATA|NOPTR, $32
 
-DATA rowsTerm6<>+0(SB)/4, $0x39620697
-DATA rowsTerm6<>+4(SB)/4, $0x39620697
-DATA rowsTerm6<>+8(SB)/4, $0x39620697
-DATA rowsTerm6<>+12(SB)/4, $0x39620697
-DATA rowsTerm6<>+16(SB)/4, $0x39620697
-DATA rowsTerm6<>+20(SB)/4, $0x39620697
-DATA rowsTerm6<>+24(SB)/4, $0x39620697
-DATA rowsTerm6<>+28(SB)/4, $0x39620697
+DATA rowsTerm6<>+0(SB)/4, $0x391fc836
+DATA rowsTerm6<>+4(SB)/4, $0x391fc836
+DATA rowsTerm6<>+8(SB)/4, $0x391fc836
+DATA rowsTerm6<>+12(SB)/4, $0x391fc836
+DATA rowsTerm6<>+16(SB)/4, $0x391fc836
+DATA rowsTerm6<>+20(SB)/4, $0x391fc836
+DATA rowsTerm6<>+24(SB)/4, $0x391fc836
+DATA rowsTerm6<>+28(SB)/4, $0x391fc836
 GLOBL rowsTerm6<>(SB), RODATA|NOPTR, $32
 
 DATA rowsMinusInf<>+0(SB)/4, $0xff800000
