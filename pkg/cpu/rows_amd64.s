@@ -4,7 +4,7 @@
 
 // func dotsF32AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int)
 // Requires: AVX, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·dotsF32AVX512(SB), NOSPLIT, $0-72
+TEXT ·dotsF32AVX512(SB), NOSPLIT, $8-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
 	JE           rows1
@@ -14,274 +14,484 @@ TEXT ·dotsF32AVX512(SB), NOSPLIT, $0-72
 	JE           rows3
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         s+0(FP), R10
-	MOVQ         keys+64(FP), R11
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         s+0(FP), BX
+	MOVQ         keys+64(FP), SI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
 block4:
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+16, R12
-	JLT     done7
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), DX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), DI
+	SUBQ   $+16, DI
+	JLT    done7
 
 loop6:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z18, Z17, Z1
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z18, Z17, Z2
-	VMOVUPS     (DI), Z18
-	VFMADD231PS Z18, Z17, Z3
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z17, Z4
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
 	JGE         loop6
 
 done7:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
 	JZ          done8
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z18, Z17, Z1
-	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z18, Z17, Z2
-	VMOVUPS.Z   (DI), K1, Z18
-	VFMADD231PS Z18, Z17, Z3
-	VMOVUPS.Z   (R8), K1, Z18
-	VFMADD231PS Z18, Z17, Z4
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z1
 
 done8:
-	CMPQ    R11, $0x04
-	JLE     fold5
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+16, R12
-	JLT     done10
+	CMPQ SI, $0x01
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done10
 
 loop9:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z18, Z17, Z5
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z18, Z17, Z6
-	VMOVUPS     (DI), Z18
-	VFMADD231PS Z18, Z17, Z7
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z17, Z8
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
 	JGE         loop9
 
 done10:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
 	JZ          done11
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z18, Z17, Z5
-	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z18, Z17, Z6
-	VMOVUPS.Z   (DI), K1, Z18
-	VFMADD231PS Z18, Z17, Z7
-	VMOVUPS.Z   (R8), K1, Z18
-	VFMADD231PS Z18, Z17, Z8
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z2
 
 done11:
-	CMPQ    R11, $0x08
-	JLE     fold5
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+16, R12
-	JLT     done13
+	CMPQ SI, $0x02
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done13
 
 loop12:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z18, Z17, Z9
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z18, Z17, Z10
-	VMOVUPS     (DI), Z18
-	VFMADD231PS Z18, Z17, Z11
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z17, Z12
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
 	JGE         loop12
 
 done13:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
 	JZ          done14
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z18, Z17, Z9
-	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z18, Z17, Z10
-	VMOVUPS.Z   (DI), K1, Z18
-	VFMADD231PS Z18, Z17, Z11
-	VMOVUPS.Z   (R8), K1, Z18
-	VFMADD231PS Z18, Z17, Z12
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z3
 
 done14:
-	CMPQ    R11, $0x0c
-	JLE     fold5
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+16, R12
-	JLT     done16
+	CMPQ SI, $0x03
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done16
 
 loop15:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z18, Z17, Z13
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z18, Z17, Z14
-	VMOVUPS     (DI), Z18
-	VFMADD231PS Z18, Z17, Z15
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z17, Z16
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
 	JGE         loop15
 
 done16:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
 	JZ          done17
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z18, Z17, Z13
-	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z18, Z17, Z14
-	VMOVUPS.Z   (DI), K1, Z18
-	VFMADD231PS Z18, Z17, Z15
-	VMOVUPS.Z   (R8), K1, Z18
-	VFMADD231PS Z18, Z17, Z16
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z4
 
 done17:
+	CMPQ SI, $0x04
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done19
+
+loop18:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop18
+
+done19:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done20
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z5
+
+done20:
+	CMPQ SI, $0x05
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done22
+
+loop21:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop21
+
+done22:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done23
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z6
+
+done23:
+	CMPQ SI, $0x06
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done25
+
+loop24:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop24
+
+done25:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done26
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z7
+
+done26:
+	CMPQ SI, $0x07
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done28
+
+loop27:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop27
+
+done28:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done29
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z8
+
+done29:
+	CMPQ SI, $0x08
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done31
+
+loop30:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop30
+
+done31:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done32
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z9
+
+done32:
+	CMPQ SI, $0x09
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done34
+
+loop33:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop33
+
+done34:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done35
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z10
+
+done35:
+	CMPQ SI, $0x0a
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done37
+
+loop36:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop36
+
+done37:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done38
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z11
+
+done38:
+	CMPQ SI, $0x0b
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done40
+
+loop39:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop39
+
+done40:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done41
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z12
+
+done41:
+	CMPQ SI, $0x0c
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done43
+
+loop42:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop42
+
+done43:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done44
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z13
+
+done44:
+	CMPQ SI, $0x0d
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done46
+
+loop45:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop45
+
+done46:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done47
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z14
+
+done47:
+	CMPQ SI, $0x0e
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done49
+
+loop48:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop48
+
+done49:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done50
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z15
+
+done50:
+	CMPQ SI, $0x0f
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done52
+
+loop51:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop51
+
+done52:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done53
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z16
+
+done53:
 fold5:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
@@ -328,21 +538,21 @@ fold5:
 	VUNPCKLPD  Z2, Z1, Z3
 	VUNPCKHPD  Z2, Z1, Z1
 	VADDPS     Z3, Z1, Z3
-	MOVQ       R11, BX
-	MOVQ       $0x00000010, SI
-	CMPQ       BX, SI
-	CMOVQGT    SI, BX
-	MOVQ       ldS+8(FP), SI
-	SHLQ       $0x02, SI
-	LEAQ       (SI)(SI*2), SI
-	MOVL       $0x00000001, SI
-	SHLXL      BX, SI, SI
-	DECL       SI
-	KMOVW      SI, K2
+	MOVQ       SI, CX
+	MOVQ       $0x00000010, DX
+	CMPQ       CX, DX
+	CMOVQGT    DX, CX
+	MOVQ       ldS+8(FP), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), DX
+	MOVL       $0x00000001, DX
+	SHLXL      CX, DX, DX
+	DECL       DX
+	KMOVW      DX, K2
 	VMAXPS     Z0, Z3, K2, Z0
-	VMOVUPS    Z3, K2, (R10)
-	ADDQ       $0x40, R10
-	SUBQ       $0x10, R11
+	VMOVUPS    Z3, K2, (BX)
+	ADDQ       $0x40, BX
+	SUBQ       $0x10, SI
 	JG         block4
 	MOVQ       top+16(FP), AX
 	VSHUFF32X4 $0x4e, Z0, Z0, Z1
@@ -362,179 +572,295 @@ fold5:
 rows1:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block18:
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+16, R13
-	JLT     done21
+block54:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+16, R8
+	JLT    done57
 
-loop20:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R10), Z17
-	VMOVUPS     (R10)(R9*1), Z18
-	VMOVUPS     (BX), Z19
-	VFMADD231PS Z19, Z17, Z1
-	VFMADD231PS Z19, Z18, Z9
-	VMOVUPS     (SI), Z19
-	VFMADD231PS Z19, Z17, Z2
-	VFMADD231PS Z19, Z18, Z10
-	VMOVUPS     (DI), Z19
-	VFMADD231PS Z19, Z17, Z3
-	VFMADD231PS Z19, Z18, Z11
-	VMOVUPS     (R8), Z19
-	VFMADD231PS Z19, Z17, Z4
-	VFMADD231PS Z19, Z18, Z12
+loop56:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+64, CX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop20
+	SUBQ        $+16, R8
+	JGE         loop56
 
-done21:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done22
-	VMOVUPS.Z   (R10), K1, Z17
-	VMOVUPS.Z   (R10)(R9*1), K1, Z18
-	VMOVUPS.Z   (BX), K1, Z19
-	VFMADD231PS Z19, Z17, Z1
-	VFMADD231PS Z19, Z18, Z9
-	VMOVUPS.Z   (SI), K1, Z19
-	VFMADD231PS Z19, Z17, Z2
-	VFMADD231PS Z19, Z18, Z10
-	VMOVUPS.Z   (DI), K1, Z19
-	VFMADD231PS Z19, Z17, Z3
-	VFMADD231PS Z19, Z18, Z11
-	VMOVUPS.Z   (R8), K1, Z19
-	VFMADD231PS Z19, Z17, Z4
-	VFMADD231PS Z19, Z18, Z12
+done57:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done58
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z9
 
-done22:
-	CMPQ    R12, $0x04
-	JLE     fold19
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+16, R13
-	JLT     done24
+done58:
+	CMPQ DI, $0x01
+	JLE  fold55
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done60
 
-loop23:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R10), Z17
-	VMOVUPS     (R10)(R9*1), Z18
-	VMOVUPS     (BX), Z19
-	VFMADD231PS Z19, Z17, Z5
-	VFMADD231PS Z19, Z18, Z13
-	VMOVUPS     (SI), Z19
-	VFMADD231PS Z19, Z17, Z6
-	VFMADD231PS Z19, Z18, Z14
-	VMOVUPS     (DI), Z19
-	VFMADD231PS Z19, Z17, Z7
-	VFMADD231PS Z19, Z18, Z15
-	VMOVUPS     (R8), Z19
-	VFMADD231PS Z19, Z17, Z8
-	VFMADD231PS Z19, Z18, Z16
+loop59:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+64, CX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop23
+	SUBQ        $+16, R8
+	JGE         loop59
 
-done24:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done25
-	VMOVUPS.Z   (R10), K1, Z17
-	VMOVUPS.Z   (R10)(R9*1), K1, Z18
-	VMOVUPS.Z   (BX), K1, Z19
-	VFMADD231PS Z19, Z17, Z5
-	VFMADD231PS Z19, Z18, Z13
-	VMOVUPS.Z   (SI), K1, Z19
-	VFMADD231PS Z19, Z17, Z6
-	VFMADD231PS Z19, Z18, Z14
-	VMOVUPS.Z   (DI), K1, Z19
-	VFMADD231PS Z19, Z17, Z7
-	VFMADD231PS Z19, Z18, Z15
-	VMOVUPS.Z   (R8), K1, Z19
-	VFMADD231PS Z19, Z17, Z8
-	VFMADD231PS Z19, Z18, Z16
+done60:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done61
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z10
 
-done25:
-fold19:
+done61:
+	CMPQ DI, $0x02
+	JLE  fold55
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done63
+
+loop62:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop62
+
+done63:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done64
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z11
+
+done64:
+	CMPQ DI, $0x03
+	JLE  fold55
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done66
+
+loop65:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop65
+
+done66:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done67
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z12
+
+done67:
+	CMPQ DI, $0x04
+	JLE  fold55
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done69
+
+loop68:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop68
+
+done69:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done70
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z13
+
+done70:
+	CMPQ DI, $0x05
+	JLE  fold55
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done72
+
+loop71:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop71
+
+done72:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done73
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z14
+
+done73:
+	CMPQ DI, $0x06
+	JLE  fold55
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done75
+
+loop74:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop74
+
+done75:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done76
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z15
+
+done76:
+	CMPQ DI, $0x07
+	JLE  fold55
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done78
+
+loop77:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop77
+
+done78:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done79
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z16
+
+done79:
+fold55:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -580,25 +906,25 @@ fold19:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R12, BX
-	MOVQ          $0x00000008, SI
-	CMPQ          BX, SI
-	CMOVQGT       SI, BX
-	MOVQ          ldS+8(FP), SI
-	SHLQ          $0x02, SI
-	LEAQ          (SI)(SI*2), DI
-	MOVL          $0x00000001, DI
-	SHLXL         BX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00000101, DI, DI
-	KMOVW         DI, K2
+	MOVQ          DI, CX
+	MOVQ          $0x00000008, BX
+	CMPQ          CX, BX
+	CMOVQGT       BX, CX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R8
+	SHLXL         CX, R8, R8
+	DECL          R8
+	IMUL3L        $0x00000101, R8, R8
+	KMOVW         R8, K2
 	VMAXPS        Z0, Z3, K2, Z0
 	VEXTRACTF32X8 $0x01, Z3, Y1
-	VMOVUPS       Y3, K2, (R11)
-	VMOVUPS       Y1, K2, (R11)(SI*1)
-	ADDQ          $0x20, R11
-	SUBQ          $0x08, R12
-	JG            block18
+	VMOVUPS       Y3, K2, (SI)
+	VMOVUPS       Y1, K2, (SI)(BX*1)
+	ADDQ          $0x20, SI
+	SUBQ          $0x08, DI
+	JG            block54
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -618,26 +944,26 @@ fold19:
 rows2:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         d+32(FP), R11
+	SHLQ         $0x02, R11
+	MOVQ         s+0(FP), R13
+	MOVQ         keys+64(FP), R14
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block26:
+block80:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -650,83 +976,92 @@ block26:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+	MOVQ    q+24(FP), R12
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+56(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+56(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+56(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+16, R13
-	JLT     done29
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), R15
+	SUBQ    $+16, R15
+	JLT     done83
 
-loop28:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R10), Z13
-	VMOVUPS     (R10)(R9*1), Z14
-	VMOVUPS     (R10)(R9*2), Z15
-	VMOVUPS     (BX), Z16
+loop82:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within84
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
+
+within84:
+	VMOVUPS     (R12), Z13
+	VMOVUPS     (R12)(R11*1), Z14
+	VMOVUPS     (R12)(R11*2), Z15
+	VMOVUPS     (DI), Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VMOVUPS     (SI), Z16
+	VMOVUPS     (R8), Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VMOVUPS     (DI), Z16
+	VMOVUPS     (R9), Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VMOVUPS     (R8), Z16
+	VMOVUPS     (R10), Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
+	ADDQ        $+64, R9
 	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop28
+	ADDQ        $+64, R12
+	SUBQ        $+16, R15
+	JGE         loop82
 
-done29:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done30
-	VMOVUPS.Z   (R10), K1, Z13
-	VMOVUPS.Z   (R10)(R9*1), K1, Z14
-	VMOVUPS.Z   (R10)(R9*2), K1, Z15
-	VMOVUPS.Z   (BX), K1, Z16
+done83:
+	ADDQ        $+16, R15
+	TESTQ       R15, R15
+	JZ          done85
+	VMOVUPS.Z   (R12), K1, Z13
+	VMOVUPS.Z   (R12)(R11*1), K1, Z14
+	VMOVUPS.Z   (R12)(R11*2), K1, Z15
+	VMOVUPS.Z   (DI), K1, Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VMOVUPS.Z   (SI), K1, Z16
+	VMOVUPS.Z   (R8), K1, Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VMOVUPS.Z   (DI), K1, Z16
+	VMOVUPS.Z   (R9), K1, Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VMOVUPS.Z   (R8), K1, Z16
+	VMOVUPS.Z   (R10), K1, Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
 
-done30:
+done85:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -772,27 +1107,27 @@ done30:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R12, BX
-	MOVQ          $0x00000004, SI
-	CMPQ          BX, SI
-	CMOVQGT       SI, BX
-	MOVQ          ldS+8(FP), SI
-	SHLQ          $0x02, SI
-	LEAQ          (SI)(SI*2), DI
+	MOVQ          R14, DX
+	MOVQ          $0x00000004, BX
+	CMPQ          DX, BX
+	CMOVQGT       BX, DX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), DI
 	MOVL          $0x00000001, DI
-	SHLXL         BX, DI, DI
+	SHLXL         DX, DI, DI
 	DECL          DI
 	IMUL3L        $0x00001111, DI, DI
 	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R11)
+	VMOVUPS       X3, K2, (R13)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R11)(SI*1)
+	VMOVUPS       X1, K2, (R13)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R11)(SI*2)
-	ADDQ          $0x10, R11
-	SUBQ          $0x04, R12
-	JG            block26
+	VMOVUPS       X1, K2, (R13)(BX*2)
+	ADDQ          $0x10, R13
+	SUBQ          $0x04, R14
+	JG            block80
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -813,27 +1148,27 @@ done30:
 rows3:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	LEAQ         (R9)(R9*2), R10
-	MOVQ         s+0(FP), R12
-	MOVQ         keys+64(FP), R13
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         d+32(FP), R11
+	SHLQ         $0x02, R11
+	LEAQ         (R11)(R11*2), R12
+	MOVQ         s+0(FP), R14
+	MOVQ         keys+64(FP), R15
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block31:
+block86:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -850,93 +1185,102 @@ block31:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R11
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+	MOVQ    q+24(FP), R13
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+56(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+56(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+56(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R14
-	SUBQ    $+16, R14
-	JLT     done34
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), BP
+	SUBQ    $+16, BP
+	JLT     done89
 
-loop33:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (BX), Z17
-	VMOVUPS     (SI), Z18
-	VMOVUPS     (DI), Z19
-	VMOVUPS     (R8), Z20
-	VMOVUPS     (R11), Z21
+loop88:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within90
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
+
+within90:
+	VMOVUPS     (DI), Z17
+	VMOVUPS     (R8), Z18
+	VMOVUPS     (R9), Z19
+	VMOVUPS     (R10), Z20
+	VMOVUPS     (R13), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R11)(R9*1), Z21
+	VMOVUPS     (R13)(R11*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R11)(R9*2), Z21
+	VMOVUPS     (R13)(R11*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R11)(R10*1), Z21
+	VMOVUPS     (R13)(R12*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	ADDQ        $+64, R11
-	SUBQ        $+16, R14
-	JGE         loop33
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	ADDQ        $+64, R13
+	SUBQ        $+16, BP
+	JGE         loop88
 
-done34:
-	ADDQ        $+16, R14
-	TESTQ       R14, R14
-	JZ          done35
-	VMOVUPS.Z   (BX), K1, Z17
-	VMOVUPS.Z   (SI), K1, Z18
-	VMOVUPS.Z   (DI), K1, Z19
-	VMOVUPS.Z   (R8), K1, Z20
-	VMOVUPS.Z   (R11), K1, Z21
+done89:
+	ADDQ        $+16, BP
+	TESTQ       BP, BP
+	JZ          done91
+	VMOVUPS.Z   (DI), K1, Z17
+	VMOVUPS.Z   (R8), K1, Z18
+	VMOVUPS.Z   (R9), K1, Z19
+	VMOVUPS.Z   (R10), K1, Z20
+	VMOVUPS.Z   (R13), K1, Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R11)(R9*1), K1, Z21
+	VMOVUPS.Z   (R13)(R11*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R11)(R9*2), K1, Z21
+	VMOVUPS.Z   (R13)(R11*2), K1, Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R11)(R10*1), K1, Z21
+	VMOVUPS.Z   (R13)(R12*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done35:
+done91:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -982,29 +1326,29 @@ done35:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R13, BX
-	MOVQ          $0x00000004, SI
-	CMPQ          BX, SI
-	CMOVQGT       SI, BX
-	MOVQ          ldS+8(FP), SI
-	SHLQ          $0x02, SI
-	LEAQ          (SI)(SI*2), DI
+	MOVQ          R15, DX
+	MOVQ          $0x00000004, BX
+	CMPQ          DX, BX
+	CMOVQGT       BX, DX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), DI
 	MOVL          $0x00000001, R8
-	SHLXL         BX, R8, R8
+	SHLXL         DX, R8, R8
 	DECL          R8
 	IMUL3L        $0x00001111, R8, R8
 	KMOVW         R8, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R12)
+	VMOVUPS       X3, K2, (R14)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R12)(SI*1)
+	VMOVUPS       X1, K2, (R14)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R12)(SI*2)
+	VMOVUPS       X1, K2, (R14)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R12)(DI*1)
-	ADDQ          $0x10, R12
-	SUBQ          $0x04, R13
-	JG            block31
+	VMOVUPS       X1, K2, (R14)(DI*1)
+	ADDQ          $0x10, R14
+	SUBQ          $0x04, R15
+	JG            block86
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -1026,104 +1370,115 @@ done35:
 	RET
 
 // func combineF32AVX512(o *float32, p *float32, ldP int, r int, v *float32, stride int, keys int, dv int)
-// Requires: AVX, AVX512DQ, AVX512F, BMI2, MMX+
+// Requires: AVX, AVX512DQ, AVX512F, BMI2, CMOV
 TEXT ·combineF32AVX512(SB), NOSPLIT, $0-64
-	MOVQ   r+24(FP), AX
-	CMPQ   AX, $0x02
-	JE     rows36
-	CMPQ   AX, $0x03
-	JE     rows37
-	CMPQ   AX, $0x04
-	JE     rows38
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SUBQ   $+256, BX
-	JLT    done40
+	MOVQ r+24(FP), AX
+	CMPQ AX, $0x02
+	JE   rows92
+	CMPQ AX, $0x03
+	JE   rows93
+	CMPQ AX, $0x04
+	JE   rows94
+	MOVQ ldP+16(FP), AX
+	SHLQ $0x02, AX
+	MOVQ dv+56(FP), AX
+	SHLQ $0x02, AX
+	XORQ AX, AX
 
-loop39:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+block95:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), SI
+	SUBQ  $+256, SI
+	JLT   done97
 
-key41:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	PREFETCHT0   128(SI)(CX*1)
-	PREFETCHT0   192(SI)(CX*1)
-	PREFETCHT0   256(SI)(CX*1)
-	PREFETCHT0   320(SI)(CX*1)
-	PREFETCHT0   384(SI)(CX*1)
-	PREFETCHT0   448(SI)(CX*1)
-	PREFETCHT0   512(SI)(CX*1)
-	PREFETCHT0   576(SI)(CX*1)
-	PREFETCHT0   640(SI)(CX*1)
-	PREFETCHT0   704(SI)(CX*1)
-	PREFETCHT0   768(SI)(CX*1)
-	PREFETCHT0   832(SI)(CX*1)
-	PREFETCHT0   896(SI)(CX*1)
-	PREFETCHT0   960(SI)(CX*1)
-	VBROADCASTSS (DI), Z16
-	VMOVUPS      (SI), Z17
+loop96:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first98
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS 512(DX), Z8
+	VMOVUPS 576(DX), Z9
+	VMOVUPS 640(DX), Z10
+	VMOVUPS 704(DX), Z11
+	VMOVUPS 768(DX), Z12
+	VMOVUPS 832(DX), Z13
+	VMOVUPS 896(DX), Z14
+	VMOVUPS 960(DX), Z15
+
+first98:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key99:
+	VBROADCASTSS (R8), Z16
+	VMOVUPS      (DI), Z17
 	VFMADD231PS  Z17, Z16, Z0
-	VMOVUPS      64(SI), Z17
+	VMOVUPS      64(DI), Z17
 	VFMADD231PS  Z17, Z16, Z1
-	VMOVUPS      128(SI), Z17
+	VMOVUPS      128(DI), Z17
 	VFMADD231PS  Z17, Z16, Z2
-	VMOVUPS      192(SI), Z17
+	VMOVUPS      192(DI), Z17
 	VFMADD231PS  Z17, Z16, Z3
-	VMOVUPS      256(SI), Z17
+	VMOVUPS      256(DI), Z17
 	VFMADD231PS  Z17, Z16, Z4
-	VMOVUPS      320(SI), Z17
+	VMOVUPS      320(DI), Z17
 	VFMADD231PS  Z17, Z16, Z5
-	VMOVUPS      384(SI), Z17
+	VMOVUPS      384(DI), Z17
 	VFMADD231PS  Z17, Z16, Z6
-	VMOVUPS      448(SI), Z17
+	VMOVUPS      448(DI), Z17
 	VFMADD231PS  Z17, Z16, Z7
-	VMOVUPS      512(SI), Z17
+	VMOVUPS      512(DI), Z17
 	VFMADD231PS  Z17, Z16, Z8
-	VMOVUPS      576(SI), Z17
+	VMOVUPS      576(DI), Z17
 	VFMADD231PS  Z17, Z16, Z9
-	VMOVUPS      640(SI), Z17
+	VMOVUPS      640(DI), Z17
 	VFMADD231PS  Z17, Z16, Z10
-	VMOVUPS      704(SI), Z17
+	VMOVUPS      704(DI), Z17
 	VFMADD231PS  Z17, Z16, Z11
-	VMOVUPS      768(SI), Z17
+	VMOVUPS      768(DI), Z17
 	VFMADD231PS  Z17, Z16, Z12
-	VMOVUPS      832(SI), Z17
+	VMOVUPS      832(DI), Z17
 	VFMADD231PS  Z17, Z16, Z13
-	VMOVUPS      896(SI), Z17
+	VMOVUPS      896(DI), Z17
 	VFMADD231PS  Z17, Z16, Z14
-	VMOVUPS      960(SI), Z17
+	VMOVUPS      960(DI), Z17
 	VFMADD231PS  Z17, Z16, Z15
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key41
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key99
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1140,59 +1495,67 @@ key41:
 	VMOVUPS      Z13, 832(DX)
 	VMOVUPS      Z14, 896(DX)
 	VMOVUPS      Z15, 960(DX)
-	ADDQ         $+1024, AX
+	ADDQ         $+1024, CX
 	ADDQ         $+1024, DX
-	SUBQ         $+256, BX
-	JGE          loop39
+	SUBQ         $+256, SI
+	JGE          loop96
 
-done40:
-	ADDQ $+256, BX
-	SUBQ $+128, BX
-	JLT  done43
+done97:
+	ADDQ $+256, SI
+	SUBQ $+128, SI
+	JLT  done101
 
-loop42:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+loop100:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first102
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
 
-key44:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	PREFETCHT0   128(SI)(CX*1)
-	PREFETCHT0   192(SI)(CX*1)
-	PREFETCHT0   256(SI)(CX*1)
-	PREFETCHT0   320(SI)(CX*1)
-	PREFETCHT0   384(SI)(CX*1)
-	PREFETCHT0   448(SI)(CX*1)
-	VBROADCASTSS (DI), Z8
-	VMOVUPS      (SI), Z9
+first102:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key103:
+	VBROADCASTSS (R8), Z8
+	VMOVUPS      (DI), Z9
 	VFMADD231PS  Z9, Z8, Z0
-	VMOVUPS      64(SI), Z9
+	VMOVUPS      64(DI), Z9
 	VFMADD231PS  Z9, Z8, Z1
-	VMOVUPS      128(SI), Z9
+	VMOVUPS      128(DI), Z9
 	VFMADD231PS  Z9, Z8, Z2
-	VMOVUPS      192(SI), Z9
+	VMOVUPS      192(DI), Z9
 	VFMADD231PS  Z9, Z8, Z3
-	VMOVUPS      256(SI), Z9
+	VMOVUPS      256(DI), Z9
 	VFMADD231PS  Z9, Z8, Z4
-	VMOVUPS      320(SI), Z9
+	VMOVUPS      320(DI), Z9
 	VFMADD231PS  Z9, Z8, Z5
-	VMOVUPS      384(SI), Z9
+	VMOVUPS      384(DI), Z9
 	VFMADD231PS  Z9, Z8, Z6
-	VMOVUPS      448(SI), Z9
+	VMOVUPS      448(DI), Z9
 	VFMADD231PS  Z9, Z8, Z7
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key44
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key103
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1201,211 +1564,265 @@ key44:
 	VMOVUPS      Z5, 320(DX)
 	VMOVUPS      Z6, 384(DX)
 	VMOVUPS      Z7, 448(DX)
-	ADDQ         $+512, AX
+	ADDQ         $+512, CX
 	ADDQ         $+512, DX
-	SUBQ         $+128, BX
-	JGE          loop42
+	SUBQ         $+128, SI
+	JGE          loop100
 
-done43:
-	ADDQ $+128, BX
-	SUBQ $+64, BX
-	JLT  done46
+done101:
+	ADDQ $+128, SI
+	SUBQ $+64, SI
+	JLT  done105
 
-loop45:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+loop104:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first106
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
 
-key47:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	PREFETCHT0   128(SI)(CX*1)
-	PREFETCHT0   192(SI)(CX*1)
-	VBROADCASTSS (DI), Z4
-	VMOVUPS      (SI), Z5
+first106:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key107:
+	VBROADCASTSS (R8), Z4
+	VMOVUPS      (DI), Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VMOVUPS      64(SI), Z5
+	VMOVUPS      64(DI), Z5
 	VFMADD231PS  Z5, Z4, Z1
-	VMOVUPS      128(SI), Z5
+	VMOVUPS      128(DI), Z5
 	VFMADD231PS  Z5, Z4, Z2
-	VMOVUPS      192(SI), Z5
+	VMOVUPS      192(DI), Z5
 	VFMADD231PS  Z5, Z4, Z3
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key47
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key107
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
 	VMOVUPS      Z3, 192(DX)
-	ADDQ         $+256, AX
+	ADDQ         $+256, CX
 	ADDQ         $+256, DX
-	SUBQ         $+64, BX
-	JGE          loop45
+	SUBQ         $+64, SI
+	JGE          loop104
 
-done46:
-	ADDQ $+64, BX
-	SUBQ $+32, BX
-	JLT  done49
+done105:
+	ADDQ $+64, SI
+	SUBQ $+32, SI
+	JLT  done109
 
-loop48:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+loop108:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first110
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
 
-key50:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	VBROADCASTSS (DI), Z2
-	VMOVUPS      (SI), Z3
+first110:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key111:
+	VBROADCASTSS (R8), Z2
+	VMOVUPS      (DI), Z3
 	VFMADD231PS  Z3, Z2, Z0
-	VMOVUPS      64(SI), Z3
+	VMOVUPS      64(DI), Z3
 	VFMADD231PS  Z3, Z2, Z1
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key50
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key111
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
-	ADDQ         $+128, AX
+	ADDQ         $+128, CX
 	ADDQ         $+128, DX
-	SUBQ         $+32, BX
-	JGE          loop48
+	SUBQ         $+32, SI
+	JGE          loop108
 
-done49:
-	ADDQ $+32, BX
-	SUBQ $+16, BX
-	JLT  done52
+done109:
+	ADDQ $+32, SI
+	SUBQ $+16, SI
+	JLT  done113
 
-loop51:
-	VXORPS Z0, Z0, Z0
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+loop112:
+	VXORPS  Z0, Z0, Z0
+	TESTQ   AX, AX
+	JZ      first114
+	VMOVUPS (DX), Z0
 
-key53:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Z1
-	VMOVUPS      (SI), Z2
+first114:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key115:
+	VBROADCASTSS (R8), Z1
+	VMOVUPS      (DI), Z2
 	VFMADD231PS  Z2, Z1, Z0
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key53
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key115
 	VMOVUPS      Z0, (DX)
-	ADDQ         $+64, AX
+	ADDQ         $+64, CX
 	ADDQ         $+64, DX
-	SUBQ         $+16, BX
-	JGE          loop51
+	SUBQ         $+16, SI
+	JGE          loop112
 
-done52:
-	ADDQ   $+16, BX
-	TESTQ  BX, BX
-	JZ     done54
-	MOVL   $0x00000001, SI
-	SHLXL  BX, SI, SI
-	DECL   SI
-	KMOVW  SI, K1
-	VXORPS Z0, Z0, Z0
-	MOVQ   p+8(FP), BX
-	MOVQ   keys+48(FP), SI
+done113:
+	ADDQ      $+16, SI
+	TESTQ     SI, SI
+	JZ        done116
+	MOVL      $0x00000001, DI
+	SHLXL     SI, DI, DI
+	DECL      DI
+	KMOVW     DI, K1
+	VXORPS    Z0, Z0, Z0
+	TESTQ     AX, AX
+	JZ        first117
+	VMOVUPS.Z (DX), K1, Z0
 
-key55:
-	PREFETCHT0   (AX)(CX*1)
+first117:
+	MOVQ    keys+48(FP), SI
+	MOVQ    BX, BX
+	SUBQ    AX, SI
+	MOVQ    $0x00000040, DI
+	CMPQ    SI, DI
+	CMOVQGT DI, SI
+
+key118:
 	VBROADCASTSS (BX), Z1
-	VMOVUPS.Z    (AX), K1, Z2
+	VMOVUPS.Z    (CX), K1, Z2
 	VFMADD231PS  Z2, Z1, Z0
-	ADDQ         stride+40(FP), AX
+	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key55
+	JNZ          key118
 	VMOVUPS      Z0, K1, (DX)
 
-done54:
+done116:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block95
 	VZEROUPPER
 	RET
 
-rows36:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+128, DI
-	JLT    done57
+rows92:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
 
-loop56:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+block119:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done121
 
-key58:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	PREFETCHT0   128(R8)(CX*1)
-	PREFETCHT0   192(R8)(CX*1)
-	PREFETCHT0   256(R8)(CX*1)
-	PREFETCHT0   320(R8)(CX*1)
-	PREFETCHT0   384(R8)(CX*1)
-	PREFETCHT0   448(R8)(CX*1)
-	VBROADCASTSS (R9), Z16
-	VBROADCASTSS (R9)(BX*1), Z17
-	VMOVUPS      (R8), Z18
+loop120:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first122
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+
+first122:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key123:
+	VBROADCASTSS (R10), Z16
+	VBROADCASTSS (R10)(SI*1), Z17
+	VMOVUPS      (R9), Z18
 	VFMADD231PS  Z18, Z16, Z0
 	VFMADD231PS  Z18, Z17, Z8
-	VMOVUPS      64(R8), Z18
+	VMOVUPS      64(R9), Z18
 	VFMADD231PS  Z18, Z16, Z1
 	VFMADD231PS  Z18, Z17, Z9
-	VMOVUPS      128(R8), Z18
+	VMOVUPS      128(R9), Z18
 	VFMADD231PS  Z18, Z16, Z2
 	VFMADD231PS  Z18, Z17, Z10
-	VMOVUPS      192(R8), Z18
+	VMOVUPS      192(R9), Z18
 	VFMADD231PS  Z18, Z16, Z3
 	VFMADD231PS  Z18, Z17, Z11
-	VMOVUPS      256(R8), Z18
+	VMOVUPS      256(R9), Z18
 	VFMADD231PS  Z18, Z16, Z4
 	VFMADD231PS  Z18, Z17, Z12
-	VMOVUPS      320(R8), Z18
+	VMOVUPS      320(R9), Z18
 	VFMADD231PS  Z18, Z16, Z5
 	VFMADD231PS  Z18, Z17, Z13
-	VMOVUPS      384(R8), Z18
+	VMOVUPS      384(R9), Z18
 	VFMADD231PS  Z18, Z16, Z6
 	VFMADD231PS  Z18, Z17, Z14
-	VMOVUPS      448(R8), Z18
+	VMOVUPS      448(R9), Z18
 	VFMADD231PS  Z18, Z16, Z7
 	VFMADD231PS  Z18, Z17, Z15
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key58
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key123
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1414,543 +1831,72 @@ key58:
 	VMOVUPS      Z5, 320(DX)
 	VMOVUPS      Z6, 384(DX)
 	VMOVUPS      Z7, 448(DX)
-	VMOVUPS      Z8, (DX)(SI*1)
-	VMOVUPS      Z9, 64(DX)(SI*1)
-	VMOVUPS      Z10, 128(DX)(SI*1)
-	VMOVUPS      Z11, 192(DX)(SI*1)
-	VMOVUPS      Z12, 256(DX)(SI*1)
-	VMOVUPS      Z13, 320(DX)(SI*1)
-	VMOVUPS      Z14, 384(DX)(SI*1)
-	VMOVUPS      Z15, 448(DX)(SI*1)
-	ADDQ         $+512, AX
+	VMOVUPS      Z8, (DX)(DI*1)
+	VMOVUPS      Z9, 64(DX)(DI*1)
+	VMOVUPS      Z10, 128(DX)(DI*1)
+	VMOVUPS      Z11, 192(DX)(DI*1)
+	VMOVUPS      Z12, 256(DX)(DI*1)
+	VMOVUPS      Z13, 320(DX)(DI*1)
+	VMOVUPS      Z14, 384(DX)(DI*1)
+	VMOVUPS      Z15, 448(DX)(DI*1)
+	ADDQ         $+512, CX
 	ADDQ         $+512, DX
-	SUBQ         $+128, DI
-	JGE          loop56
+	SUBQ         $+128, R8
+	JGE          loop120
 
-done57:
-	ADDQ $+128, DI
-	SUBQ $+64, DI
-	JLT  done60
+done121:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done125
 
-loop59:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+loop124:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first126
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
 
-key61:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	PREFETCHT0   128(R8)(CX*1)
-	PREFETCHT0   192(R8)(CX*1)
-	VBROADCASTSS (R9), Z8
-	VBROADCASTSS (R9)(BX*1), Z9
-	VMOVUPS      (R8), Z10
+first126:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key127:
+	VBROADCASTSS (R10), Z8
+	VBROADCASTSS (R10)(SI*1), Z9
+	VMOVUPS      (R9), Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VMOVUPS      64(R8), Z10
+	VMOVUPS      64(R9), Z10
 	VFMADD231PS  Z10, Z8, Z1
 	VFMADD231PS  Z10, Z9, Z5
-	VMOVUPS      128(R8), Z10
+	VMOVUPS      128(R9), Z10
 	VFMADD231PS  Z10, Z8, Z2
 	VFMADD231PS  Z10, Z9, Z6
-	VMOVUPS      192(R8), Z10
+	VMOVUPS      192(R9), Z10
 	VFMADD231PS  Z10, Z8, Z3
 	VFMADD231PS  Z10, Z9, Z7
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key61
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, 64(DX)
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z3, 192(DX)
-	VMOVUPS      Z4, (DX)(SI*1)
-	VMOVUPS      Z5, 64(DX)(SI*1)
-	VMOVUPS      Z6, 128(DX)(SI*1)
-	VMOVUPS      Z7, 192(DX)(SI*1)
-	ADDQ         $+256, AX
-	ADDQ         $+256, DX
-	SUBQ         $+64, DI
-	JGE          loop59
-
-done60:
-	ADDQ $+64, DI
-	SUBQ $+32, DI
-	JLT  done63
-
-loop62:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key64:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	VBROADCASTSS (R9), Z4
-	VBROADCASTSS (R9)(BX*1), Z5
-	VMOVUPS      (R8), Z6
-	VFMADD231PS  Z6, Z4, Z0
-	VFMADD231PS  Z6, Z5, Z2
-	VMOVUPS      64(R8), Z6
-	VFMADD231PS  Z6, Z4, Z1
-	VFMADD231PS  Z6, Z5, Z3
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key64
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, 64(DX)
-	VMOVUPS      Z2, (DX)(SI*1)
-	VMOVUPS      Z3, 64(DX)(SI*1)
-	ADDQ         $+128, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, DI
-	JGE          loop62
-
-done63:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done66
-
-loop65:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key67:
-	PREFETCHT0   (R8)(CX*1)
-	VMOVUPS      (R8), Z2
-	VBROADCASTSS (R9), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (R9)(BX*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key67
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(SI*1)
-	ADDQ         $+64, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop65
-
-done66:
-	ADDQ   $+16, DI
-	TESTQ  DI, DI
-	JZ     done68
-	MOVL   $0x00000001, R8
-	SHLXL  DI, R8, R8
-	DECL   R8
-	KMOVW  R8, K1
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-
-key69:
-	PREFETCHT0   (AX)(CX*1)
-	VMOVUPS.Z    (AX), K1, Z2
-	VBROADCASTSS (DI), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (DI)(BX*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key69
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(SI*1)
-
-done68:
-	VZEROUPPER
-	RET
-
-rows37:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+128, DI
-	JLT    done71
-
-loop70:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	VXORPS Z16, Z16, Z16
-	VXORPS Z17, Z17, Z17
-	VXORPS Z18, Z18, Z18
-	VXORPS Z19, Z19, Z19
-	VXORPS Z20, Z20, Z20
-	VXORPS Z21, Z21, Z21
-	VXORPS Z22, Z22, Z22
-	VXORPS Z23, Z23, Z23
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key72:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	PREFETCHT0   128(R8)(CX*1)
-	PREFETCHT0   192(R8)(CX*1)
-	PREFETCHT0   256(R8)(CX*1)
-	PREFETCHT0   320(R8)(CX*1)
-	PREFETCHT0   384(R8)(CX*1)
-	PREFETCHT0   448(R8)(CX*1)
-	VBROADCASTSS (R9), Z24
-	VBROADCASTSS (R9)(BX*1), Z25
-	VBROADCASTSS (R9)(BX*2), Z26
-	VMOVUPS      (R8), Z27
-	VFMADD231PS  Z27, Z24, Z0
-	VFMADD231PS  Z27, Z25, Z8
-	VFMADD231PS  Z27, Z26, Z16
-	VMOVUPS      64(R8), Z27
-	VFMADD231PS  Z27, Z24, Z1
-	VFMADD231PS  Z27, Z25, Z9
-	VFMADD231PS  Z27, Z26, Z17
-	VMOVUPS      128(R8), Z27
-	VFMADD231PS  Z27, Z24, Z2
-	VFMADD231PS  Z27, Z25, Z10
-	VFMADD231PS  Z27, Z26, Z18
-	VMOVUPS      192(R8), Z27
-	VFMADD231PS  Z27, Z24, Z3
-	VFMADD231PS  Z27, Z25, Z11
-	VFMADD231PS  Z27, Z26, Z19
-	VMOVUPS      256(R8), Z27
-	VFMADD231PS  Z27, Z24, Z4
-	VFMADD231PS  Z27, Z25, Z12
-	VFMADD231PS  Z27, Z26, Z20
-	VMOVUPS      320(R8), Z27
-	VFMADD231PS  Z27, Z24, Z5
-	VFMADD231PS  Z27, Z25, Z13
-	VFMADD231PS  Z27, Z26, Z21
-	VMOVUPS      384(R8), Z27
-	VFMADD231PS  Z27, Z24, Z6
-	VFMADD231PS  Z27, Z25, Z14
-	VFMADD231PS  Z27, Z26, Z22
-	VMOVUPS      448(R8), Z27
-	VFMADD231PS  Z27, Z24, Z7
-	VFMADD231PS  Z27, Z25, Z15
-	VFMADD231PS  Z27, Z26, Z23
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key72
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, 64(DX)
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z3, 192(DX)
-	VMOVUPS      Z4, 256(DX)
-	VMOVUPS      Z5, 320(DX)
-	VMOVUPS      Z6, 384(DX)
-	VMOVUPS      Z7, 448(DX)
-	VMOVUPS      Z8, (DX)(SI*1)
-	VMOVUPS      Z9, 64(DX)(SI*1)
-	VMOVUPS      Z10, 128(DX)(SI*1)
-	VMOVUPS      Z11, 192(DX)(SI*1)
-	VMOVUPS      Z12, 256(DX)(SI*1)
-	VMOVUPS      Z13, 320(DX)(SI*1)
-	VMOVUPS      Z14, 384(DX)(SI*1)
-	VMOVUPS      Z15, 448(DX)(SI*1)
-	VMOVUPS      Z16, (DX)(SI*2)
-	VMOVUPS      Z17, 64(DX)(SI*2)
-	VMOVUPS      Z18, 128(DX)(SI*2)
-	VMOVUPS      Z19, 192(DX)(SI*2)
-	VMOVUPS      Z20, 256(DX)(SI*2)
-	VMOVUPS      Z21, 320(DX)(SI*2)
-	VMOVUPS      Z22, 384(DX)(SI*2)
-	VMOVUPS      Z23, 448(DX)(SI*2)
-	ADDQ         $+512, AX
-	ADDQ         $+512, DX
-	SUBQ         $+128, DI
-	JGE          loop70
-
-done71:
-	ADDQ $+128, DI
-	SUBQ $+64, DI
-	JLT  done74
-
-loop73:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key75:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	PREFETCHT0   128(R8)(CX*1)
-	PREFETCHT0   192(R8)(CX*1)
-	VBROADCASTSS (R9), Z12
-	VBROADCASTSS (R9)(BX*1), Z13
-	VBROADCASTSS (R9)(BX*2), Z14
-	VMOVUPS      (R8), Z15
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VMOVUPS      64(R8), Z15
-	VFMADD231PS  Z15, Z12, Z1
-	VFMADD231PS  Z15, Z13, Z5
-	VFMADD231PS  Z15, Z14, Z9
-	VMOVUPS      128(R8), Z15
-	VFMADD231PS  Z15, Z12, Z2
-	VFMADD231PS  Z15, Z13, Z6
-	VFMADD231PS  Z15, Z14, Z10
-	VMOVUPS      192(R8), Z15
-	VFMADD231PS  Z15, Z12, Z3
-	VFMADD231PS  Z15, Z13, Z7
-	VFMADD231PS  Z15, Z14, Z11
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key75
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, 64(DX)
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z3, 192(DX)
-	VMOVUPS      Z4, (DX)(SI*1)
-	VMOVUPS      Z5, 64(DX)(SI*1)
-	VMOVUPS      Z6, 128(DX)(SI*1)
-	VMOVUPS      Z7, 192(DX)(SI*1)
-	VMOVUPS      Z8, (DX)(SI*2)
-	VMOVUPS      Z9, 64(DX)(SI*2)
-	VMOVUPS      Z10, 128(DX)(SI*2)
-	VMOVUPS      Z11, 192(DX)(SI*2)
-	ADDQ         $+256, AX
-	ADDQ         $+256, DX
-	SUBQ         $+64, DI
-	JGE          loop73
-
-done74:
-	ADDQ $+64, DI
-	SUBQ $+32, DI
-	JLT  done77
-
-loop76:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key78:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	VMOVUPS      (R8), Z6
-	VMOVUPS      64(R8), Z7
-	VBROADCASTSS (R9), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS (R9)(BX*1), Z8
-	VFMADD231PS  Z6, Z8, Z2
-	VFMADD231PS  Z7, Z8, Z3
-	VBROADCASTSS (R9)(BX*2), Z8
-	VFMADD231PS  Z6, Z8, Z4
-	VFMADD231PS  Z7, Z8, Z5
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key78
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, 64(DX)
-	VMOVUPS      Z2, (DX)(SI*1)
-	VMOVUPS      Z3, 64(DX)(SI*1)
-	VMOVUPS      Z4, (DX)(SI*2)
-	VMOVUPS      Z5, 64(DX)(SI*2)
-	ADDQ         $+128, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, DI
-	JGE          loop76
-
-done77:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done80
-
-loop79:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key81:
-	PREFETCHT0   (R8)(CX*1)
-	VMOVUPS      (R8), Z3
-	VBROADCASTSS (R9), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (R9)(BX*1), Z4
-	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (R9)(BX*2), Z4
-	VFMADD231PS  Z3, Z4, Z2
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key81
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(SI*1)
-	VMOVUPS      Z2, (DX)(SI*2)
-	ADDQ         $+64, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop79
-
-done80:
-	ADDQ   $+16, DI
-	TESTQ  DI, DI
-	JZ     done82
-	MOVL   $0x00000001, R8
-	SHLXL  DI, R8, R8
-	DECL   R8
-	KMOVW  R8, K1
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-
-key83:
-	PREFETCHT0   (AX)(CX*1)
-	VMOVUPS.Z    (AX), K1, Z3
-	VBROADCASTSS (DI), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (DI)(BX*1), Z4
-	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (DI)(BX*2), Z4
-	VFMADD231PS  Z3, Z4, Z2
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key83
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(SI*1)
-	VMOVUPS      Z2, K1, (DX)(SI*2)
-
-done82:
-	VZEROUPPER
-	RET
-
-rows38:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), DI
-	SHLQ   $0x02, DI
-	LEAQ   (DI)(DI*2), R8
-	MOVQ   dv+56(FP), R9
-	SUBQ   $+64, R9
-	JLT    done85
-
-loop84:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
-
-key86:
-	PREFETCHT0   (R10)(CX*1)
-	PREFETCHT0   64(R10)(CX*1)
-	PREFETCHT0   128(R10)(CX*1)
-	PREFETCHT0   192(R10)(CX*1)
-	VBROADCASTSS (R11), Z16
-	VBROADCASTSS (R11)(BX*1), Z17
-	VBROADCASTSS (R11)(BX*2), Z18
-	VBROADCASTSS (R11)(SI*1), Z19
-	VMOVUPS      (R10), Z20
-	VFMADD231PS  Z20, Z16, Z0
-	VFMADD231PS  Z20, Z17, Z4
-	VFMADD231PS  Z20, Z18, Z8
-	VFMADD231PS  Z20, Z19, Z12
-	VMOVUPS      64(R10), Z20
-	VFMADD231PS  Z20, Z16, Z1
-	VFMADD231PS  Z20, Z17, Z5
-	VFMADD231PS  Z20, Z18, Z9
-	VFMADD231PS  Z20, Z19, Z13
-	VMOVUPS      128(R10), Z20
-	VFMADD231PS  Z20, Z16, Z2
-	VFMADD231PS  Z20, Z17, Z6
-	VFMADD231PS  Z20, Z18, Z10
-	VFMADD231PS  Z20, Z19, Z14
-	VMOVUPS      192(R10), Z20
-	VFMADD231PS  Z20, Z16, Z3
-	VFMADD231PS  Z20, Z17, Z7
-	VFMADD231PS  Z20, Z18, Z11
-	VFMADD231PS  Z20, Z19, Z15
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key86
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key127
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1959,171 +1905,164 @@ key86:
 	VMOVUPS      Z5, 64(DX)(DI*1)
 	VMOVUPS      Z6, 128(DX)(DI*1)
 	VMOVUPS      Z7, 192(DX)(DI*1)
-	VMOVUPS      Z8, (DX)(DI*2)
-	VMOVUPS      Z9, 64(DX)(DI*2)
-	VMOVUPS      Z10, 128(DX)(DI*2)
-	VMOVUPS      Z11, 192(DX)(DI*2)
-	VMOVUPS      Z12, (DX)(R8*1)
-	VMOVUPS      Z13, 64(DX)(R8*1)
-	VMOVUPS      Z14, 128(DX)(R8*1)
-	VMOVUPS      Z15, 192(DX)(R8*1)
-	ADDQ         $+256, AX
+	ADDQ         $+256, CX
 	ADDQ         $+256, DX
-	SUBQ         $+64, R9
-	JGE          loop84
+	SUBQ         $+64, R8
+	JGE          loop124
 
-done85:
-	ADDQ $+64, R9
-	SUBQ $+32, R9
-	JLT  done88
+done125:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done129
 
-loop87:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
+loop128:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first130
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
 
-key89:
-	PREFETCHT0   (R10)(CX*1)
-	PREFETCHT0   64(R10)(CX*1)
-	VMOVUPS      (R10), Z8
-	VMOVUPS      64(R10), Z9
-	VBROADCASTSS (R11), Z10
-	VFMADD231PS  Z8, Z10, Z0
-	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS (R11)(BX*1), Z10
-	VFMADD231PS  Z8, Z10, Z2
-	VFMADD231PS  Z9, Z10, Z3
-	VBROADCASTSS (R11)(BX*2), Z10
-	VFMADD231PS  Z8, Z10, Z4
-	VFMADD231PS  Z9, Z10, Z5
-	VBROADCASTSS (R11)(SI*1), Z10
-	VFMADD231PS  Z8, Z10, Z6
-	VFMADD231PS  Z9, Z10, Z7
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key89
+first130:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key131:
+	VBROADCASTSS (R10), Z4
+	VBROADCASTSS (R10)(SI*1), Z5
+	VMOVUPS      (R9), Z6
+	VFMADD231PS  Z6, Z4, Z0
+	VFMADD231PS  Z6, Z5, Z2
+	VMOVUPS      64(R9), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VFMADD231PS  Z6, Z5, Z3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key131
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
 	VMOVUPS      Z3, 64(DX)(DI*1)
-	VMOVUPS      Z4, (DX)(DI*2)
-	VMOVUPS      Z5, 64(DX)(DI*2)
-	VMOVUPS      Z6, (DX)(R8*1)
-	VMOVUPS      Z7, 64(DX)(R8*1)
-	ADDQ         $+128, AX
+	ADDQ         $+128, CX
 	ADDQ         $+128, DX
-	SUBQ         $+32, R9
-	JGE          loop87
+	SUBQ         $+32, R8
+	JGE          loop128
 
-done88:
-	ADDQ $+32, R9
-	SUBQ $+16, R9
-	JLT  done91
+done129:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done133
 
-loop90:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
+loop132:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first134
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
 
-key92:
-	PREFETCHT0   (R10)(CX*1)
-	VMOVUPS      (R10), Z4
-	VBROADCASTSS (R11), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS (R11)(BX*1), Z5
-	VFMADD231PS  Z4, Z5, Z1
-	VBROADCASTSS (R11)(BX*2), Z5
-	VFMADD231PS  Z4, Z5, Z2
-	VBROADCASTSS (R11)(SI*1), Z5
-	VFMADD231PS  Z4, Z5, Z3
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key92
+first134:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key135:
+	VMOVUPS      (R9), Z2
+	VBROADCASTSS (R10), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (R10)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key135
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
-	VMOVUPS      Z2, (DX)(DI*2)
-	VMOVUPS      Z3, (DX)(R8*1)
-	ADDQ         $+64, AX
+	ADDQ         $+64, CX
 	ADDQ         $+64, DX
-	SUBQ         $+16, R9
-	JGE          loop90
+	SUBQ         $+16, R8
+	JGE          loop132
 
-done91:
-	ADDQ   $+16, R9
-	TESTQ  R9, R9
-	JZ     done93
-	MOVL   $0x00000001, R10
-	SHLXL  R9, R10, R10
-	DECL   R10
-	KMOVW  R10, K1
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
+done133:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done136
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	TESTQ     AX, AX
+	JZ        first137
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-key94:
-	PREFETCHT0   (AX)(CX*1)
-	VMOVUPS.Z    (AX), K1, Z4
-	VBROADCASTSS (R9), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS (R9)(BX*1), Z5
-	VFMADD231PS  Z4, Z5, Z1
-	VBROADCASTSS (R9)(BX*2), Z5
-	VFMADD231PS  Z4, Z5, Z2
-	VBROADCASTSS (R9)(SI*1), Z5
-	VFMADD231PS  Z4, Z5, Z3
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key94
+first137:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key138:
+	VMOVUPS.Z    (CX), K1, Z2
+	VBROADCASTSS (BX), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (BX)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key138
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
-	VMOVUPS      Z2, K1, (DX)(DI*2)
-	VMOVUPS      Z3, K1, (DX)(R8*1)
 
-done93:
+done136:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block119
 	VZEROUPPER
 	RET
 
-// func normF32AVX512(p *float32, stride int, rows int, d int) float32
-// Requires: AVX, AVX512DQ, AVX512F, BMI2, CMOV, MMX+
-TEXT ·normF32AVX512(SB), NOSPLIT, $0-36
-	MOVQ         p+0(FP), AX
-	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
-	DECQ         CX
-	IMULQ        DX, CX
-	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         rows+16(FP), R9
-	MOVL         $0x7f800000, BX
-	VMOVD        BX, X0
-	VBROADCASTSS X0, Z0
-	VXORPS       Z1, Z1, Z1
+rows93:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	LEAQ (SI)(SI*2), AX
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	LEAQ (DI)(DI*2), AX
+	XORQ AX, AX
 
-block95:
+block139:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done141
+
+loop140:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
@@ -2140,225 +2079,1253 @@ block95:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	VXORPS  Z17, Z17, Z17
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+	VXORPS  Z18, Z18, Z18
+	VXORPS  Z19, Z19, Z19
+	VXORPS  Z20, Z20, Z20
+	VXORPS  Z21, Z21, Z21
+	VXORPS  Z22, Z22, Z22
+	VXORPS  Z23, Z23, Z23
+	TESTQ   AX, AX
+	JZ      first142
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+	VMOVUPS (DX)(DI*2), Z16
+	VMOVUPS 64(DX)(DI*2), Z17
+	VMOVUPS 128(DX)(DI*2), Z18
+	VMOVUPS 192(DX)(DI*2), Z19
+	VMOVUPS 256(DX)(DI*2), Z20
+	VMOVUPS 320(DX)(DI*2), Z21
+	VMOVUPS 384(DX)(DI*2), Z22
+	VMOVUPS 448(DX)(DI*2), Z23
+
+first142:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key143:
+	VBROADCASTSS (R10), Z24
+	VBROADCASTSS (R10)(SI*1), Z25
+	VBROADCASTSS (R10)(SI*2), Z26
+	VMOVUPS      (R9), Z27
+	VFMADD231PS  Z27, Z24, Z0
+	VFMADD231PS  Z27, Z25, Z8
+	VFMADD231PS  Z27, Z26, Z16
+	VMOVUPS      64(R9), Z27
+	VFMADD231PS  Z27, Z24, Z1
+	VFMADD231PS  Z27, Z25, Z9
+	VFMADD231PS  Z27, Z26, Z17
+	VMOVUPS      128(R9), Z27
+	VFMADD231PS  Z27, Z24, Z2
+	VFMADD231PS  Z27, Z25, Z10
+	VFMADD231PS  Z27, Z26, Z18
+	VMOVUPS      192(R9), Z27
+	VFMADD231PS  Z27, Z24, Z3
+	VFMADD231PS  Z27, Z25, Z11
+	VFMADD231PS  Z27, Z26, Z19
+	VMOVUPS      256(R9), Z27
+	VFMADD231PS  Z27, Z24, Z4
+	VFMADD231PS  Z27, Z25, Z12
+	VFMADD231PS  Z27, Z26, Z20
+	VMOVUPS      320(R9), Z27
+	VFMADD231PS  Z27, Z24, Z5
+	VFMADD231PS  Z27, Z25, Z13
+	VFMADD231PS  Z27, Z26, Z21
+	VMOVUPS      384(R9), Z27
+	VFMADD231PS  Z27, Z24, Z6
+	VFMADD231PS  Z27, Z25, Z14
+	VFMADD231PS  Z27, Z26, Z22
+	VMOVUPS      448(R9), Z27
+	VFMADD231PS  Z27, Z24, Z7
+	VFMADD231PS  Z27, Z25, Z15
+	VFMADD231PS  Z27, Z26, Z23
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key143
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, 256(DX)
+	VMOVUPS      Z5, 320(DX)
+	VMOVUPS      Z6, 384(DX)
+	VMOVUPS      Z7, 448(DX)
+	VMOVUPS      Z8, (DX)(DI*1)
+	VMOVUPS      Z9, 64(DX)(DI*1)
+	VMOVUPS      Z10, 128(DX)(DI*1)
+	VMOVUPS      Z11, 192(DX)(DI*1)
+	VMOVUPS      Z12, 256(DX)(DI*1)
+	VMOVUPS      Z13, 320(DX)(DI*1)
+	VMOVUPS      Z14, 384(DX)(DI*1)
+	VMOVUPS      Z15, 448(DX)(DI*1)
+	VMOVUPS      Z16, (DX)(DI*2)
+	VMOVUPS      Z17, 64(DX)(DI*2)
+	VMOVUPS      Z18, 128(DX)(DI*2)
+	VMOVUPS      Z19, 192(DX)(DI*2)
+	VMOVUPS      Z20, 256(DX)(DI*2)
+	VMOVUPS      Z21, 320(DX)(DI*2)
+	VMOVUPS      Z22, 384(DX)(DI*2)
+	VMOVUPS      Z23, 448(DX)(DI*2)
+	ADDQ         $+512, CX
+	ADDQ         $+512, DX
+	SUBQ         $+128, R8
+	JGE          loop140
+
+done141:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done145
+
+loop144:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	TESTQ   AX, AX
+	JZ      first146
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
+	VMOVUPS (DX)(DI*2), Z8
+	VMOVUPS 64(DX)(DI*2), Z9
+	VMOVUPS 128(DX)(DI*2), Z10
+	VMOVUPS 192(DX)(DI*2), Z11
+
+first146:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key147:
+	VBROADCASTSS (R10), Z12
+	VBROADCASTSS (R10)(SI*1), Z13
+	VBROADCASTSS (R10)(SI*2), Z14
+	VMOVUPS      (R9), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VMOVUPS      64(R9), Z15
+	VFMADD231PS  Z15, Z12, Z1
+	VFMADD231PS  Z15, Z13, Z5
+	VFMADD231PS  Z15, Z14, Z9
+	VMOVUPS      128(R9), Z15
+	VFMADD231PS  Z15, Z12, Z2
+	VFMADD231PS  Z15, Z13, Z6
+	VFMADD231PS  Z15, Z14, Z10
+	VMOVUPS      192(R9), Z15
+	VFMADD231PS  Z15, Z12, Z3
+	VFMADD231PS  Z15, Z13, Z7
+	VFMADD231PS  Z15, Z14, Z11
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key147
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, (DX)(DI*1)
+	VMOVUPS      Z5, 64(DX)(DI*1)
+	VMOVUPS      Z6, 128(DX)(DI*1)
+	VMOVUPS      Z7, 192(DX)(DI*1)
+	VMOVUPS      Z8, (DX)(DI*2)
+	VMOVUPS      Z9, 64(DX)(DI*2)
+	VMOVUPS      Z10, 128(DX)(DI*2)
+	VMOVUPS      Z11, 192(DX)(DI*2)
+	ADDQ         $+256, CX
+	ADDQ         $+256, DX
+	SUBQ         $+64, R8
+	JGE          loop144
+
+done145:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done149
+
+loop148:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	TESTQ   AX, AX
+	JZ      first150
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
+	VMOVUPS (DX)(DI*2), Z4
+	VMOVUPS 64(DX)(DI*2), Z5
+
+first150:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key151:
+	VMOVUPS      (R9), Z6
+	VMOVUPS      64(R9), Z7
+	VBROADCASTSS (R10), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS (R10)(SI*1), Z8
+	VFMADD231PS  Z6, Z8, Z2
+	VFMADD231PS  Z7, Z8, Z3
+	VBROADCASTSS (R10)(SI*2), Z8
+	VFMADD231PS  Z6, Z8, Z4
+	VFMADD231PS  Z7, Z8, Z5
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key151
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	VMOVUPS      Z3, 64(DX)(DI*1)
+	VMOVUPS      Z4, (DX)(DI*2)
+	VMOVUPS      Z5, 64(DX)(DI*2)
+	ADDQ         $+128, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop148
+
+done149:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done153
+
+loop152:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	TESTQ   AX, AX
+	JZ      first154
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
+	VMOVUPS (DX)(DI*2), Z2
+
+first154:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key155:
+	VMOVUPS      (R9), Z3
+	VBROADCASTSS (R10), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS (R10)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (R10)(SI*2), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key155
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(DI*1)
+	VMOVUPS      Z2, (DX)(DI*2)
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop152
+
+done153:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done156
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	TESTQ     AX, AX
+	JZ        first157
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
+	VMOVUPS.Z (DX)(DI*2), K1, Z2
+
+first157:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key158:
+	VMOVUPS.Z    (CX), K1, Z3
+	VBROADCASTSS (BX), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS (BX)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (BX)(SI*2), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key158
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(DI*1)
+	VMOVUPS      Z2, K1, (DX)(DI*2)
+
+done156:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block139
+	VZEROUPPER
+	RET
+
+rows94:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
+
+block159:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done161
+
+loop160:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first162
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+
+first162:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key163:
+	VBROADCASTSS (R10), Z16
+	VBROADCASTSS (R10)(SI*1), Z17
+	VMOVUPS      (R9), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z8
+	VMOVUPS      64(R9), Z18
+	VFMADD231PS  Z18, Z16, Z1
+	VFMADD231PS  Z18, Z17, Z9
+	VMOVUPS      128(R9), Z18
+	VFMADD231PS  Z18, Z16, Z2
+	VFMADD231PS  Z18, Z17, Z10
+	VMOVUPS      192(R9), Z18
+	VFMADD231PS  Z18, Z16, Z3
+	VFMADD231PS  Z18, Z17, Z11
+	VMOVUPS      256(R9), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z12
+	VMOVUPS      320(R9), Z18
+	VFMADD231PS  Z18, Z16, Z5
+	VFMADD231PS  Z18, Z17, Z13
+	VMOVUPS      384(R9), Z18
+	VFMADD231PS  Z18, Z16, Z6
+	VFMADD231PS  Z18, Z17, Z14
+	VMOVUPS      448(R9), Z18
+	VFMADD231PS  Z18, Z16, Z7
+	VFMADD231PS  Z18, Z17, Z15
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key163
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, 256(DX)
+	VMOVUPS      Z5, 320(DX)
+	VMOVUPS      Z6, 384(DX)
+	VMOVUPS      Z7, 448(DX)
+	VMOVUPS      Z8, (DX)(DI*1)
+	VMOVUPS      Z9, 64(DX)(DI*1)
+	VMOVUPS      Z10, 128(DX)(DI*1)
+	VMOVUPS      Z11, 192(DX)(DI*1)
+	VMOVUPS      Z12, 256(DX)(DI*1)
+	VMOVUPS      Z13, 320(DX)(DI*1)
+	VMOVUPS      Z14, 384(DX)(DI*1)
+	VMOVUPS      Z15, 448(DX)(DI*1)
+	ADDQ         $+512, CX
+	ADDQ         $+512, DX
+	SUBQ         $+128, R8
+	JGE          loop160
+
+done161:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done165
+
+loop164:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first166
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
+
+first166:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key167:
+	VBROADCASTSS (R10), Z8
+	VBROADCASTSS (R10)(SI*1), Z9
+	VMOVUPS      (R9), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VMOVUPS      64(R9), Z10
+	VFMADD231PS  Z10, Z8, Z1
+	VFMADD231PS  Z10, Z9, Z5
+	VMOVUPS      128(R9), Z10
+	VFMADD231PS  Z10, Z8, Z2
+	VFMADD231PS  Z10, Z9, Z6
+	VMOVUPS      192(R9), Z10
+	VFMADD231PS  Z10, Z8, Z3
+	VFMADD231PS  Z10, Z9, Z7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key167
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, (DX)(DI*1)
+	VMOVUPS      Z5, 64(DX)(DI*1)
+	VMOVUPS      Z6, 128(DX)(DI*1)
+	VMOVUPS      Z7, 192(DX)(DI*1)
+	ADDQ         $+256, CX
+	ADDQ         $+256, DX
+	SUBQ         $+64, R8
+	JGE          loop164
+
+done165:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done169
+
+loop168:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first170
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
+
+first170:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key171:
+	VBROADCASTSS (R10), Z4
+	VBROADCASTSS (R10)(SI*1), Z5
+	VMOVUPS      (R9), Z6
+	VFMADD231PS  Z6, Z4, Z0
+	VFMADD231PS  Z6, Z5, Z2
+	VMOVUPS      64(R9), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VFMADD231PS  Z6, Z5, Z3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key171
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	VMOVUPS      Z3, 64(DX)(DI*1)
+	ADDQ         $+128, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop168
+
+done169:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done173
+
+loop172:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first174
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
+
+first174:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key175:
+	VMOVUPS      (R9), Z2
+	VBROADCASTSS (R10), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (R10)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key175
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(DI*1)
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop172
+
+done173:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done176
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	TESTQ     AX, AX
+	JZ        first177
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
+
+first177:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key178:
+	VMOVUPS.Z    (CX), K1, Z2
+	VBROADCASTSS (BX), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (BX)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key178
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(DI*1)
+
+done176:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	LEAQ  (BX)(SI*2), BX
+	LEAQ  (DX)(DI*2), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done180
+
+loop179:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first181
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+
+first181:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key182:
+	VBROADCASTSS (R10), Z16
+	VBROADCASTSS (R10)(SI*1), Z17
+	VMOVUPS      (R9), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z8
+	VMOVUPS      64(R9), Z18
+	VFMADD231PS  Z18, Z16, Z1
+	VFMADD231PS  Z18, Z17, Z9
+	VMOVUPS      128(R9), Z18
+	VFMADD231PS  Z18, Z16, Z2
+	VFMADD231PS  Z18, Z17, Z10
+	VMOVUPS      192(R9), Z18
+	VFMADD231PS  Z18, Z16, Z3
+	VFMADD231PS  Z18, Z17, Z11
+	VMOVUPS      256(R9), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z12
+	VMOVUPS      320(R9), Z18
+	VFMADD231PS  Z18, Z16, Z5
+	VFMADD231PS  Z18, Z17, Z13
+	VMOVUPS      384(R9), Z18
+	VFMADD231PS  Z18, Z16, Z6
+	VFMADD231PS  Z18, Z17, Z14
+	VMOVUPS      448(R9), Z18
+	VFMADD231PS  Z18, Z16, Z7
+	VFMADD231PS  Z18, Z17, Z15
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key182
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, 256(DX)
+	VMOVUPS      Z5, 320(DX)
+	VMOVUPS      Z6, 384(DX)
+	VMOVUPS      Z7, 448(DX)
+	VMOVUPS      Z8, (DX)(DI*1)
+	VMOVUPS      Z9, 64(DX)(DI*1)
+	VMOVUPS      Z10, 128(DX)(DI*1)
+	VMOVUPS      Z11, 192(DX)(DI*1)
+	VMOVUPS      Z12, 256(DX)(DI*1)
+	VMOVUPS      Z13, 320(DX)(DI*1)
+	VMOVUPS      Z14, 384(DX)(DI*1)
+	VMOVUPS      Z15, 448(DX)(DI*1)
+	ADDQ         $+512, CX
+	ADDQ         $+512, DX
+	SUBQ         $+128, R8
+	JGE          loop179
+
+done180:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done184
+
+loop183:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first185
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
+
+first185:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key186:
+	VBROADCASTSS (R10), Z8
+	VBROADCASTSS (R10)(SI*1), Z9
+	VMOVUPS      (R9), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VMOVUPS      64(R9), Z10
+	VFMADD231PS  Z10, Z8, Z1
+	VFMADD231PS  Z10, Z9, Z5
+	VMOVUPS      128(R9), Z10
+	VFMADD231PS  Z10, Z8, Z2
+	VFMADD231PS  Z10, Z9, Z6
+	VMOVUPS      192(R9), Z10
+	VFMADD231PS  Z10, Z8, Z3
+	VFMADD231PS  Z10, Z9, Z7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key186
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, (DX)(DI*1)
+	VMOVUPS      Z5, 64(DX)(DI*1)
+	VMOVUPS      Z6, 128(DX)(DI*1)
+	VMOVUPS      Z7, 192(DX)(DI*1)
+	ADDQ         $+256, CX
+	ADDQ         $+256, DX
+	SUBQ         $+64, R8
+	JGE          loop183
+
+done184:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done188
+
+loop187:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first189
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
+
+first189:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key190:
+	VBROADCASTSS (R10), Z4
+	VBROADCASTSS (R10)(SI*1), Z5
+	VMOVUPS      (R9), Z6
+	VFMADD231PS  Z6, Z4, Z0
+	VFMADD231PS  Z6, Z5, Z2
+	VMOVUPS      64(R9), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VFMADD231PS  Z6, Z5, Z3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key190
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	VMOVUPS      Z3, 64(DX)(DI*1)
+	ADDQ         $+128, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop187
+
+done188:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done192
+
+loop191:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first193
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
+
+first193:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key194:
+	VMOVUPS      (R9), Z2
+	VBROADCASTSS (R10), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (R10)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key194
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(DI*1)
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop191
+
+done192:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done195
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	TESTQ     AX, AX
+	JZ        first196
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
+
+first196:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key197:
+	VMOVUPS.Z    (CX), K1, Z2
+	VBROADCASTSS (BX), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (BX)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key197
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(DI*1)
+
+done195:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block159
+	VZEROUPPER
+	RET
+
+// func normF32AVX512(p *float32, stride int, rows int, d int) float32
+// Requires: AVX, AVX512DQ, AVX512F, BMI2, CMOV, MMX+
+TEXT ·normF32AVX512(SB), NOSPLIT, $0-36
+	MOVQ         p+0(FP), AX
+	MOVQ         rows+16(FP), CX
+	DECQ         CX
+	IMULQ        stride+8(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         d+24(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         rows+16(FP), R11
+	MOVL         $0x7f800000, DX
+	VMOVD        DX, X0
+	VBROADCASTSS X0, Z0
+	VXORPS       Z1, Z1, Z1
+
+block198:
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	VXORPS  Z16, Z16, Z16
+	VXORPS  Z17, Z17, Z17
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+16, R10
-	JLT     done98
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+16, R12
+	JLT     done201
 
-loop97:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (BX), Z18
+loop200:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within202
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within202:
+	VMOVUPS     (DI), Z18
 	VFMADD231PS Z18, Z18, Z2
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VMOVUPS     (DI), Z18
-	VFMADD231PS Z18, Z18, Z4
 	VMOVUPS     (R8), Z18
+	VFMADD231PS Z18, Z18, Z3
+	VMOVUPS     (R9), Z18
+	VFMADD231PS Z18, Z18, Z4
+	VMOVUPS     (R10), Z18
 	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	SUBQ        $+16, R10
-	JGE         loop97
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+16, R12
+	JGE         loop200
 
-done98:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done99
-	VMOVUPS.Z   (BX), K1, Z18
+done201:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done203
+	VMOVUPS.Z   (DI), K1, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z18, Z18, Z3
-	VMOVUPS.Z   (DI), K1, Z18
-	VFMADD231PS Z18, Z18, Z4
 	VMOVUPS.Z   (R8), K1, Z18
+	VFMADD231PS Z18, Z18, Z3
+	VMOVUPS.Z   (R9), K1, Z18
+	VFMADD231PS Z18, Z18, Z4
+	VMOVUPS.Z   (R10), K1, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done99:
-	CMPQ    R9, $0x04
-	JLE     fold96
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+done203:
+	CMPQ    R11, $0x04
+	JLE     fold199
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+16, R10
-	JLT     done101
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+16, R12
+	JLT     done205
 
-loop100:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (BX), Z18
+loop204:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within206
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within206:
+	VMOVUPS     (DI), Z18
 	VFMADD231PS Z18, Z18, Z6
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VMOVUPS     (DI), Z18
-	VFMADD231PS Z18, Z18, Z8
 	VMOVUPS     (R8), Z18
+	VFMADD231PS Z18, Z18, Z7
+	VMOVUPS     (R9), Z18
+	VFMADD231PS Z18, Z18, Z8
+	VMOVUPS     (R10), Z18
 	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	SUBQ        $+16, R10
-	JGE         loop100
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+16, R12
+	JGE         loop204
 
-done101:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done102
-	VMOVUPS.Z   (BX), K1, Z18
+done205:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done207
+	VMOVUPS.Z   (DI), K1, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z18, Z18, Z7
-	VMOVUPS.Z   (DI), K1, Z18
-	VFMADD231PS Z18, Z18, Z8
 	VMOVUPS.Z   (R8), K1, Z18
+	VFMADD231PS Z18, Z18, Z7
+	VMOVUPS.Z   (R9), K1, Z18
+	VFMADD231PS Z18, Z18, Z8
+	VMOVUPS.Z   (R10), K1, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done102:
-	CMPQ    R9, $0x08
-	JLE     fold96
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+done207:
+	CMPQ    R11, $0x08
+	JLE     fold199
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+16, R10
-	JLT     done104
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+16, R12
+	JLT     done209
 
-loop103:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z18, Z18, Z10
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z18, Z18, Z11
+loop208:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within210
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within210:
 	VMOVUPS     (DI), Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z10
 	VMOVUPS     (R8), Z18
+	VFMADD231PS Z18, Z18, Z11
+	VMOVUPS     (R9), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VMOVUPS     (R10), Z18
 	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	SUBQ        $+16, R10
-	JGE         loop103
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+16, R12
+	JGE         loop208
 
-done104:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done105
-	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z18, Z18, Z10
-	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z18, Z18, Z11
+done209:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done211
 	VMOVUPS.Z   (DI), K1, Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z10
 	VMOVUPS.Z   (R8), K1, Z18
+	VFMADD231PS Z18, Z18, Z11
+	VMOVUPS.Z   (R9), K1, Z18
+	VFMADD231PS Z18, Z18, Z12
+	VMOVUPS.Z   (R10), K1, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done105:
-	CMPQ    R9, $0x0c
-	JLE     fold96
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+done211:
+	CMPQ    R11, $0x0c
+	JLE     fold199
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+16, R10
-	JLT     done107
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+16, R12
+	JLT     done213
 
-loop106:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z18, Z18, Z14
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z18, Z18, Z15
+loop212:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within214
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within214:
 	VMOVUPS     (DI), Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z14
 	VMOVUPS     (R8), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VMOVUPS     (R9), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VMOVUPS     (R10), Z18
 	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	SUBQ        $+16, R10
-	JGE         loop106
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+16, R12
+	JGE         loop212
 
-done107:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done108
-	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z18, Z18, Z14
-	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z18, Z18, Z15
+done213:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done215
 	VMOVUPS.Z   (DI), K1, Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z14
 	VMOVUPS.Z   (R8), K1, Z18
+	VFMADD231PS Z18, Z18, Z15
+	VMOVUPS.Z   (R9), K1, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VMOVUPS.Z   (R10), K1, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done108:
-fold96:
+done215:
+fold199:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -2406,8 +3373,8 @@ fold96:
 	VADDPS        Z4, Z2, Z4
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
-	SUBQ          $0x10, R9
-	JG            block95
+	SUBQ          $0x10, R11
+	JG            block198
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -2425,90 +3392,99 @@ fold96:
 TEXT ·peakF32AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         rows+16(FP), R9
-	MOVL         $0x7fffffff, BX
-	VMOVD        BX, X0
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         d+24(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         rows+16(FP), R11
+	MOVL         $0x7fffffff, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 	VXORPS       Z2, Z2, Z2
 	VXORPS       Z3, Z3, Z3
 	VXORPS       Z4, Z4, Z4
 
-block109:
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+block216:
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+16, R10
-	JLT     done111
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+16, R12
+	JLT     done218
 
-loop110:
-	PREFETCHT0 (BX)(DX*1)
-	PREFETCHT0 (SI)(DX*1)
-	PREFETCHT0 (DI)(DX*1)
-	PREFETCHT0 (R8)(DX*1)
-	VMOVUPS    (BX), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z1, Z1
-	VMOVUPS    (SI), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z2, Z2
-	VMOVUPS    (DI), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z3, Z3
-	VMOVUPS    (R8), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z4, Z4
-	ADDQ       $+64, BX
-	ADDQ       $+64, SI
-	ADDQ       $+64, DI
-	ADDQ       $+64, R8
-	SUBQ       $+16, R10
-	JGE        loop110
+loop217:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within219
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
 
-done111:
-	ADDQ      $+16, R10
-	TESTQ     R10, R10
-	JZ        done112
-	VMOVUPS.Z (BX), K1, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VMOVUPS.Z (SI), K1, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
+within219:
+	VMOVUPS (DI), Z5
+	VPANDD  Z0, Z5, Z5
+	VPMAXUD Z5, Z1, Z1
+	VMOVUPS (R8), Z5
+	VPANDD  Z0, Z5, Z5
+	VPMAXUD Z5, Z2, Z2
+	VMOVUPS (R9), Z5
+	VPANDD  Z0, Z5, Z5
+	VPMAXUD Z5, Z3, Z3
+	VMOVUPS (R10), Z5
+	VPANDD  Z0, Z5, Z5
+	VPMAXUD Z5, Z4, Z4
+	ADDQ    $+64, DI
+	ADDQ    $+64, R8
+	ADDQ    $+64, R9
+	ADDQ    $+64, R10
+	SUBQ    $+16, R12
+	JGE     loop217
+
+done218:
+	ADDQ      $+16, R12
+	TESTQ     R12, R12
+	JZ        done220
 	VMOVUPS.Z (DI), K1, Z5
 	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
+	VPMAXUD   Z5, Z1, Z1
 	VMOVUPS.Z (R8), K1, Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z2, Z2
+	VMOVUPS.Z (R9), K1, Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z3, Z3
+	VMOVUPS.Z (R10), K1, Z5
 	VPANDD    Z0, Z5, Z5
 	VPMAXUD   Z5, Z4, Z4
 
-done112:
-	SUBQ          $0x04, R9
-	JG            block109
+done220:
+	SUBQ          $0x04, R11
+	JG            block216
 	VPMAXUD       Z2, Z1, Z1
 	VPMAXUD       Z4, Z3, Z3
 	VPMAXUD       Z3, Z1, Z1
@@ -2531,493 +3507,847 @@ done112:
 
 // func dotsBF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
 // Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·dotsBF16AVX512(SB), NOSPLIT, $0-72
+TEXT ·dotsBF16AVX512(SB), NOSPLIT, $8-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows113
+	JE           rows221
 	CMPQ         AX, $0x03
-	JE           rows114
+	JE           rows222
 	CMPQ         AX, $0x04
-	JE           rows115
+	JE           rows223
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         s+0(FP), R10
-	MOVQ         keys+64(FP), R11
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         s+0(FP), BX
+	MOVQ         keys+64(FP), SI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block116:
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done119
+block224:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), DX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), DI
+	SUBQ   $+32, DI
+	JLT    done227
 
-loop118:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z1
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z2
-	VPMOVZXWD   (DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z3
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z4
-	VMOVUPS     64(R9), Z17
-	VPMOVZXWD   32(BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z1
-	VPMOVZXWD   32(SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z2
-	VPMOVZXWD   32(DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z3
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z4
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop118
+loop226:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop226
 
-done119:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done121
+done227:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done229
 
-loop120:
-	VMOVUPS     (R9), Z17
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z1
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z2
-	VPMOVZXWD   (DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z3
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z4
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop120
+loop228:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop228
 
-done121:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done122
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVDQU16.Z (BX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z1
-	VMOVDQU16.Z (SI), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z2
-	VMOVDQU16.Z (DI), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z3
-	VMOVDQU16.Z (R8), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z4
+done229:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done230
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z1
 
-done122:
-	CMPQ    R11, $0x04
-	JLE     fold117
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done124
+done230:
+	CMPQ SI, $0x01
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done232
 
-loop123:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z5
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z6
-	VPMOVZXWD   (DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z7
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z8
-	VMOVUPS     64(R9), Z17
-	VPMOVZXWD   32(BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z5
-	VPMOVZXWD   32(SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z6
-	VPMOVZXWD   32(DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z7
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z8
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop123
+loop231:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop231
 
-done124:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done126
+done232:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done234
 
-loop125:
-	VMOVUPS     (R9), Z17
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z5
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z6
-	VPMOVZXWD   (DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z7
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z8
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop125
+loop233:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop233
 
-done126:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done127
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVDQU16.Z (BX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z5
-	VMOVDQU16.Z (SI), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z6
-	VMOVDQU16.Z (DI), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z7
-	VMOVDQU16.Z (R8), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z8
+done234:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done235
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z2
 
-done127:
-	CMPQ    R11, $0x08
-	JLE     fold117
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done129
+done235:
+	CMPQ SI, $0x02
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done237
 
-loop128:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z9
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z10
-	VPMOVZXWD   (DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z11
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z12
-	VMOVUPS     64(R9), Z17
-	VPMOVZXWD   32(BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z9
-	VPMOVZXWD   32(SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z10
-	VPMOVZXWD   32(DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z11
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z12
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop128
+loop236:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop236
 
-done129:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done131
+done237:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done239
 
-loop130:
-	VMOVUPS     (R9), Z17
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z9
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z10
-	VPMOVZXWD   (DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z11
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z12
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop130
+loop238:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop238
 
-done131:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done132
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVDQU16.Z (BX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z9
-	VMOVDQU16.Z (SI), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z10
-	VMOVDQU16.Z (DI), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z11
-	VMOVDQU16.Z (R8), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z12
+done239:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done240
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z3
 
-done132:
-	CMPQ    R11, $0x0c
-	JLE     fold117
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done134
+done240:
+	CMPQ SI, $0x03
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done242
 
-loop133:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z13
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z14
-	VPMOVZXWD   (DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z15
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z16
-	VMOVUPS     64(R9), Z17
-	VPMOVZXWD   32(BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z13
-	VPMOVZXWD   32(SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z14
-	VPMOVZXWD   32(DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z15
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z16
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop133
+loop241:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop241
 
-done134:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done136
+done242:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done244
 
-loop135:
-	VMOVUPS     (R9), Z17
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z13
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z14
-	VPMOVZXWD   (DI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z15
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z16
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop135
+loop243:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop243
 
-done136:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done137
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVDQU16.Z (BX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z13
-	VMOVDQU16.Z (SI), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z14
-	VMOVDQU16.Z (DI), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z15
-	VMOVDQU16.Z (R8), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z17, Z16
+done244:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done245
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z4
 
-done137:
-fold117:
+done245:
+	CMPQ SI, $0x04
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done247
+
+loop246:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop246
+
+done247:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done249
+
+loop248:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop248
+
+done249:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done250
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z5
+
+done250:
+	CMPQ SI, $0x05
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done252
+
+loop251:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop251
+
+done252:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done254
+
+loop253:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop253
+
+done254:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done255
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z6
+
+done255:
+	CMPQ SI, $0x06
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done257
+
+loop256:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop256
+
+done257:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done259
+
+loop258:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop258
+
+done259:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done260
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z7
+
+done260:
+	CMPQ SI, $0x07
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done262
+
+loop261:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop261
+
+done262:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done264
+
+loop263:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop263
+
+done264:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done265
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z8
+
+done265:
+	CMPQ SI, $0x08
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done267
+
+loop266:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop266
+
+done267:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done269
+
+loop268:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop268
+
+done269:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done270
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z9
+
+done270:
+	CMPQ SI, $0x09
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done272
+
+loop271:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop271
+
+done272:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done274
+
+loop273:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop273
+
+done274:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done275
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z10
+
+done275:
+	CMPQ SI, $0x0a
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done277
+
+loop276:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop276
+
+done277:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done279
+
+loop278:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop278
+
+done279:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done280
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z11
+
+done280:
+	CMPQ SI, $0x0b
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done282
+
+loop281:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop281
+
+done282:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done284
+
+loop283:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop283
+
+done284:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done285
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z12
+
+done285:
+	CMPQ SI, $0x0c
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done287
+
+loop286:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z13
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop286
+
+done287:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done289
+
+loop288:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop288
+
+done289:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done290
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z13
+
+done290:
+	CMPQ SI, $0x0d
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done292
+
+loop291:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z14
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop291
+
+done292:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done294
+
+loop293:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop293
+
+done294:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done295
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z14
+
+done295:
+	CMPQ SI, $0x0e
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done297
+
+loop296:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z15
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop296
+
+done297:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done299
+
+loop298:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop298
+
+done299:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done300
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z15
+
+done300:
+	CMPQ SI, $0x0f
+	JLE  fold225
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done302
+
+loop301:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z16
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop301
+
+done302:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done304
+
+loop303:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop303
+
+done304:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done305
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z16
+
+done305:
+fold225:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
 	VADDPS     Z17, Z1, Z17
@@ -3063,22 +4393,22 @@ fold117:
 	VUNPCKLPD  Z2, Z1, Z3
 	VUNPCKHPD  Z2, Z1, Z1
 	VADDPS     Z3, Z1, Z3
-	MOVQ       R11, BX
-	MOVQ       $0x00000010, SI
-	CMPQ       BX, SI
-	CMOVQGT    SI, BX
-	MOVQ       ldS+8(FP), SI
-	SHLQ       $0x02, SI
-	LEAQ       (SI)(SI*2), SI
-	MOVL       $0x00000001, SI
-	SHLXL      BX, SI, SI
-	DECL       SI
-	KMOVW      SI, K2
+	MOVQ       SI, CX
+	MOVQ       $0x00000010, DX
+	CMPQ       CX, DX
+	CMOVQGT    DX, CX
+	MOVQ       ldS+8(FP), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), DX
+	MOVL       $0x00000001, DX
+	SHLXL      CX, DX, DX
+	DECL       DX
+	KMOVW      DX, K2
 	VMAXPS     Z0, Z3, K2, Z0
-	VMOVUPS    Z3, K2, (R10)
-	ADDQ       $0x40, R10
-	SUBQ       $0x10, R11
-	JG         block116
+	VMOVUPS    Z3, K2, (BX)
+	ADDQ       $0x40, BX
+	SUBQ       $0x10, SI
+	JG         block224
 	MOVQ       top+16(FP), AX
 	VSHUFF32X4 $0x4e, Z0, Z0, Z1
 	VMAXPS     Z1, Z0, Z0
@@ -3094,306 +4424,506 @@ fold117:
 	VZEROUPPER
 	RET
 
-rows113:
+rows221:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block138:
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done141
+block306:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+32, R8
+	JLT    done309
 
-loop140:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R10), Z17
-	VMOVUPS     (R10)(R9*1), Z18
-	VPMOVZXWD   (BX), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z1
-	VFMADD231PS Z19, Z18, Z9
-	VPMOVZXWD   (SI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z2
-	VFMADD231PS Z19, Z18, Z10
-	VPMOVZXWD   (DI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z3
-	VFMADD231PS Z19, Z18, Z11
-	VPMOVZXWD   (R8), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z4
-	VFMADD231PS Z19, Z18, Z12
-	VMOVUPS     64(R10), Z17
-	VMOVUPS     64(R10)(R9*1), Z18
-	VPMOVZXWD   32(BX), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z1
-	VFMADD231PS Z19, Z18, Z9
-	VPMOVZXWD   32(SI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z2
-	VFMADD231PS Z19, Z18, Z10
-	VPMOVZXWD   32(DI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z3
-	VFMADD231PS Z19, Z18, Z11
-	VPMOVZXWD   32(R8), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z4
-	VFMADD231PS Z19, Z18, Z12
+loop308:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop308
+
+done309:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done311
+
+loop310:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+32, CX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop140
+	SUBQ        $+16, R8
+	JGE         loop310
 
-done141:
-	ADDQ $+32, R13
-	SUBQ $+16, R13
-	JLT  done143
+done311:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done312
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z9
 
-loop142:
-	VMOVUPS     (R10), Z17
-	VMOVUPS     (R10)(R9*1), Z18
-	VPMOVZXWD   (BX), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z1
-	VFMADD231PS Z19, Z18, Z9
-	VPMOVZXWD   (SI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z2
-	VFMADD231PS Z19, Z18, Z10
-	VPMOVZXWD   (DI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z3
-	VFMADD231PS Z19, Z18, Z11
-	VPMOVZXWD   (R8), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z4
-	VFMADD231PS Z19, Z18, Z12
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop142
+done312:
+	CMPQ DI, $0x01
+	JLE  fold307
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done314
 
-done143:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done144
-	VMOVUPS.Z   (R10), K1, Z17
-	VMOVUPS.Z   (R10)(R9*1), K1, Z18
-	VMOVDQU16.Z (BX), K1, Y19
-	VPMOVZXWD   Y19, Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z1
-	VFMADD231PS Z19, Z18, Z9
-	VMOVDQU16.Z (SI), K1, Y19
-	VPMOVZXWD   Y19, Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z2
-	VFMADD231PS Z19, Z18, Z10
-	VMOVDQU16.Z (DI), K1, Y19
-	VPMOVZXWD   Y19, Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z3
-	VFMADD231PS Z19, Z18, Z11
-	VMOVDQU16.Z (R8), K1, Y19
-	VPMOVZXWD   Y19, Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z4
-	VFMADD231PS Z19, Z18, Z12
+loop313:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop313
 
-done144:
-	CMPQ    R12, $0x04
-	JLE     fold139
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done146
+done314:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done316
 
-loop145:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R10), Z17
-	VMOVUPS     (R10)(R9*1), Z18
-	VPMOVZXWD   (BX), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z5
-	VFMADD231PS Z19, Z18, Z13
-	VPMOVZXWD   (SI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z6
-	VFMADD231PS Z19, Z18, Z14
-	VPMOVZXWD   (DI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z7
-	VFMADD231PS Z19, Z18, Z15
-	VPMOVZXWD   (R8), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z8
-	VFMADD231PS Z19, Z18, Z16
-	VMOVUPS     64(R10), Z17
-	VMOVUPS     64(R10)(R9*1), Z18
-	VPMOVZXWD   32(BX), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z5
-	VFMADD231PS Z19, Z18, Z13
-	VPMOVZXWD   32(SI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z6
-	VFMADD231PS Z19, Z18, Z14
-	VPMOVZXWD   32(DI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z7
-	VFMADD231PS Z19, Z18, Z15
-	VPMOVZXWD   32(R8), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z8
-	VFMADD231PS Z19, Z18, Z16
+loop315:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+32, CX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop145
+	SUBQ        $+16, R8
+	JGE         loop315
 
-done146:
-	ADDQ $+32, R13
-	SUBQ $+16, R13
-	JLT  done148
+done316:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done317
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z10
 
-loop147:
-	VMOVUPS     (R10), Z17
-	VMOVUPS     (R10)(R9*1), Z18
-	VPMOVZXWD   (BX), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z5
-	VFMADD231PS Z19, Z18, Z13
-	VPMOVZXWD   (SI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z6
-	VFMADD231PS Z19, Z18, Z14
-	VPMOVZXWD   (DI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z7
-	VFMADD231PS Z19, Z18, Z15
-	VPMOVZXWD   (R8), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z8
-	VFMADD231PS Z19, Z18, Z16
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop147
+done317:
+	CMPQ DI, $0x02
+	JLE  fold307
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done319
 
-done148:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done149
-	VMOVUPS.Z   (R10), K1, Z17
-	VMOVUPS.Z   (R10)(R9*1), K1, Z18
-	VMOVDQU16.Z (BX), K1, Y19
-	VPMOVZXWD   Y19, Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z5
-	VFMADD231PS Z19, Z18, Z13
-	VMOVDQU16.Z (SI), K1, Y19
-	VPMOVZXWD   Y19, Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z6
-	VFMADD231PS Z19, Z18, Z14
-	VMOVDQU16.Z (DI), K1, Y19
-	VPMOVZXWD   Y19, Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z7
-	VFMADD231PS Z19, Z18, Z15
-	VMOVDQU16.Z (R8), K1, Y19
-	VPMOVZXWD   Y19, Z19
-	VPSLLD      $0x10, Z19, Z19
-	VFMADD231PS Z19, Z17, Z8
-	VFMADD231PS Z19, Z18, Z16
+loop318:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop318
 
-done149:
-fold139:
+done319:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done321
+
+loop320:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop320
+
+done321:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done322
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z11
+
+done322:
+	CMPQ DI, $0x03
+	JLE  fold307
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done324
+
+loop323:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop323
+
+done324:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done326
+
+loop325:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop325
+
+done326:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done327
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z12
+
+done327:
+	CMPQ DI, $0x04
+	JLE  fold307
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done329
+
+loop328:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop328
+
+done329:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done331
+
+loop330:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop330
+
+done331:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done332
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z13
+
+done332:
+	CMPQ DI, $0x05
+	JLE  fold307
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done334
+
+loop333:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop333
+
+done334:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done336
+
+loop335:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop335
+
+done336:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done337
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z14
+
+done337:
+	CMPQ DI, $0x06
+	JLE  fold307
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done339
+
+loop338:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop338
+
+done339:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done341
+
+loop340:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop340
+
+done341:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done342
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z15
+
+done342:
+	CMPQ DI, $0x07
+	JLE  fold307
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done344
+
+loop343:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop343
+
+done344:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done346
+
+loop345:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop345
+
+done346:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done347
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z16
+
+done347:
+fold307:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -3439,25 +4969,25 @@ fold139:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R12, BX
-	MOVQ          $0x00000008, SI
-	CMPQ          BX, SI
-	CMOVQGT       SI, BX
-	MOVQ          ldS+8(FP), SI
-	SHLQ          $0x02, SI
-	LEAQ          (SI)(SI*2), DI
-	MOVL          $0x00000001, DI
-	SHLXL         BX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00000101, DI, DI
-	KMOVW         DI, K2
+	MOVQ          DI, CX
+	MOVQ          $0x00000008, BX
+	CMPQ          CX, BX
+	CMOVQGT       BX, CX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R8
+	SHLXL         CX, R8, R8
+	DECL          R8
+	IMUL3L        $0x00000101, R8, R8
+	KMOVW         R8, K2
 	VMAXPS        Z0, Z3, K2, Z0
 	VEXTRACTF32X8 $0x01, Z3, Y1
-	VMOVUPS       Y3, K2, (R11)
-	VMOVUPS       Y1, K2, (R11)(SI*1)
-	ADDQ          $0x20, R11
-	SUBQ          $0x08, R12
-	JG            block138
+	VMOVUPS       Y3, K2, (SI)
+	VMOVUPS       Y1, K2, (SI)(BX*1)
+	ADDQ          $0x20, SI
+	SUBQ          $0x08, DI
+	JG            block306
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -3474,29 +5004,29 @@ fold139:
 	VZEROUPPER
 	RET
 
-rows114:
+rows222:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         d+32(FP), R11
+	SHLQ         $0x02, R11
+	MOVQ         s+0(FP), R13
+	MOVQ         keys+64(FP), R14
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block150:
+block348:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -3509,155 +5039,164 @@ block150:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+	MOVQ    q+24(FP), R12
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+56(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+56(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+56(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done153
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), R15
+	SUBQ    $+32, R15
+	JLT     done351
 
-loop152:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R10), Z13
-	VMOVUPS     (R10)(R9*1), Z14
-	VMOVUPS     (R10)(R9*2), Z15
-	VPMOVZXWD   (BX), Z16
+loop350:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within352
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
+
+within352:
+	VMOVUPS     (R12), Z13
+	VMOVUPS     (R12)(R11*1), Z14
+	VMOVUPS     (R12)(R11*2), Z15
+	VPMOVZXWD   (DI), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   (SI), Z16
+	VPMOVZXWD   (R8), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VPMOVZXWD   (DI), Z16
+	VPMOVZXWD   (R9), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VPMOVZXWD   (R8), Z16
+	VPMOVZXWD   (R10), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
-	VMOVUPS     64(R10), Z13
-	VMOVUPS     64(R10)(R9*1), Z14
-	VMOVUPS     64(R10)(R9*2), Z15
-	VPMOVZXWD   32(BX), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   32(SI), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
+	VMOVUPS     64(R12), Z13
+	VMOVUPS     64(R12)(R11*1), Z14
+	VMOVUPS     64(R12)(R11*2), Z15
 	VPMOVZXWD   32(DI), Z16
 	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
+	VFMADD231PS Z16, Z13, Z1
+	VFMADD231PS Z16, Z14, Z5
+	VFMADD231PS Z16, Z15, Z9
 	VPMOVZXWD   32(R8), Z16
 	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop152
-
-done153:
-	ADDQ $+32, R13
-	SUBQ $+16, R13
-	JLT  done155
-
-loop154:
-	VMOVUPS     (R10), Z13
-	VMOVUPS     (R10)(R9*1), Z14
-	VMOVUPS     (R10)(R9*2), Z15
-	VPMOVZXWD   (BX), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   (SI), Z16
-	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VPMOVZXWD   (DI), Z16
+	VPMOVZXWD   32(R9), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VPMOVZXWD   (R8), Z16
+	VPMOVZXWD   32(R10), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
+	ADDQ        $+64, DI
+	ADDQ        $+64, R8
+	ADDQ        $+64, R9
 	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop154
+	ADDQ        $+128, R12
+	SUBQ        $+32, R15
+	JGE         loop350
 
-done155:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done156
-	VMOVUPS.Z   (R10), K1, Z13
-	VMOVUPS.Z   (R10)(R9*1), K1, Z14
-	VMOVUPS.Z   (R10)(R9*2), K1, Z15
-	VMOVDQU16.Z (BX), K1, Y16
-	VPMOVZXWD   Y16, Z16
+done351:
+	ADDQ $+32, R15
+	SUBQ $+16, R15
+	JLT  done354
+
+loop353:
+	VMOVUPS     (R12), Z13
+	VMOVUPS     (R12)(R11*1), Z14
+	VMOVUPS     (R12)(R11*2), Z15
+	VPMOVZXWD   (DI), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VMOVDQU16.Z (SI), K1, Y16
-	VPMOVZXWD   Y16, Z16
+	VPMOVZXWD   (R8), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
+	VPMOVZXWD   (R9), Z16
+	VPSLLD      $0x10, Z16, Z16
+	VFMADD231PS Z16, Z13, Z3
+	VFMADD231PS Z16, Z14, Z7
+	VFMADD231PS Z16, Z15, Z11
+	VPMOVZXWD   (R10), Z16
+	VPSLLD      $0x10, Z16, Z16
+	VFMADD231PS Z16, Z13, Z4
+	VFMADD231PS Z16, Z14, Z8
+	VFMADD231PS Z16, Z15, Z12
+	ADDQ        $+32, DI
+	ADDQ        $+32, R8
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	ADDQ        $+64, R12
+	SUBQ        $+16, R15
+	JGE         loop353
+
+done354:
+	ADDQ        $+16, R15
+	TESTQ       R15, R15
+	JZ          done355
+	VMOVUPS.Z   (R12), K1, Z13
+	VMOVUPS.Z   (R12)(R11*1), K1, Z14
+	VMOVUPS.Z   (R12)(R11*2), K1, Z15
 	VMOVDQU16.Z (DI), K1, Y16
 	VPMOVZXWD   Y16, Z16
 	VPSLLD      $0x10, Z16, Z16
+	VFMADD231PS Z16, Z13, Z1
+	VFMADD231PS Z16, Z14, Z5
+	VFMADD231PS Z16, Z15, Z9
+	VMOVDQU16.Z (R8), K1, Y16
+	VPMOVZXWD   Y16, Z16
+	VPSLLD      $0x10, Z16, Z16
+	VFMADD231PS Z16, Z13, Z2
+	VFMADD231PS Z16, Z14, Z6
+	VFMADD231PS Z16, Z15, Z10
+	VMOVDQU16.Z (R9), K1, Y16
+	VPMOVZXWD   Y16, Z16
+	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VMOVDQU16.Z (R8), K1, Y16
+	VMOVDQU16.Z (R10), K1, Y16
 	VPMOVZXWD   Y16, Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
 
-done156:
+done355:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -3703,27 +5242,27 @@ done156:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R12, BX
-	MOVQ          $0x00000004, SI
-	CMPQ          BX, SI
-	CMOVQGT       SI, BX
-	MOVQ          ldS+8(FP), SI
-	SHLQ          $0x02, SI
-	LEAQ          (SI)(SI*2), DI
+	MOVQ          R14, DX
+	MOVQ          $0x00000004, BX
+	CMPQ          DX, BX
+	CMOVQGT       BX, DX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), DI
 	MOVL          $0x00000001, DI
-	SHLXL         BX, DI, DI
+	SHLXL         DX, DI, DI
 	DECL          DI
 	IMUL3L        $0x00001111, DI, DI
 	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R11)
+	VMOVUPS       X3, K2, (R13)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R11)(SI*1)
+	VMOVUPS       X1, K2, (R13)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R11)(SI*2)
-	ADDQ          $0x10, R11
-	SUBQ          $0x04, R12
-	JG            block150
+	VMOVUPS       X1, K2, (R13)(BX*2)
+	ADDQ          $0x10, R13
+	SUBQ          $0x04, R14
+	JG            block348
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -3741,30 +5280,30 @@ done156:
 	VZEROUPPER
 	RET
 
-rows115:
+rows223:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	LEAQ         (R9)(R9*2), R10
-	MOVQ         s+0(FP), R12
-	MOVQ         keys+64(FP), R13
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         d+32(FP), R11
+	SHLQ         $0x02, R11
+	LEAQ         (R11)(R11*2), R12
+	MOVQ         s+0(FP), R14
+	MOVQ         keys+64(FP), R15
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block157:
+block356:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -3781,175 +5320,184 @@ block157:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R11
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+	MOVQ    q+24(FP), R13
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+56(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+56(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+56(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R14
-	SUBQ    $+32, R14
-	JLT     done160
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), BP
+	SUBQ    $+32, BP
+	JLT     done359
 
-loop159:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VPMOVZXWD   (BX), Z17
+loop358:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within360
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
+
+within360:
+	VPMOVZXWD   (DI), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VPMOVZXWD   (SI), Z18
+	VPMOVZXWD   (R8), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   (DI), Z19
+	VPMOVZXWD   (R9), Z19
 	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   (R8), Z20
+	VPMOVZXWD   (R10), Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     (R11), Z21
+	VMOVUPS     (R13), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R11)(R9*1), Z21
+	VMOVUPS     (R13)(R11*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R11)(R9*2), Z21
+	VMOVUPS     (R13)(R11*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R11)(R10*1), Z21
+	VMOVUPS     (R13)(R12*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
-	VPMOVZXWD   32(BX), Z17
+	VPMOVZXWD   32(DI), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VPMOVZXWD   32(SI), Z18
+	VPMOVZXWD   32(R8), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   32(DI), Z19
+	VPMOVZXWD   32(R9), Z19
 	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   32(R8), Z20
+	VPMOVZXWD   32(R10), Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     64(R11), Z21
+	VMOVUPS     64(R13), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     64(R11)(R9*1), Z21
+	VMOVUPS     64(R13)(R11*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     64(R11)(R9*2), Z21
+	VMOVUPS     64(R13)(R11*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     64(R11)(R10*1), Z21
+	VMOVUPS     64(R13)(R12*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	ADDQ        $+128, R11
-	SUBQ        $+32, R14
-	JGE         loop159
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	ADDQ        $+128, R13
+	SUBQ        $+32, BP
+	JGE         loop358
 
-done160:
-	ADDQ $+32, R14
-	SUBQ $+16, R14
-	JLT  done162
+done359:
+	ADDQ $+32, BP
+	SUBQ $+16, BP
+	JLT  done362
 
-loop161:
-	VPMOVZXWD   (BX), Z17
+loop361:
+	VPMOVZXWD   (DI), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VPMOVZXWD   (SI), Z18
+	VPMOVZXWD   (R8), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   (DI), Z19
+	VPMOVZXWD   (R9), Z19
 	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   (R8), Z20
+	VPMOVZXWD   (R10), Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     (R11), Z21
+	VMOVUPS     (R13), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R11)(R9*1), Z21
+	VMOVUPS     (R13)(R11*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R11)(R9*2), Z21
+	VMOVUPS     (R13)(R11*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R11)(R10*1), Z21
+	VMOVUPS     (R13)(R12*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
 	ADDQ        $+32, DI
 	ADDQ        $+32, R8
-	ADDQ        $+64, R11
-	SUBQ        $+16, R14
-	JGE         loop161
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	ADDQ        $+64, R13
+	SUBQ        $+16, BP
+	JGE         loop361
 
-done162:
-	ADDQ        $+16, R14
-	TESTQ       R14, R14
-	JZ          done163
-	VMOVDQU16.Z (BX), K1, Y17
+done362:
+	ADDQ        $+16, BP
+	TESTQ       BP, BP
+	JZ          done363
+	VMOVDQU16.Z (DI), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVDQU16.Z (SI), K1, Y18
+	VMOVDQU16.Z (R8), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
-	VMOVDQU16.Z (DI), K1, Y19
+	VMOVDQU16.Z (R9), K1, Y19
 	VPMOVZXWD   Y19, Z19
 	VPSLLD      $0x10, Z19, Z19
-	VMOVDQU16.Z (R8), K1, Y20
+	VMOVDQU16.Z (R10), K1, Y20
 	VPMOVZXWD   Y20, Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS.Z   (R11), K1, Z21
+	VMOVUPS.Z   (R13), K1, Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R11)(R9*1), K1, Z21
+	VMOVUPS.Z   (R13)(R11*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R11)(R9*2), K1, Z21
+	VMOVUPS.Z   (R13)(R11*2), K1, Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R11)(R10*1), K1, Z21
+	VMOVUPS.Z   (R13)(R12*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done163:
+done363:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -3995,29 +5543,29 @@ done163:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R13, BX
-	MOVQ          $0x00000004, SI
-	CMPQ          BX, SI
-	CMOVQGT       SI, BX
-	MOVQ          ldS+8(FP), SI
-	SHLQ          $0x02, SI
-	LEAQ          (SI)(SI*2), DI
+	MOVQ          R15, DX
+	MOVQ          $0x00000004, BX
+	CMPQ          DX, BX
+	CMOVQGT       BX, DX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), DI
 	MOVL          $0x00000001, R8
-	SHLXL         BX, R8, R8
+	SHLXL         DX, R8, R8
 	DECL          R8
 	IMUL3L        $0x00001111, R8, R8
 	KMOVW         R8, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R12)
+	VMOVUPS       X3, K2, (R14)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R12)(SI*1)
+	VMOVUPS       X1, K2, (R14)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R12)(SI*2)
+	VMOVUPS       X1, K2, (R14)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R12)(DI*1)
-	ADDQ          $0x10, R12
-	SUBQ          $0x04, R13
-	JG            block157
+	VMOVUPS       X1, K2, (R14)(DI*1)
+	ADDQ          $0x10, R14
+	SUBQ          $0x04, R15
+	JG            block356
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -4039,463 +5587,579 @@ done163:
 	RET
 
 // func combineBF16AVX512(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, MMX+
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
 TEXT ·combineBF16AVX512(SB), NOSPLIT, $0-64
-	MOVQ   r+24(FP), AX
-	CMPQ   AX, $0x02
-	JE     rows164
-	CMPQ   AX, $0x03
-	JE     rows165
-	CMPQ   AX, $0x04
-	JE     rows166
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SUBQ   $+256, BX
-	JLT    done168
+	MOVQ r+24(FP), AX
+	CMPQ AX, $0x02
+	JE   rows364
+	CMPQ AX, $0x03
+	JE   rows365
+	CMPQ AX, $0x04
+	JE   rows366
+	MOVQ ldP+16(FP), AX
+	SHLQ $0x02, AX
+	MOVQ dv+56(FP), AX
+	SHLQ $0x02, AX
+	XORQ AX, AX
 
-loop167:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+block367:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), SI
+	SUBQ  $+256, SI
+	JLT   done369
 
-key169:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	PREFETCHT0   128(SI)(CX*1)
-	PREFETCHT0   192(SI)(CX*1)
-	PREFETCHT0   256(SI)(CX*1)
-	PREFETCHT0   320(SI)(CX*1)
-	PREFETCHT0   384(SI)(CX*1)
-	PREFETCHT0   448(SI)(CX*1)
-	VBROADCASTSS (DI), Z16
-	VMOVUPS      (SI), Z18
+loop368:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first370
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS 512(DX), Z8
+	VMOVUPS 576(DX), Z9
+	VMOVUPS 640(DX), Z10
+	VMOVUPS 704(DX), Z11
+	VMOVUPS 768(DX), Z12
+	VMOVUPS 832(DX), Z13
+	VMOVUPS 896(DX), Z14
+	VMOVUPS 960(DX), Z15
+
+first370:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key371:
+	VBROADCASTSS (R8), Z16
+	VMOVUPS      (DI), Z18
 	VPSLLD       $0x10, Z18, Z17
 	VPSRLD       $0x10, Z18, Z18
 	VPSLLD       $0x10, Z18, Z18
 	VFMADD231PS  Z17, Z16, Z0
 	VFMADD231PS  Z18, Z16, Z1
-	VMOVUPS      64(SI), Z18
+	VMOVUPS      64(DI), Z18
 	VPSLLD       $0x10, Z18, Z17
 	VPSRLD       $0x10, Z18, Z18
 	VPSLLD       $0x10, Z18, Z18
 	VFMADD231PS  Z17, Z16, Z2
 	VFMADD231PS  Z18, Z16, Z3
-	VMOVUPS      128(SI), Z18
+	VMOVUPS      128(DI), Z18
 	VPSLLD       $0x10, Z18, Z17
 	VPSRLD       $0x10, Z18, Z18
 	VPSLLD       $0x10, Z18, Z18
 	VFMADD231PS  Z17, Z16, Z4
 	VFMADD231PS  Z18, Z16, Z5
-	VMOVUPS      192(SI), Z18
+	VMOVUPS      192(DI), Z18
 	VPSLLD       $0x10, Z18, Z17
 	VPSRLD       $0x10, Z18, Z18
 	VPSLLD       $0x10, Z18, Z18
 	VFMADD231PS  Z17, Z16, Z6
 	VFMADD231PS  Z18, Z16, Z7
-	VMOVUPS      256(SI), Z18
+	VMOVUPS      256(DI), Z18
 	VPSLLD       $0x10, Z18, Z17
 	VPSRLD       $0x10, Z18, Z18
 	VPSLLD       $0x10, Z18, Z18
 	VFMADD231PS  Z17, Z16, Z8
 	VFMADD231PS  Z18, Z16, Z9
-	VMOVUPS      320(SI), Z18
+	VMOVUPS      320(DI), Z18
 	VPSLLD       $0x10, Z18, Z17
 	VPSRLD       $0x10, Z18, Z18
 	VPSLLD       $0x10, Z18, Z18
 	VFMADD231PS  Z17, Z16, Z10
 	VFMADD231PS  Z18, Z16, Z11
-	VMOVUPS      384(SI), Z18
+	VMOVUPS      384(DI), Z18
 	VPSLLD       $0x10, Z18, Z17
 	VPSRLD       $0x10, Z18, Z18
 	VPSLLD       $0x10, Z18, Z18
 	VFMADD231PS  Z17, Z16, Z12
 	VFMADD231PS  Z18, Z16, Z13
-	VMOVUPS      448(SI), Z18
+	VMOVUPS      448(DI), Z18
 	VPSLLD       $0x10, Z18, Z17
 	VPSRLD       $0x10, Z18, Z18
 	VPSLLD       $0x10, Z18, Z18
 	VFMADD231PS  Z17, Z16, Z14
 	VFMADD231PS  Z18, Z16, Z15
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key169
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key371
+	MOVQ         keys+48(FP), DI
+	SUBQ         AX, DI
+	CMPQ         DI, $0x40
+	JGT          between372
 	VUNPCKLPS    Z1, Z0, Z16
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z16, Z1
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z16, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z16, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z16, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	VUNPCKLPS    Z3, Z2, Z0
-	VUNPCKHPS    Z3, Z2, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
+	VUNPCKLPS    Z3, Z2, Z16
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z16, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z0, 192(DX)
-	VUNPCKLPS    Z5, Z4, Z0
-	VUNPCKHPS    Z5, Z4, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 256(DX)
-	VMOVUPS      Z0, 320(DX)
-	VUNPCKLPS    Z7, Z6, Z0
-	VUNPCKHPS    Z7, Z6, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 384(DX)
-	VMOVUPS      Z0, 448(DX)
-	VUNPCKLPS    Z9, Z8, Z0
-	VUNPCKHPS    Z9, Z8, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 512(DX)
-	VMOVUPS      Z0, 576(DX)
-	VUNPCKLPS    Z11, Z10, Z0
-	VUNPCKHPS    Z11, Z10, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 640(DX)
-	VMOVUPS      Z0, 704(DX)
-	VUNPCKLPS    Z13, Z12, Z0
-	VUNPCKHPS    Z13, Z12, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 768(DX)
-	VMOVUPS      Z0, 832(DX)
-	VUNPCKLPS    Z15, Z14, Z0
-	VUNPCKHPS    Z15, Z14, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 896(DX)
-	VMOVUPS      Z0, 960(DX)
-	ADDQ         $+512, AX
-	ADDQ         $+1024, DX
-	SUBQ         $+256, BX
-	JGE          loop167
+	VSHUFF32X4   $0xee, Z3, Z16, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VUNPCKLPS    Z5, Z4, Z16
+	VUNPCKHPS    Z5, Z4, Z5
+	VSHUFF32X4   $0x44, Z5, Z16, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VSHUFF32X4   $0xee, Z5, Z16, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VUNPCKLPS    Z7, Z6, Z16
+	VUNPCKHPS    Z7, Z6, Z7
+	VSHUFF32X4   $0x44, Z7, Z16, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VSHUFF32X4   $0xee, Z7, Z16, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VUNPCKLPS    Z9, Z8, Z16
+	VUNPCKHPS    Z9, Z8, Z9
+	VSHUFF32X4   $0x44, Z9, Z16, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VSHUFF32X4   $0xee, Z9, Z16, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VUNPCKLPS    Z11, Z10, Z16
+	VUNPCKHPS    Z11, Z10, Z11
+	VSHUFF32X4   $0x44, Z11, Z16, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VSHUFF32X4   $0xee, Z11, Z16, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VUNPCKLPS    Z13, Z12, Z16
+	VUNPCKHPS    Z13, Z12, Z13
+	VSHUFF32X4   $0x44, Z13, Z16, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
+	VSHUFF32X4   $0xee, Z13, Z16, Z13
+	VSHUFF32X4   $0xd8, Z13, Z13, Z13
+	VUNPCKLPS    Z15, Z14, Z16
+	VUNPCKHPS    Z15, Z14, Z15
+	VSHUFF32X4   $0x44, Z15, Z16, Z14
+	VSHUFF32X4   $0xd8, Z14, Z14, Z14
+	VSHUFF32X4   $0xee, Z15, Z16, Z15
+	VSHUFF32X4   $0xd8, Z15, Z15, Z15
 
-done168:
-	ADDQ $+256, BX
-	SUBQ $+128, BX
-	JLT  done171
+between372:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, 128(DX)
+	VMOVUPS Z3, 192(DX)
+	VMOVUPS Z4, 256(DX)
+	VMOVUPS Z5, 320(DX)
+	VMOVUPS Z6, 384(DX)
+	VMOVUPS Z7, 448(DX)
+	VMOVUPS Z8, 512(DX)
+	VMOVUPS Z9, 576(DX)
+	VMOVUPS Z10, 640(DX)
+	VMOVUPS Z11, 704(DX)
+	VMOVUPS Z12, 768(DX)
+	VMOVUPS Z13, 832(DX)
+	VMOVUPS Z14, 896(DX)
+	VMOVUPS Z15, 960(DX)
+	ADDQ    $+512, CX
+	ADDQ    $+1024, DX
+	SUBQ    $+256, SI
+	JGE     loop368
 
-loop170:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+done369:
+	ADDQ $+256, SI
+	SUBQ $+128, SI
+	JLT  done374
 
-key172:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	PREFETCHT0   128(SI)(CX*1)
-	PREFETCHT0   192(SI)(CX*1)
-	VBROADCASTSS (DI), Z8
-	VMOVUPS      (SI), Z10
+loop373:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first375
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+
+first375:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key376:
+	VBROADCASTSS (R8), Z8
+	VMOVUPS      (DI), Z10
 	VPSLLD       $0x10, Z10, Z9
 	VPSRLD       $0x10, Z10, Z10
 	VPSLLD       $0x10, Z10, Z10
 	VFMADD231PS  Z9, Z8, Z0
 	VFMADD231PS  Z10, Z8, Z1
-	VMOVUPS      64(SI), Z10
+	VMOVUPS      64(DI), Z10
 	VPSLLD       $0x10, Z10, Z9
 	VPSRLD       $0x10, Z10, Z10
 	VPSLLD       $0x10, Z10, Z10
 	VFMADD231PS  Z9, Z8, Z2
 	VFMADD231PS  Z10, Z8, Z3
-	VMOVUPS      128(SI), Z10
+	VMOVUPS      128(DI), Z10
 	VPSLLD       $0x10, Z10, Z9
 	VPSRLD       $0x10, Z10, Z10
 	VPSLLD       $0x10, Z10, Z10
 	VFMADD231PS  Z9, Z8, Z4
 	VFMADD231PS  Z10, Z8, Z5
-	VMOVUPS      192(SI), Z10
+	VMOVUPS      192(DI), Z10
 	VPSLLD       $0x10, Z10, Z9
 	VPSRLD       $0x10, Z10, Z10
 	VPSLLD       $0x10, Z10, Z10
 	VFMADD231PS  Z9, Z8, Z6
 	VFMADD231PS  Z10, Z8, Z7
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key172
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key376
+	MOVQ         keys+48(FP), DI
+	SUBQ         AX, DI
+	CMPQ         DI, $0x40
+	JGT          between377
 	VUNPCKLPS    Z1, Z0, Z8
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z8, Z1
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z8, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z8, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z8, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	VUNPCKLPS    Z3, Z2, Z0
-	VUNPCKHPS    Z3, Z2, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
+	VUNPCKLPS    Z3, Z2, Z8
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z8, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z0, 192(DX)
-	VUNPCKLPS    Z5, Z4, Z0
-	VUNPCKHPS    Z5, Z4, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 256(DX)
-	VMOVUPS      Z0, 320(DX)
-	VUNPCKLPS    Z7, Z6, Z0
-	VUNPCKHPS    Z7, Z6, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 384(DX)
-	VMOVUPS      Z0, 448(DX)
-	ADDQ         $+256, AX
-	ADDQ         $+512, DX
-	SUBQ         $+128, BX
-	JGE          loop170
+	VSHUFF32X4   $0xee, Z3, Z8, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VUNPCKLPS    Z5, Z4, Z8
+	VUNPCKHPS    Z5, Z4, Z5
+	VSHUFF32X4   $0x44, Z5, Z8, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VSHUFF32X4   $0xee, Z5, Z8, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VUNPCKLPS    Z7, Z6, Z8
+	VUNPCKHPS    Z7, Z6, Z7
+	VSHUFF32X4   $0x44, Z7, Z8, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VSHUFF32X4   $0xee, Z7, Z8, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
 
-done171:
-	ADDQ $+128, BX
-	SUBQ $+64, BX
-	JLT  done174
+between377:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, 128(DX)
+	VMOVUPS Z3, 192(DX)
+	VMOVUPS Z4, 256(DX)
+	VMOVUPS Z5, 320(DX)
+	VMOVUPS Z6, 384(DX)
+	VMOVUPS Z7, 448(DX)
+	ADDQ    $+256, CX
+	ADDQ    $+512, DX
+	SUBQ    $+128, SI
+	JGE     loop373
 
-loop173:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+done374:
+	ADDQ $+128, SI
+	SUBQ $+64, SI
+	JLT  done379
 
-key175:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	VBROADCASTSS (DI), Z4
-	VMOVUPS      (SI), Z6
+loop378:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first380
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+
+first380:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key381:
+	VBROADCASTSS (R8), Z4
+	VMOVUPS      (DI), Z6
 	VPSLLD       $0x10, Z6, Z5
 	VPSRLD       $0x10, Z6, Z6
 	VPSLLD       $0x10, Z6, Z6
 	VFMADD231PS  Z5, Z4, Z0
 	VFMADD231PS  Z6, Z4, Z1
-	VMOVUPS      64(SI), Z6
+	VMOVUPS      64(DI), Z6
 	VPSLLD       $0x10, Z6, Z5
 	VPSRLD       $0x10, Z6, Z6
 	VPSLLD       $0x10, Z6, Z6
 	VFMADD231PS  Z5, Z4, Z2
 	VFMADD231PS  Z6, Z4, Z3
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key175
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key381
+	MOVQ         keys+48(FP), DI
+	SUBQ         AX, DI
+	CMPQ         DI, $0x40
+	JGT          between382
 	VUNPCKLPS    Z1, Z0, Z4
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z4, Z1
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z4, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z4, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z4, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	VUNPCKLPS    Z3, Z2, Z0
-	VUNPCKHPS    Z3, Z2, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
+	VUNPCKLPS    Z3, Z2, Z4
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z4, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z0, 192(DX)
-	ADDQ         $+128, AX
-	ADDQ         $+256, DX
-	SUBQ         $+64, BX
-	JGE          loop173
+	VSHUFF32X4   $0xee, Z3, Z4, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
 
-done174:
-	ADDQ $+64, BX
-	SUBQ $+32, BX
-	JLT  done177
+between382:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, 128(DX)
+	VMOVUPS Z3, 192(DX)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, SI
+	JGE     loop378
 
-loop176:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+done379:
+	ADDQ $+64, SI
+	SUBQ $+32, SI
+	JLT  done384
 
-key178:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Z2
-	VMOVUPS      (SI), Z4
+loop383:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first385
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+
+first385:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key386:
+	VBROADCASTSS (R8), Z2
+	VMOVUPS      (DI), Z4
 	VPSLLD       $0x10, Z4, Z3
 	VPSRLD       $0x10, Z4, Z4
 	VPSLLD       $0x10, Z4, Z4
 	VFMADD231PS  Z3, Z2, Z0
 	VFMADD231PS  Z4, Z2, Z1
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key178
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key386
+	MOVQ         keys+48(FP), DI
+	SUBQ         AX, DI
+	CMPQ         DI, $0x40
+	JGT          between387
 	VUNPCKLPS    Z1, Z0, Z2
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z2, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z2, Z0
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z2, Z0
 	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	ADDQ         $+64, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, BX
-	JGE          loop176
+	VSHUFF32X4   $0xee, Z1, Z2, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
 
-done177:
-	ADDQ $+32, BX
-	SUBQ $+16, BX
-	JLT  done180
+between387:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, SI
+	JGE     loop383
 
-loop179:
-	VXORPS Z0, Z0, Z0
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+done384:
+	ADDQ $+32, SI
+	SUBQ $+16, SI
+	JLT  done389
 
-key181:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Z1
-	VPMOVZXWD    (SI), Z2
+loop388:
+	VXORPS  Z0, Z0, Z0
+	TESTQ   AX, AX
+	JZ      first390
+	VMOVUPS (DX), Z0
+
+first390:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key391:
+	VBROADCASTSS (R8), Z1
+	VPMOVZXWD    (DI), Z2
 	VPSLLD       $0x10, Z2, Z2
 	VFMADD231PS  Z2, Z1, Z0
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key181
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key391
 	VMOVUPS      Z0, (DX)
-	ADDQ         $+32, AX
+	ADDQ         $+32, CX
 	ADDQ         $+64, DX
-	SUBQ         $+16, BX
-	JGE          loop179
+	SUBQ         $+16, SI
+	JGE          loop388
 
-done180:
-	ADDQ   $+16, BX
-	TESTQ  BX, BX
-	JZ     done182
-	MOVL   $0x00000001, SI
-	SHLXL  BX, SI, SI
-	DECL   SI
-	KMOVW  SI, K1
-	VXORPS Z0, Z0, Z0
-	MOVQ   p+8(FP), BX
-	MOVQ   keys+48(FP), SI
+done389:
+	ADDQ      $+16, SI
+	TESTQ     SI, SI
+	JZ        done392
+	MOVL      $0x00000001, DI
+	SHLXL     SI, DI, DI
+	DECL      DI
+	KMOVW     DI, K1
+	VXORPS    Z0, Z0, Z0
+	TESTQ     AX, AX
+	JZ        first393
+	VMOVUPS.Z (DX), K1, Z0
 
-key183:
-	PREFETCHT0   (AX)(CX*1)
+first393:
+	MOVQ    keys+48(FP), SI
+	MOVQ    BX, BX
+	SUBQ    AX, SI
+	MOVQ    $0x00000040, DI
+	CMPQ    SI, DI
+	CMOVQGT DI, SI
+
+key394:
 	VBROADCASTSS (BX), Z1
-	VMOVDQU16.Z  (AX), K1, Y2
+	VMOVDQU16.Z  (CX), K1, Y2
 	VPMOVZXWD    Y2, Z2
 	VPSLLD       $0x10, Z2, Z2
 	VFMADD231PS  Z2, Z1, Z0
-	ADDQ         stride+40(FP), AX
+	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key183
+	JNZ          key394
 	VMOVUPS      Z0, K1, (DX)
 
-done182:
+done392:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block367
 	VZEROUPPER
 	RET
 
-rows164:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+128, DI
-	JLT    done185
+rows364:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
 
-loop184:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+block395:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done397
 
-key186:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	PREFETCHT0   128(R8)(CX*1)
-	PREFETCHT0   192(R8)(CX*1)
-	VBROADCASTSS (R9), Z16
-	VBROADCASTSS (R9)(BX*1), Z17
-	VMOVUPS      (R8), Z19
+loop396:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first398
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+
+first398:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key399:
+	VBROADCASTSS (R10), Z16
+	VBROADCASTSS (R10)(SI*1), Z17
+	VMOVUPS      (R9), Z19
 	VPSLLD       $0x10, Z19, Z18
 	VPSRLD       $0x10, Z19, Z19
 	VPSLLD       $0x10, Z19, Z19
@@ -4503,7 +6167,7 @@ key186:
 	VFMADD231PS  Z18, Z17, Z8
 	VFMADD231PS  Z19, Z16, Z1
 	VFMADD231PS  Z19, Z17, Z9
-	VMOVUPS      64(R8), Z19
+	VMOVUPS      64(R9), Z19
 	VPSLLD       $0x10, Z19, Z18
 	VPSRLD       $0x10, Z19, Z19
 	VPSLLD       $0x10, Z19, Z19
@@ -4511,7 +6175,7 @@ key186:
 	VFMADD231PS  Z18, Z17, Z10
 	VFMADD231PS  Z19, Z16, Z3
 	VFMADD231PS  Z19, Z17, Z11
-	VMOVUPS      128(R8), Z19
+	VMOVUPS      128(R9), Z19
 	VPSLLD       $0x10, Z19, Z18
 	VPSRLD       $0x10, Z19, Z19
 	VPSLLD       $0x10, Z19, Z19
@@ -4519,7 +6183,7 @@ key186:
 	VFMADD231PS  Z18, Z17, Z12
 	VFMADD231PS  Z19, Z16, Z5
 	VFMADD231PS  Z19, Z17, Z13
-	VMOVUPS      192(R8), Z19
+	VMOVUPS      192(R9), Z19
 	VPSLLD       $0x10, Z19, Z18
 	VPSRLD       $0x10, Z19, Z19
 	VPSLLD       $0x10, Z19, Z19
@@ -4527,103 +6191,123 @@ key186:
 	VFMADD231PS  Z18, Z17, Z14
 	VFMADD231PS  Z19, Z16, Z7
 	VFMADD231PS  Z19, Z17, Z15
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key186
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key399
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between400
 	VUNPCKLPS    Z1, Z0, Z16
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z16, Z1
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z16, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z16, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z16, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	VUNPCKLPS    Z3, Z2, Z0
-	VUNPCKHPS    Z3, Z2, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
+	VUNPCKLPS    Z3, Z2, Z16
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z16, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z0, 192(DX)
-	VUNPCKLPS    Z5, Z4, Z0
-	VUNPCKHPS    Z5, Z4, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 256(DX)
-	VMOVUPS      Z0, 320(DX)
-	VUNPCKLPS    Z7, Z6, Z0
-	VUNPCKHPS    Z7, Z6, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 384(DX)
-	VMOVUPS      Z0, 448(DX)
-	VUNPCKLPS    Z9, Z8, Z0
-	VUNPCKHPS    Z9, Z8, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(SI*1)
-	VMOVUPS      Z0, 64(DX)(SI*1)
-	VUNPCKLPS    Z11, Z10, Z0
-	VUNPCKHPS    Z11, Z10, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)(SI*1)
-	VMOVUPS      Z0, 192(DX)(SI*1)
-	VUNPCKLPS    Z13, Z12, Z0
-	VUNPCKHPS    Z13, Z12, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 256(DX)(SI*1)
-	VMOVUPS      Z0, 320(DX)(SI*1)
-	VUNPCKLPS    Z15, Z14, Z0
-	VUNPCKHPS    Z15, Z14, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 384(DX)(SI*1)
-	VMOVUPS      Z0, 448(DX)(SI*1)
-	ADDQ         $+256, AX
-	ADDQ         $+512, DX
-	SUBQ         $+128, DI
-	JGE          loop184
+	VSHUFF32X4   $0xee, Z3, Z16, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VUNPCKLPS    Z5, Z4, Z16
+	VUNPCKHPS    Z5, Z4, Z5
+	VSHUFF32X4   $0x44, Z5, Z16, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VSHUFF32X4   $0xee, Z5, Z16, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VUNPCKLPS    Z7, Z6, Z16
+	VUNPCKHPS    Z7, Z6, Z7
+	VSHUFF32X4   $0x44, Z7, Z16, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VSHUFF32X4   $0xee, Z7, Z16, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VUNPCKLPS    Z9, Z8, Z16
+	VUNPCKHPS    Z9, Z8, Z9
+	VSHUFF32X4   $0x44, Z9, Z16, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VSHUFF32X4   $0xee, Z9, Z16, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VUNPCKLPS    Z11, Z10, Z16
+	VUNPCKHPS    Z11, Z10, Z11
+	VSHUFF32X4   $0x44, Z11, Z16, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VSHUFF32X4   $0xee, Z11, Z16, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VUNPCKLPS    Z13, Z12, Z16
+	VUNPCKHPS    Z13, Z12, Z13
+	VSHUFF32X4   $0x44, Z13, Z16, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
+	VSHUFF32X4   $0xee, Z13, Z16, Z13
+	VSHUFF32X4   $0xd8, Z13, Z13, Z13
+	VUNPCKLPS    Z15, Z14, Z16
+	VUNPCKHPS    Z15, Z14, Z15
+	VSHUFF32X4   $0x44, Z15, Z16, Z14
+	VSHUFF32X4   $0xd8, Z14, Z14, Z14
+	VSHUFF32X4   $0xee, Z15, Z16, Z15
+	VSHUFF32X4   $0xd8, Z15, Z15, Z15
 
-done185:
-	ADDQ $+128, DI
-	SUBQ $+64, DI
-	JLT  done188
+between400:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, 128(DX)
+	VMOVUPS Z3, 192(DX)
+	VMOVUPS Z4, 256(DX)
+	VMOVUPS Z5, 320(DX)
+	VMOVUPS Z6, 384(DX)
+	VMOVUPS Z7, 448(DX)
+	VMOVUPS Z8, (DX)(DI*1)
+	VMOVUPS Z9, 64(DX)(DI*1)
+	VMOVUPS Z10, 128(DX)(DI*1)
+	VMOVUPS Z11, 192(DX)(DI*1)
+	VMOVUPS Z12, 256(DX)(DI*1)
+	VMOVUPS Z13, 320(DX)(DI*1)
+	VMOVUPS Z14, 384(DX)(DI*1)
+	VMOVUPS Z15, 448(DX)(DI*1)
+	ADDQ    $+256, CX
+	ADDQ    $+512, DX
+	SUBQ    $+128, R8
+	JGE     loop396
 
-loop187:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+done397:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done402
 
-key189:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	VBROADCASTSS (R9), Z8
-	VBROADCASTSS (R9)(BX*1), Z9
-	VMOVUPS      (R8), Z11
+loop401:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first403
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
+
+first403:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key404:
+	VBROADCASTSS (R10), Z8
+	VBROADCASTSS (R10)(SI*1), Z9
+	VMOVUPS      (R9), Z11
 	VPSLLD       $0x10, Z11, Z10
 	VPSRLD       $0x10, Z11, Z11
 	VPSLLD       $0x10, Z11, Z11
@@ -4631,7 +6315,7 @@ key189:
 	VFMADD231PS  Z10, Z9, Z4
 	VFMADD231PS  Z11, Z8, Z1
 	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      64(R8), Z11
+	VMOVUPS      64(R9), Z11
 	VPSLLD       $0x10, Z11, Z10
 	VPSRLD       $0x10, Z11, Z11
 	VPSLLD       $0x10, Z11, Z11
@@ -4639,66 +6323,83 @@ key189:
 	VFMADD231PS  Z10, Z9, Z6
 	VFMADD231PS  Z11, Z8, Z3
 	VFMADD231PS  Z11, Z9, Z7
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key189
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key404
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between405
 	VUNPCKLPS    Z1, Z0, Z8
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z8, Z1
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z8, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z8, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z8, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	VUNPCKLPS    Z3, Z2, Z0
-	VUNPCKHPS    Z3, Z2, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
+	VUNPCKLPS    Z3, Z2, Z8
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z8, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z0, 192(DX)
-	VUNPCKLPS    Z5, Z4, Z0
-	VUNPCKHPS    Z5, Z4, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(SI*1)
-	VMOVUPS      Z0, 64(DX)(SI*1)
-	VUNPCKLPS    Z7, Z6, Z0
-	VUNPCKHPS    Z7, Z6, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)(SI*1)
-	VMOVUPS      Z0, 192(DX)(SI*1)
-	ADDQ         $+128, AX
-	ADDQ         $+256, DX
-	SUBQ         $+64, DI
-	JGE          loop187
+	VSHUFF32X4   $0xee, Z3, Z8, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VUNPCKLPS    Z5, Z4, Z8
+	VUNPCKHPS    Z5, Z4, Z5
+	VSHUFF32X4   $0x44, Z5, Z8, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VSHUFF32X4   $0xee, Z5, Z8, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VUNPCKLPS    Z7, Z6, Z8
+	VUNPCKHPS    Z7, Z6, Z7
+	VSHUFF32X4   $0x44, Z7, Z8, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VSHUFF32X4   $0xee, Z7, Z8, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
 
-done188:
-	ADDQ $+64, DI
-	SUBQ $+32, DI
-	JLT  done191
+between405:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, 128(DX)
+	VMOVUPS Z3, 192(DX)
+	VMOVUPS Z4, (DX)(DI*1)
+	VMOVUPS Z5, 64(DX)(DI*1)
+	VMOVUPS Z6, 128(DX)(DI*1)
+	VMOVUPS Z7, 192(DX)(DI*1)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, R8
+	JGE     loop401
 
-loop190:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+done402:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done407
 
-key192:
-	PREFETCHT0   (R8)(CX*1)
-	VBROADCASTSS (R9), Z4
-	VBROADCASTSS (R9)(BX*1), Z5
-	VMOVUPS      (R8), Z7
+loop406:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first408
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
+
+first408:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key409:
+	VBROADCASTSS (R10), Z4
+	VBROADCASTSS (R10)(SI*1), Z5
+	VMOVUPS      (R9), Z7
 	VPSLLD       $0x10, Z7, Z6
 	VPSRLD       $0x10, Z7, Z7
 	VPSLLD       $0x10, Z7, Z7
@@ -4706,853 +6407,145 @@ key192:
 	VFMADD231PS  Z6, Z5, Z2
 	VFMADD231PS  Z7, Z4, Z1
 	VFMADD231PS  Z7, Z5, Z3
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key192
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key409
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between410
 	VUNPCKLPS    Z1, Z0, Z4
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z4, Z1
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z4, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z4, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z4, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	VUNPCKLPS    Z3, Z2, Z0
-	VUNPCKHPS    Z3, Z2, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
+	VUNPCKLPS    Z3, Z2, Z4
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z4, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(SI*1)
-	VMOVUPS      Z0, 64(DX)(SI*1)
-	ADDQ         $+64, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, DI
-	JGE          loop190
+	VSHUFF32X4   $0xee, Z3, Z4, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
 
-done191:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done194
+between410:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, (DX)(DI*1)
+	VMOVUPS Z3, 64(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop406
 
-loop193:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+done407:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done412
 
-key195:
-	PREFETCHT0   (R8)(CX*1)
-	VPMOVZXWD    (R8), Z2
+loop411:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first413
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
+
+first413:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key414:
+	VPMOVZXWD    (R9), Z2
 	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (R9), Z3
+	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (R9)(BX*1), Z3
+	VBROADCASTSS (R10)(SI*1), Z3
 	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key195
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(SI*1)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop193
-
-done194:
-	ADDQ   $+16, DI
-	TESTQ  DI, DI
-	JZ     done196
-	MOVL   $0x00000001, R8
-	SHLXL  DI, R8, R8
-	DECL   R8
-	KMOVW  R8, K1
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-
-key197:
-	PREFETCHT0   (AX)(CX*1)
-	VMOVDQU16.Z  (AX), K1, Y2
-	VPMOVZXWD    Y2, Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (DI), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (DI)(BX*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key197
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(SI*1)
-
-done196:
-	VZEROUPPER
-	RET
-
-rows165:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+128, DI
-	JLT    done199
-
-loop198:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	VXORPS Z16, Z16, Z16
-	VXORPS Z17, Z17, Z17
-	VXORPS Z18, Z18, Z18
-	VXORPS Z19, Z19, Z19
-	VXORPS Z20, Z20, Z20
-	VXORPS Z21, Z21, Z21
-	VXORPS Z22, Z22, Z22
-	VXORPS Z23, Z23, Z23
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key200:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	PREFETCHT0   128(R8)(CX*1)
-	PREFETCHT0   192(R8)(CX*1)
-	VBROADCASTSS (R9), Z24
-	VBROADCASTSS (R9)(BX*1), Z25
-	VBROADCASTSS (R9)(BX*2), Z26
-	VMOVUPS      (R8), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z0
-	VFMADD231PS  Z27, Z25, Z8
-	VFMADD231PS  Z27, Z26, Z16
-	VFMADD231PS  Z28, Z24, Z1
-	VFMADD231PS  Z28, Z25, Z9
-	VFMADD231PS  Z28, Z26, Z17
-	VMOVUPS      64(R8), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z2
-	VFMADD231PS  Z27, Z25, Z10
-	VFMADD231PS  Z27, Z26, Z18
-	VFMADD231PS  Z28, Z24, Z3
-	VFMADD231PS  Z28, Z25, Z11
-	VFMADD231PS  Z28, Z26, Z19
-	VMOVUPS      128(R8), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z4
-	VFMADD231PS  Z27, Z25, Z12
-	VFMADD231PS  Z27, Z26, Z20
-	VFMADD231PS  Z28, Z24, Z5
-	VFMADD231PS  Z28, Z25, Z13
-	VFMADD231PS  Z28, Z26, Z21
-	VMOVUPS      192(R8), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z6
-	VFMADD231PS  Z27, Z25, Z14
-	VFMADD231PS  Z27, Z26, Z22
-	VFMADD231PS  Z28, Z24, Z7
-	VFMADD231PS  Z28, Z25, Z15
-	VFMADD231PS  Z28, Z26, Z23
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key200
-	VUNPCKLPS    Z1, Z0, Z24
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z24, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z24, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	VUNPCKLPS    Z3, Z2, Z0
-	VUNPCKHPS    Z3, Z2, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z0, 192(DX)
-	VUNPCKLPS    Z5, Z4, Z0
-	VUNPCKHPS    Z5, Z4, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 256(DX)
-	VMOVUPS      Z0, 320(DX)
-	VUNPCKLPS    Z7, Z6, Z0
-	VUNPCKHPS    Z7, Z6, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 384(DX)
-	VMOVUPS      Z0, 448(DX)
-	VUNPCKLPS    Z9, Z8, Z0
-	VUNPCKHPS    Z9, Z8, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(SI*1)
-	VMOVUPS      Z0, 64(DX)(SI*1)
-	VUNPCKLPS    Z11, Z10, Z0
-	VUNPCKHPS    Z11, Z10, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)(SI*1)
-	VMOVUPS      Z0, 192(DX)(SI*1)
-	VUNPCKLPS    Z13, Z12, Z0
-	VUNPCKHPS    Z13, Z12, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 256(DX)(SI*1)
-	VMOVUPS      Z0, 320(DX)(SI*1)
-	VUNPCKLPS    Z15, Z14, Z0
-	VUNPCKHPS    Z15, Z14, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 384(DX)(SI*1)
-	VMOVUPS      Z0, 448(DX)(SI*1)
-	VUNPCKLPS    Z17, Z16, Z0
-	VUNPCKHPS    Z17, Z16, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(SI*2)
-	VMOVUPS      Z0, 64(DX)(SI*2)
-	VUNPCKLPS    Z19, Z18, Z0
-	VUNPCKHPS    Z19, Z18, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)(SI*2)
-	VMOVUPS      Z0, 192(DX)(SI*2)
-	VUNPCKLPS    Z21, Z20, Z0
-	VUNPCKHPS    Z21, Z20, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 256(DX)(SI*2)
-	VMOVUPS      Z0, 320(DX)(SI*2)
-	VUNPCKLPS    Z23, Z22, Z0
-	VUNPCKHPS    Z23, Z22, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 384(DX)(SI*2)
-	VMOVUPS      Z0, 448(DX)(SI*2)
-	ADDQ         $+256, AX
-	ADDQ         $+512, DX
-	SUBQ         $+128, DI
-	JGE          loop198
-
-done199:
-	ADDQ $+128, DI
-	SUBQ $+64, DI
-	JLT  done202
-
-loop201:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key203:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	VBROADCASTSS (R9), Z12
-	VBROADCASTSS (R9)(BX*1), Z13
-	VBROADCASTSS (R9)(BX*2), Z14
-	VMOVUPS      (R8), Z16
-	VPSLLD       $0x10, Z16, Z15
-	VPSRLD       $0x10, Z16, Z16
-	VPSLLD       $0x10, Z16, Z16
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VFMADD231PS  Z16, Z12, Z1
-	VFMADD231PS  Z16, Z13, Z5
-	VFMADD231PS  Z16, Z14, Z9
-	VMOVUPS      64(R8), Z16
-	VPSLLD       $0x10, Z16, Z15
-	VPSRLD       $0x10, Z16, Z16
-	VPSLLD       $0x10, Z16, Z16
-	VFMADD231PS  Z15, Z12, Z2
-	VFMADD231PS  Z15, Z13, Z6
-	VFMADD231PS  Z15, Z14, Z10
-	VFMADD231PS  Z16, Z12, Z3
-	VFMADD231PS  Z16, Z13, Z7
-	VFMADD231PS  Z16, Z14, Z11
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key203
-	VUNPCKLPS    Z1, Z0, Z12
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z12, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z12, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	VUNPCKLPS    Z3, Z2, Z0
-	VUNPCKHPS    Z3, Z2, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z0, 192(DX)
-	VUNPCKLPS    Z5, Z4, Z0
-	VUNPCKHPS    Z5, Z4, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(SI*1)
-	VMOVUPS      Z0, 64(DX)(SI*1)
-	VUNPCKLPS    Z7, Z6, Z0
-	VUNPCKHPS    Z7, Z6, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)(SI*1)
-	VMOVUPS      Z0, 192(DX)(SI*1)
-	VUNPCKLPS    Z9, Z8, Z0
-	VUNPCKHPS    Z9, Z8, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(SI*2)
-	VMOVUPS      Z0, 64(DX)(SI*2)
-	VUNPCKLPS    Z11, Z10, Z0
-	VUNPCKHPS    Z11, Z10, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)(SI*2)
-	VMOVUPS      Z0, 192(DX)(SI*2)
-	ADDQ         $+128, AX
-	ADDQ         $+256, DX
-	SUBQ         $+64, DI
-	JGE          loop201
-
-done202:
-	ADDQ $+64, DI
-	SUBQ $+32, DI
-	JLT  done205
-
-loop204:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key206:
-	PREFETCHT0   (R8)(CX*1)
-	VMOVUPS      (R8), Z7
-	VPSLLD       $0x10, Z7, Z6
-	VPSRLD       $0x10, Z7, Z7
-	VPSLLD       $0x10, Z7, Z7
-	VBROADCASTSS (R9), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS (R9)(BX*1), Z8
-	VFMADD231PS  Z6, Z8, Z2
-	VFMADD231PS  Z7, Z8, Z3
-	VBROADCASTSS (R9)(BX*2), Z8
-	VFMADD231PS  Z6, Z8, Z4
-	VFMADD231PS  Z7, Z8, Z5
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key206
-	VUNPCKLPS    Z1, Z0, Z6
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z6, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z6, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	VUNPCKLPS    Z3, Z2, Z0
-	VUNPCKHPS    Z3, Z2, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(SI*1)
-	VMOVUPS      Z0, 64(DX)(SI*1)
-	VUNPCKLPS    Z5, Z4, Z0
-	VUNPCKHPS    Z5, Z4, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(SI*2)
-	VMOVUPS      Z0, 64(DX)(SI*2)
-	ADDQ         $+64, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, DI
-	JGE          loop204
-
-done205:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done208
-
-loop207:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key209:
-	PREFETCHT0   (R8)(CX*1)
-	VPMOVZXWD    (R8), Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS (R9), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (R9)(BX*1), Z4
-	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (R9)(BX*2), Z4
-	VFMADD231PS  Z3, Z4, Z2
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key209
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(SI*1)
-	VMOVUPS      Z2, (DX)(SI*2)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop207
-
-done208:
-	ADDQ   $+16, DI
-	TESTQ  DI, DI
-	JZ     done210
-	MOVL   $0x00000001, R8
-	SHLXL  DI, R8, R8
-	DECL   R8
-	KMOVW  R8, K1
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-
-key211:
-	PREFETCHT0   (AX)(CX*1)
-	VMOVDQU16.Z  (AX), K1, Y3
-	VPMOVZXWD    Y3, Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS (DI), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (DI)(BX*1), Z4
-	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (DI)(BX*2), Z4
-	VFMADD231PS  Z3, Z4, Z2
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key211
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(SI*1)
-	VMOVUPS      Z2, K1, (DX)(SI*2)
-
-done210:
-	VZEROUPPER
-	RET
-
-rows166:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), DI
-	SHLQ   $0x02, DI
-	LEAQ   (DI)(DI*2), R8
-	MOVQ   dv+56(FP), R9
-	SUBQ   $+64, R9
-	JLT    done213
-
-loop212:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
-
-key214:
-	PREFETCHT0   (R10)(CX*1)
-	PREFETCHT0   64(R10)(CX*1)
-	VBROADCASTSS (R11), Z16
-	VBROADCASTSS (R11)(BX*1), Z17
-	VBROADCASTSS (R11)(BX*2), Z18
-	VBROADCASTSS (R11)(SI*1), Z19
-	VMOVUPS      (R10), Z21
-	VPSLLD       $0x10, Z21, Z20
-	VPSRLD       $0x10, Z21, Z21
-	VPSLLD       $0x10, Z21, Z21
-	VFMADD231PS  Z20, Z16, Z0
-	VFMADD231PS  Z20, Z17, Z4
-	VFMADD231PS  Z20, Z18, Z8
-	VFMADD231PS  Z20, Z19, Z12
-	VFMADD231PS  Z21, Z16, Z1
-	VFMADD231PS  Z21, Z17, Z5
-	VFMADD231PS  Z21, Z18, Z9
-	VFMADD231PS  Z21, Z19, Z13
-	VMOVUPS      64(R10), Z21
-	VPSLLD       $0x10, Z21, Z20
-	VPSRLD       $0x10, Z21, Z21
-	VPSLLD       $0x10, Z21, Z21
-	VFMADD231PS  Z20, Z16, Z2
-	VFMADD231PS  Z20, Z17, Z6
-	VFMADD231PS  Z20, Z18, Z10
-	VFMADD231PS  Z20, Z19, Z14
-	VFMADD231PS  Z21, Z16, Z3
-	VFMADD231PS  Z21, Z17, Z7
-	VFMADD231PS  Z21, Z18, Z11
-	VFMADD231PS  Z21, Z19, Z15
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key214
-	VUNPCKLPS    Z1, Z0, Z16
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z16, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z16, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	VUNPCKLPS    Z3, Z2, Z0
-	VUNPCKHPS    Z3, Z2, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z0, 192(DX)
-	VUNPCKLPS    Z5, Z4, Z0
-	VUNPCKHPS    Z5, Z4, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(DI*1)
-	VMOVUPS      Z0, 64(DX)(DI*1)
-	VUNPCKLPS    Z7, Z6, Z0
-	VUNPCKHPS    Z7, Z6, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)(DI*1)
-	VMOVUPS      Z0, 192(DX)(DI*1)
-	VUNPCKLPS    Z9, Z8, Z0
-	VUNPCKHPS    Z9, Z8, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(DI*2)
-	VMOVUPS      Z0, 64(DX)(DI*2)
-	VUNPCKLPS    Z11, Z10, Z0
-	VUNPCKHPS    Z11, Z10, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)(DI*2)
-	VMOVUPS      Z0, 192(DX)(DI*2)
-	VUNPCKLPS    Z13, Z12, Z0
-	VUNPCKHPS    Z13, Z12, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(R8*1)
-	VMOVUPS      Z0, 64(DX)(R8*1)
-	VUNPCKLPS    Z15, Z14, Z0
-	VUNPCKHPS    Z15, Z14, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, 128(DX)(R8*1)
-	VMOVUPS      Z0, 192(DX)(R8*1)
-	ADDQ         $+128, AX
-	ADDQ         $+256, DX
-	SUBQ         $+64, R9
-	JGE          loop212
-
-done213:
-	ADDQ $+64, R9
-	SUBQ $+32, R9
-	JLT  done216
-
-loop215:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
-
-key217:
-	PREFETCHT0   (R10)(CX*1)
-	VMOVUPS      (R10), Z9
-	VPSLLD       $0x10, Z9, Z8
-	VPSRLD       $0x10, Z9, Z9
-	VPSLLD       $0x10, Z9, Z9
-	VBROADCASTSS (R11), Z10
-	VFMADD231PS  Z8, Z10, Z0
-	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS (R11)(BX*1), Z10
-	VFMADD231PS  Z8, Z10, Z2
-	VFMADD231PS  Z9, Z10, Z3
-	VBROADCASTSS (R11)(BX*2), Z10
-	VFMADD231PS  Z8, Z10, Z4
-	VFMADD231PS  Z9, Z10, Z5
-	VBROADCASTSS (R11)(SI*1), Z10
-	VFMADD231PS  Z8, Z10, Z6
-	VFMADD231PS  Z9, Z10, Z7
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key217
-	VUNPCKLPS    Z1, Z0, Z8
-	VUNPCKHPS    Z1, Z0, Z0
-	VSHUFF32X4   $0x44, Z0, Z8, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VSHUFF32X4   $0xee, Z0, Z8, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z1, (DX)
-	VMOVUPS      Z0, 64(DX)
-	VUNPCKLPS    Z3, Z2, Z0
-	VUNPCKHPS    Z3, Z2, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(DI*1)
-	VMOVUPS      Z0, 64(DX)(DI*1)
-	VUNPCKLPS    Z5, Z4, Z0
-	VUNPCKHPS    Z5, Z4, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(DI*2)
-	VMOVUPS      Z0, 64(DX)(DI*2)
-	VUNPCKLPS    Z7, Z6, Z0
-	VUNPCKHPS    Z7, Z6, Z1
-	VSHUFF32X4   $0x44, Z1, Z0, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z1, Z0, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VMOVUPS      Z2, (DX)(R8*1)
-	VMOVUPS      Z0, 64(DX)(R8*1)
-	ADDQ         $+64, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, R9
-	JGE          loop215
-
-done216:
-	ADDQ $+32, R9
-	SUBQ $+16, R9
-	JLT  done219
-
-loop218:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
-
-key220:
-	PREFETCHT0   (R10)(CX*1)
-	VPMOVZXWD    (R10), Z4
-	VPSLLD       $0x10, Z4, Z4
-	VBROADCASTSS (R11), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS (R11)(BX*1), Z5
-	VFMADD231PS  Z4, Z5, Z1
-	VBROADCASTSS (R11)(BX*2), Z5
-	VFMADD231PS  Z4, Z5, Z2
-	VBROADCASTSS (R11)(SI*1), Z5
-	VFMADD231PS  Z4, Z5, Z3
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key220
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key414
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
-	VMOVUPS      Z2, (DX)(DI*2)
-	VMOVUPS      Z3, (DX)(R8*1)
-	ADDQ         $+32, AX
+	ADDQ         $+32, CX
 	ADDQ         $+64, DX
-	SUBQ         $+16, R9
-	JGE          loop218
+	SUBQ         $+16, R8
+	JGE          loop411
 
-done219:
-	ADDQ   $+16, R9
-	TESTQ  R9, R9
-	JZ     done221
-	MOVL   $0x00000001, R10
-	SHLXL  R9, R10, R10
-	DECL   R10
-	KMOVW  R10, K1
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
+done412:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done415
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	TESTQ     AX, AX
+	JZ        first416
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-key222:
-	PREFETCHT0   (AX)(CX*1)
-	VMOVDQU16.Z  (AX), K1, Y4
-	VPMOVZXWD    Y4, Z4
-	VPSLLD       $0x10, Z4, Z4
-	VBROADCASTSS (R9), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS (R9)(BX*1), Z5
-	VFMADD231PS  Z4, Z5, Z1
-	VBROADCASTSS (R9)(BX*2), Z5
-	VFMADD231PS  Z4, Z5, Z2
-	VBROADCASTSS (R9)(SI*1), Z5
-	VFMADD231PS  Z4, Z5, Z3
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key222
+first416:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key417:
+	VMOVDQU16.Z  (CX), K1, Y2
+	VPMOVZXWD    Y2, Z2
+	VPSLLD       $0x10, Z2, Z2
+	VBROADCASTSS (BX), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (BX)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key417
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
-	VMOVUPS      Z2, K1, (DX)(DI*2)
-	VMOVUPS      Z3, K1, (DX)(R8*1)
 
-done221:
+done415:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block395
 	VZEROUPPER
 	RET
 
-// func normBF16AVX512(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·normBF16AVX512(SB), NOSPLIT, $0-36
-	MOVQ         p+0(FP), AX
-	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
-	DECQ         CX
-	IMULQ        DX, CX
-	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         rows+16(FP), R9
-	MOVL         $0x7f800000, BX
-	VMOVD        BX, X0
-	VBROADCASTSS X0, Z0
-	VXORPS       Z1, Z1, Z1
+rows365:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	LEAQ (SI)(SI*2), AX
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	LEAQ (DI)(DI*2), AX
+	XORQ AX, AX
 
-block223:
+block418:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done420
+
+loop419:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
@@ -5569,421 +6562,1848 @@ block223:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	VXORPS  Z17, Z17, Z17
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+	VXORPS  Z18, Z18, Z18
+	VXORPS  Z19, Z19, Z19
+	VXORPS  Z20, Z20, Z20
+	VXORPS  Z21, Z21, Z21
+	VXORPS  Z22, Z22, Z22
+	VXORPS  Z23, Z23, Z23
+	TESTQ   AX, AX
+	JZ      first421
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+	VMOVUPS (DX)(DI*2), Z16
+	VMOVUPS 64(DX)(DI*2), Z17
+	VMOVUPS 128(DX)(DI*2), Z18
+	VMOVUPS 192(DX)(DI*2), Z19
+	VMOVUPS 256(DX)(DI*2), Z20
+	VMOVUPS 320(DX)(DI*2), Z21
+	VMOVUPS 384(DX)(DI*2), Z22
+	VMOVUPS 448(DX)(DI*2), Z23
+
+first421:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key422:
+	VBROADCASTSS (R10), Z24
+	VBROADCASTSS (R10)(SI*1), Z25
+	VBROADCASTSS (R10)(SI*2), Z26
+	VMOVUPS      (R9), Z28
+	VPSLLD       $0x10, Z28, Z27
+	VPSRLD       $0x10, Z28, Z28
+	VPSLLD       $0x10, Z28, Z28
+	VFMADD231PS  Z27, Z24, Z0
+	VFMADD231PS  Z27, Z25, Z8
+	VFMADD231PS  Z27, Z26, Z16
+	VFMADD231PS  Z28, Z24, Z1
+	VFMADD231PS  Z28, Z25, Z9
+	VFMADD231PS  Z28, Z26, Z17
+	VMOVUPS      64(R9), Z28
+	VPSLLD       $0x10, Z28, Z27
+	VPSRLD       $0x10, Z28, Z28
+	VPSLLD       $0x10, Z28, Z28
+	VFMADD231PS  Z27, Z24, Z2
+	VFMADD231PS  Z27, Z25, Z10
+	VFMADD231PS  Z27, Z26, Z18
+	VFMADD231PS  Z28, Z24, Z3
+	VFMADD231PS  Z28, Z25, Z11
+	VFMADD231PS  Z28, Z26, Z19
+	VMOVUPS      128(R9), Z28
+	VPSLLD       $0x10, Z28, Z27
+	VPSRLD       $0x10, Z28, Z28
+	VPSLLD       $0x10, Z28, Z28
+	VFMADD231PS  Z27, Z24, Z4
+	VFMADD231PS  Z27, Z25, Z12
+	VFMADD231PS  Z27, Z26, Z20
+	VFMADD231PS  Z28, Z24, Z5
+	VFMADD231PS  Z28, Z25, Z13
+	VFMADD231PS  Z28, Z26, Z21
+	VMOVUPS      192(R9), Z28
+	VPSLLD       $0x10, Z28, Z27
+	VPSRLD       $0x10, Z28, Z28
+	VPSLLD       $0x10, Z28, Z28
+	VFMADD231PS  Z27, Z24, Z6
+	VFMADD231PS  Z27, Z25, Z14
+	VFMADD231PS  Z27, Z26, Z22
+	VFMADD231PS  Z28, Z24, Z7
+	VFMADD231PS  Z28, Z25, Z15
+	VFMADD231PS  Z28, Z26, Z23
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key422
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between423
+	VUNPCKLPS    Z1, Z0, Z24
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z24, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z24, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VUNPCKLPS    Z3, Z2, Z24
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z24, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VSHUFF32X4   $0xee, Z3, Z24, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VUNPCKLPS    Z5, Z4, Z24
+	VUNPCKHPS    Z5, Z4, Z5
+	VSHUFF32X4   $0x44, Z5, Z24, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VSHUFF32X4   $0xee, Z5, Z24, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VUNPCKLPS    Z7, Z6, Z24
+	VUNPCKHPS    Z7, Z6, Z7
+	VSHUFF32X4   $0x44, Z7, Z24, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VSHUFF32X4   $0xee, Z7, Z24, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VUNPCKLPS    Z9, Z8, Z24
+	VUNPCKHPS    Z9, Z8, Z9
+	VSHUFF32X4   $0x44, Z9, Z24, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VSHUFF32X4   $0xee, Z9, Z24, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VUNPCKLPS    Z11, Z10, Z24
+	VUNPCKHPS    Z11, Z10, Z11
+	VSHUFF32X4   $0x44, Z11, Z24, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VSHUFF32X4   $0xee, Z11, Z24, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VUNPCKLPS    Z13, Z12, Z24
+	VUNPCKHPS    Z13, Z12, Z13
+	VSHUFF32X4   $0x44, Z13, Z24, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
+	VSHUFF32X4   $0xee, Z13, Z24, Z13
+	VSHUFF32X4   $0xd8, Z13, Z13, Z13
+	VUNPCKLPS    Z15, Z14, Z24
+	VUNPCKHPS    Z15, Z14, Z15
+	VSHUFF32X4   $0x44, Z15, Z24, Z14
+	VSHUFF32X4   $0xd8, Z14, Z14, Z14
+	VSHUFF32X4   $0xee, Z15, Z24, Z15
+	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+	VUNPCKLPS    Z17, Z16, Z24
+	VUNPCKHPS    Z17, Z16, Z17
+	VSHUFF32X4   $0x44, Z17, Z24, Z16
+	VSHUFF32X4   $0xd8, Z16, Z16, Z16
+	VSHUFF32X4   $0xee, Z17, Z24, Z17
+	VSHUFF32X4   $0xd8, Z17, Z17, Z17
+	VUNPCKLPS    Z19, Z18, Z24
+	VUNPCKHPS    Z19, Z18, Z19
+	VSHUFF32X4   $0x44, Z19, Z24, Z18
+	VSHUFF32X4   $0xd8, Z18, Z18, Z18
+	VSHUFF32X4   $0xee, Z19, Z24, Z19
+	VSHUFF32X4   $0xd8, Z19, Z19, Z19
+	VUNPCKLPS    Z21, Z20, Z24
+	VUNPCKHPS    Z21, Z20, Z21
+	VSHUFF32X4   $0x44, Z21, Z24, Z20
+	VSHUFF32X4   $0xd8, Z20, Z20, Z20
+	VSHUFF32X4   $0xee, Z21, Z24, Z21
+	VSHUFF32X4   $0xd8, Z21, Z21, Z21
+	VUNPCKLPS    Z23, Z22, Z24
+	VUNPCKHPS    Z23, Z22, Z23
+	VSHUFF32X4   $0x44, Z23, Z24, Z22
+	VSHUFF32X4   $0xd8, Z22, Z22, Z22
+	VSHUFF32X4   $0xee, Z23, Z24, Z23
+	VSHUFF32X4   $0xd8, Z23, Z23, Z23
+
+between423:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, 128(DX)
+	VMOVUPS Z3, 192(DX)
+	VMOVUPS Z4, 256(DX)
+	VMOVUPS Z5, 320(DX)
+	VMOVUPS Z6, 384(DX)
+	VMOVUPS Z7, 448(DX)
+	VMOVUPS Z8, (DX)(DI*1)
+	VMOVUPS Z9, 64(DX)(DI*1)
+	VMOVUPS Z10, 128(DX)(DI*1)
+	VMOVUPS Z11, 192(DX)(DI*1)
+	VMOVUPS Z12, 256(DX)(DI*1)
+	VMOVUPS Z13, 320(DX)(DI*1)
+	VMOVUPS Z14, 384(DX)(DI*1)
+	VMOVUPS Z15, 448(DX)(DI*1)
+	VMOVUPS Z16, (DX)(DI*2)
+	VMOVUPS Z17, 64(DX)(DI*2)
+	VMOVUPS Z18, 128(DX)(DI*2)
+	VMOVUPS Z19, 192(DX)(DI*2)
+	VMOVUPS Z20, 256(DX)(DI*2)
+	VMOVUPS Z21, 320(DX)(DI*2)
+	VMOVUPS Z22, 384(DX)(DI*2)
+	VMOVUPS Z23, 448(DX)(DI*2)
+	ADDQ    $+256, CX
+	ADDQ    $+512, DX
+	SUBQ    $+128, R8
+	JGE     loop419
+
+done420:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done425
+
+loop424:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	TESTQ   AX, AX
+	JZ      first426
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
+	VMOVUPS (DX)(DI*2), Z8
+	VMOVUPS 64(DX)(DI*2), Z9
+	VMOVUPS 128(DX)(DI*2), Z10
+	VMOVUPS 192(DX)(DI*2), Z11
+
+first426:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key427:
+	VBROADCASTSS (R10), Z12
+	VBROADCASTSS (R10)(SI*1), Z13
+	VBROADCASTSS (R10)(SI*2), Z14
+	VMOVUPS      (R9), Z16
+	VPSLLD       $0x10, Z16, Z15
+	VPSRLD       $0x10, Z16, Z16
+	VPSLLD       $0x10, Z16, Z16
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VFMADD231PS  Z16, Z12, Z1
+	VFMADD231PS  Z16, Z13, Z5
+	VFMADD231PS  Z16, Z14, Z9
+	VMOVUPS      64(R9), Z16
+	VPSLLD       $0x10, Z16, Z15
+	VPSRLD       $0x10, Z16, Z16
+	VPSLLD       $0x10, Z16, Z16
+	VFMADD231PS  Z15, Z12, Z2
+	VFMADD231PS  Z15, Z13, Z6
+	VFMADD231PS  Z15, Z14, Z10
+	VFMADD231PS  Z16, Z12, Z3
+	VFMADD231PS  Z16, Z13, Z7
+	VFMADD231PS  Z16, Z14, Z11
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key427
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between428
+	VUNPCKLPS    Z1, Z0, Z12
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z12, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z12, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VUNPCKLPS    Z3, Z2, Z12
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z12, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VSHUFF32X4   $0xee, Z3, Z12, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VUNPCKLPS    Z5, Z4, Z12
+	VUNPCKHPS    Z5, Z4, Z5
+	VSHUFF32X4   $0x44, Z5, Z12, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VSHUFF32X4   $0xee, Z5, Z12, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VUNPCKLPS    Z7, Z6, Z12
+	VUNPCKHPS    Z7, Z6, Z7
+	VSHUFF32X4   $0x44, Z7, Z12, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VSHUFF32X4   $0xee, Z7, Z12, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VUNPCKLPS    Z9, Z8, Z12
+	VUNPCKHPS    Z9, Z8, Z9
+	VSHUFF32X4   $0x44, Z9, Z12, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VSHUFF32X4   $0xee, Z9, Z12, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VUNPCKLPS    Z11, Z10, Z12
+	VUNPCKHPS    Z11, Z10, Z11
+	VSHUFF32X4   $0x44, Z11, Z12, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VSHUFF32X4   $0xee, Z11, Z12, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+
+between428:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, 128(DX)
+	VMOVUPS Z3, 192(DX)
+	VMOVUPS Z4, (DX)(DI*1)
+	VMOVUPS Z5, 64(DX)(DI*1)
+	VMOVUPS Z6, 128(DX)(DI*1)
+	VMOVUPS Z7, 192(DX)(DI*1)
+	VMOVUPS Z8, (DX)(DI*2)
+	VMOVUPS Z9, 64(DX)(DI*2)
+	VMOVUPS Z10, 128(DX)(DI*2)
+	VMOVUPS Z11, 192(DX)(DI*2)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, R8
+	JGE     loop424
+
+done425:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done430
+
+loop429:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	TESTQ   AX, AX
+	JZ      first431
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
+	VMOVUPS (DX)(DI*2), Z4
+	VMOVUPS 64(DX)(DI*2), Z5
+
+first431:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key432:
+	VMOVUPS      (R9), Z7
+	VPSLLD       $0x10, Z7, Z6
+	VPSRLD       $0x10, Z7, Z7
+	VPSLLD       $0x10, Z7, Z7
+	VBROADCASTSS (R10), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS (R10)(SI*1), Z8
+	VFMADD231PS  Z6, Z8, Z2
+	VFMADD231PS  Z7, Z8, Z3
+	VBROADCASTSS (R10)(SI*2), Z8
+	VFMADD231PS  Z6, Z8, Z4
+	VFMADD231PS  Z7, Z8, Z5
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key432
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between433
+	VUNPCKLPS    Z1, Z0, Z6
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z6, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z6, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VUNPCKLPS    Z3, Z2, Z6
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z6, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VSHUFF32X4   $0xee, Z3, Z6, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VUNPCKLPS    Z5, Z4, Z6
+	VUNPCKHPS    Z5, Z4, Z5
+	VSHUFF32X4   $0x44, Z5, Z6, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VSHUFF32X4   $0xee, Z5, Z6, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+
+between433:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, (DX)(DI*1)
+	VMOVUPS Z3, 64(DX)(DI*1)
+	VMOVUPS Z4, (DX)(DI*2)
+	VMOVUPS Z5, 64(DX)(DI*2)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop429
+
+done430:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done435
+
+loop434:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	TESTQ   AX, AX
+	JZ      first436
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
+	VMOVUPS (DX)(DI*2), Z2
+
+first436:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key437:
+	VPMOVZXWD    (R9), Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (R10), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS (R10)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (R10)(SI*2), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key437
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(DI*1)
+	VMOVUPS      Z2, (DX)(DI*2)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop434
+
+done435:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done438
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	TESTQ     AX, AX
+	JZ        first439
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
+	VMOVUPS.Z (DX)(DI*2), K1, Z2
+
+first439:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key440:
+	VMOVDQU16.Z  (CX), K1, Y3
+	VPMOVZXWD    Y3, Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (BX), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS (BX)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (BX)(SI*2), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key440
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(DI*1)
+	VMOVUPS      Z2, K1, (DX)(DI*2)
+
+done438:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block418
+	VZEROUPPER
+	RET
+
+rows366:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
+
+block441:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done443
+
+loop442:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first444
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+
+first444:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key445:
+	VBROADCASTSS (R10), Z16
+	VBROADCASTSS (R10)(SI*1), Z17
+	VMOVUPS      (R9), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPSRLD       $0x10, Z19, Z19
+	VPSLLD       $0x10, Z19, Z19
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z8
+	VFMADD231PS  Z19, Z16, Z1
+	VFMADD231PS  Z19, Z17, Z9
+	VMOVUPS      64(R9), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPSRLD       $0x10, Z19, Z19
+	VPSLLD       $0x10, Z19, Z19
+	VFMADD231PS  Z18, Z16, Z2
+	VFMADD231PS  Z18, Z17, Z10
+	VFMADD231PS  Z19, Z16, Z3
+	VFMADD231PS  Z19, Z17, Z11
+	VMOVUPS      128(R9), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPSRLD       $0x10, Z19, Z19
+	VPSLLD       $0x10, Z19, Z19
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z12
+	VFMADD231PS  Z19, Z16, Z5
+	VFMADD231PS  Z19, Z17, Z13
+	VMOVUPS      192(R9), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPSRLD       $0x10, Z19, Z19
+	VPSLLD       $0x10, Z19, Z19
+	VFMADD231PS  Z18, Z16, Z6
+	VFMADD231PS  Z18, Z17, Z14
+	VFMADD231PS  Z19, Z16, Z7
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key445
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between446
+	VUNPCKLPS    Z1, Z0, Z16
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z16, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z16, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VUNPCKLPS    Z3, Z2, Z16
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z16, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VSHUFF32X4   $0xee, Z3, Z16, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VUNPCKLPS    Z5, Z4, Z16
+	VUNPCKHPS    Z5, Z4, Z5
+	VSHUFF32X4   $0x44, Z5, Z16, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VSHUFF32X4   $0xee, Z5, Z16, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VUNPCKLPS    Z7, Z6, Z16
+	VUNPCKHPS    Z7, Z6, Z7
+	VSHUFF32X4   $0x44, Z7, Z16, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VSHUFF32X4   $0xee, Z7, Z16, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VUNPCKLPS    Z9, Z8, Z16
+	VUNPCKHPS    Z9, Z8, Z9
+	VSHUFF32X4   $0x44, Z9, Z16, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VSHUFF32X4   $0xee, Z9, Z16, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VUNPCKLPS    Z11, Z10, Z16
+	VUNPCKHPS    Z11, Z10, Z11
+	VSHUFF32X4   $0x44, Z11, Z16, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VSHUFF32X4   $0xee, Z11, Z16, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VUNPCKLPS    Z13, Z12, Z16
+	VUNPCKHPS    Z13, Z12, Z13
+	VSHUFF32X4   $0x44, Z13, Z16, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
+	VSHUFF32X4   $0xee, Z13, Z16, Z13
+	VSHUFF32X4   $0xd8, Z13, Z13, Z13
+	VUNPCKLPS    Z15, Z14, Z16
+	VUNPCKHPS    Z15, Z14, Z15
+	VSHUFF32X4   $0x44, Z15, Z16, Z14
+	VSHUFF32X4   $0xd8, Z14, Z14, Z14
+	VSHUFF32X4   $0xee, Z15, Z16, Z15
+	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+
+between446:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, 128(DX)
+	VMOVUPS Z3, 192(DX)
+	VMOVUPS Z4, 256(DX)
+	VMOVUPS Z5, 320(DX)
+	VMOVUPS Z6, 384(DX)
+	VMOVUPS Z7, 448(DX)
+	VMOVUPS Z8, (DX)(DI*1)
+	VMOVUPS Z9, 64(DX)(DI*1)
+	VMOVUPS Z10, 128(DX)(DI*1)
+	VMOVUPS Z11, 192(DX)(DI*1)
+	VMOVUPS Z12, 256(DX)(DI*1)
+	VMOVUPS Z13, 320(DX)(DI*1)
+	VMOVUPS Z14, 384(DX)(DI*1)
+	VMOVUPS Z15, 448(DX)(DI*1)
+	ADDQ    $+256, CX
+	ADDQ    $+512, DX
+	SUBQ    $+128, R8
+	JGE     loop442
+
+done443:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done448
+
+loop447:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first449
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
+
+first449:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key450:
+	VBROADCASTSS (R10), Z8
+	VBROADCASTSS (R10)(SI*1), Z9
+	VMOVUPS      (R9), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPSRLD       $0x10, Z11, Z11
+	VPSLLD       $0x10, Z11, Z11
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VMOVUPS      64(R9), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPSRLD       $0x10, Z11, Z11
+	VPSLLD       $0x10, Z11, Z11
+	VFMADD231PS  Z10, Z8, Z2
+	VFMADD231PS  Z10, Z9, Z6
+	VFMADD231PS  Z11, Z8, Z3
+	VFMADD231PS  Z11, Z9, Z7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key450
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between451
+	VUNPCKLPS    Z1, Z0, Z8
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z8, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z8, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VUNPCKLPS    Z3, Z2, Z8
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z8, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VSHUFF32X4   $0xee, Z3, Z8, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VUNPCKLPS    Z5, Z4, Z8
+	VUNPCKHPS    Z5, Z4, Z5
+	VSHUFF32X4   $0x44, Z5, Z8, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VSHUFF32X4   $0xee, Z5, Z8, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VUNPCKLPS    Z7, Z6, Z8
+	VUNPCKHPS    Z7, Z6, Z7
+	VSHUFF32X4   $0x44, Z7, Z8, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VSHUFF32X4   $0xee, Z7, Z8, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+
+between451:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, 128(DX)
+	VMOVUPS Z3, 192(DX)
+	VMOVUPS Z4, (DX)(DI*1)
+	VMOVUPS Z5, 64(DX)(DI*1)
+	VMOVUPS Z6, 128(DX)(DI*1)
+	VMOVUPS Z7, 192(DX)(DI*1)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, R8
+	JGE     loop447
+
+done448:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done453
+
+loop452:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first454
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
+
+first454:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key455:
+	VBROADCASTSS (R10), Z4
+	VBROADCASTSS (R10)(SI*1), Z5
+	VMOVUPS      (R9), Z7
+	VPSLLD       $0x10, Z7, Z6
+	VPSRLD       $0x10, Z7, Z7
+	VPSLLD       $0x10, Z7, Z7
+	VFMADD231PS  Z6, Z4, Z0
+	VFMADD231PS  Z6, Z5, Z2
+	VFMADD231PS  Z7, Z4, Z1
+	VFMADD231PS  Z7, Z5, Z3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key455
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between456
+	VUNPCKLPS    Z1, Z0, Z4
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z4, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z4, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VUNPCKLPS    Z3, Z2, Z4
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z4, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VSHUFF32X4   $0xee, Z3, Z4, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+
+between456:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, (DX)(DI*1)
+	VMOVUPS Z3, 64(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop452
+
+done453:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done458
+
+loop457:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first459
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
+
+first459:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key460:
+	VPMOVZXWD    (R9), Z2
+	VPSLLD       $0x10, Z2, Z2
+	VBROADCASTSS (R10), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (R10)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key460
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop457
+
+done458:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done461
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	TESTQ     AX, AX
+	JZ        first462
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
+
+first462:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key463:
+	VMOVDQU16.Z  (CX), K1, Y2
+	VPMOVZXWD    Y2, Z2
+	VPSLLD       $0x10, Z2, Z2
+	VBROADCASTSS (BX), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (BX)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key463
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(DI*1)
+
+done461:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	LEAQ  (BX)(SI*2), BX
+	LEAQ  (DX)(DI*2), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done465
+
+loop464:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first466
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+
+first466:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key467:
+	VBROADCASTSS (R10), Z16
+	VBROADCASTSS (R10)(SI*1), Z17
+	VMOVUPS      (R9), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPSRLD       $0x10, Z19, Z19
+	VPSLLD       $0x10, Z19, Z19
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z8
+	VFMADD231PS  Z19, Z16, Z1
+	VFMADD231PS  Z19, Z17, Z9
+	VMOVUPS      64(R9), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPSRLD       $0x10, Z19, Z19
+	VPSLLD       $0x10, Z19, Z19
+	VFMADD231PS  Z18, Z16, Z2
+	VFMADD231PS  Z18, Z17, Z10
+	VFMADD231PS  Z19, Z16, Z3
+	VFMADD231PS  Z19, Z17, Z11
+	VMOVUPS      128(R9), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPSRLD       $0x10, Z19, Z19
+	VPSLLD       $0x10, Z19, Z19
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z12
+	VFMADD231PS  Z19, Z16, Z5
+	VFMADD231PS  Z19, Z17, Z13
+	VMOVUPS      192(R9), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPSRLD       $0x10, Z19, Z19
+	VPSLLD       $0x10, Z19, Z19
+	VFMADD231PS  Z18, Z16, Z6
+	VFMADD231PS  Z18, Z17, Z14
+	VFMADD231PS  Z19, Z16, Z7
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key467
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between468
+	VUNPCKLPS    Z1, Z0, Z16
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z16, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z16, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VUNPCKLPS    Z3, Z2, Z16
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z16, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VSHUFF32X4   $0xee, Z3, Z16, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VUNPCKLPS    Z5, Z4, Z16
+	VUNPCKHPS    Z5, Z4, Z5
+	VSHUFF32X4   $0x44, Z5, Z16, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VSHUFF32X4   $0xee, Z5, Z16, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VUNPCKLPS    Z7, Z6, Z16
+	VUNPCKHPS    Z7, Z6, Z7
+	VSHUFF32X4   $0x44, Z7, Z16, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VSHUFF32X4   $0xee, Z7, Z16, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VUNPCKLPS    Z9, Z8, Z16
+	VUNPCKHPS    Z9, Z8, Z9
+	VSHUFF32X4   $0x44, Z9, Z16, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VSHUFF32X4   $0xee, Z9, Z16, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VUNPCKLPS    Z11, Z10, Z16
+	VUNPCKHPS    Z11, Z10, Z11
+	VSHUFF32X4   $0x44, Z11, Z16, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VSHUFF32X4   $0xee, Z11, Z16, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VUNPCKLPS    Z13, Z12, Z16
+	VUNPCKHPS    Z13, Z12, Z13
+	VSHUFF32X4   $0x44, Z13, Z16, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
+	VSHUFF32X4   $0xee, Z13, Z16, Z13
+	VSHUFF32X4   $0xd8, Z13, Z13, Z13
+	VUNPCKLPS    Z15, Z14, Z16
+	VUNPCKHPS    Z15, Z14, Z15
+	VSHUFF32X4   $0x44, Z15, Z16, Z14
+	VSHUFF32X4   $0xd8, Z14, Z14, Z14
+	VSHUFF32X4   $0xee, Z15, Z16, Z15
+	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+
+between468:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, 128(DX)
+	VMOVUPS Z3, 192(DX)
+	VMOVUPS Z4, 256(DX)
+	VMOVUPS Z5, 320(DX)
+	VMOVUPS Z6, 384(DX)
+	VMOVUPS Z7, 448(DX)
+	VMOVUPS Z8, (DX)(DI*1)
+	VMOVUPS Z9, 64(DX)(DI*1)
+	VMOVUPS Z10, 128(DX)(DI*1)
+	VMOVUPS Z11, 192(DX)(DI*1)
+	VMOVUPS Z12, 256(DX)(DI*1)
+	VMOVUPS Z13, 320(DX)(DI*1)
+	VMOVUPS Z14, 384(DX)(DI*1)
+	VMOVUPS Z15, 448(DX)(DI*1)
+	ADDQ    $+256, CX
+	ADDQ    $+512, DX
+	SUBQ    $+128, R8
+	JGE     loop464
+
+done465:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done470
+
+loop469:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first471
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
+
+first471:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key472:
+	VBROADCASTSS (R10), Z8
+	VBROADCASTSS (R10)(SI*1), Z9
+	VMOVUPS      (R9), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPSRLD       $0x10, Z11, Z11
+	VPSLLD       $0x10, Z11, Z11
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VFMADD231PS  Z11, Z8, Z1
+	VFMADD231PS  Z11, Z9, Z5
+	VMOVUPS      64(R9), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPSRLD       $0x10, Z11, Z11
+	VPSLLD       $0x10, Z11, Z11
+	VFMADD231PS  Z10, Z8, Z2
+	VFMADD231PS  Z10, Z9, Z6
+	VFMADD231PS  Z11, Z8, Z3
+	VFMADD231PS  Z11, Z9, Z7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key472
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between473
+	VUNPCKLPS    Z1, Z0, Z8
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z8, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z8, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VUNPCKLPS    Z3, Z2, Z8
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z8, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VSHUFF32X4   $0xee, Z3, Z8, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VUNPCKLPS    Z5, Z4, Z8
+	VUNPCKHPS    Z5, Z4, Z5
+	VSHUFF32X4   $0x44, Z5, Z8, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VSHUFF32X4   $0xee, Z5, Z8, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VUNPCKLPS    Z7, Z6, Z8
+	VUNPCKHPS    Z7, Z6, Z7
+	VSHUFF32X4   $0x44, Z7, Z8, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VSHUFF32X4   $0xee, Z7, Z8, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+
+between473:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, 128(DX)
+	VMOVUPS Z3, 192(DX)
+	VMOVUPS Z4, (DX)(DI*1)
+	VMOVUPS Z5, 64(DX)(DI*1)
+	VMOVUPS Z6, 128(DX)(DI*1)
+	VMOVUPS Z7, 192(DX)(DI*1)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, R8
+	JGE     loop469
+
+done470:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done475
+
+loop474:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first476
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
+
+first476:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key477:
+	VBROADCASTSS (R10), Z4
+	VBROADCASTSS (R10)(SI*1), Z5
+	VMOVUPS      (R9), Z7
+	VPSLLD       $0x10, Z7, Z6
+	VPSRLD       $0x10, Z7, Z7
+	VPSLLD       $0x10, Z7, Z7
+	VFMADD231PS  Z6, Z4, Z0
+	VFMADD231PS  Z6, Z5, Z2
+	VFMADD231PS  Z7, Z4, Z1
+	VFMADD231PS  Z7, Z5, Z3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key477
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between478
+	VUNPCKLPS    Z1, Z0, Z4
+	VUNPCKHPS    Z1, Z0, Z1
+	VSHUFF32X4   $0x44, Z1, Z4, Z0
+	VSHUFF32X4   $0xd8, Z0, Z0, Z0
+	VSHUFF32X4   $0xee, Z1, Z4, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VUNPCKLPS    Z3, Z2, Z4
+	VUNPCKHPS    Z3, Z2, Z3
+	VSHUFF32X4   $0x44, Z3, Z4, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VSHUFF32X4   $0xee, Z3, Z4, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+
+between478:
+	VMOVUPS Z0, (DX)
+	VMOVUPS Z1, 64(DX)
+	VMOVUPS Z2, (DX)(DI*1)
+	VMOVUPS Z3, 64(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop474
+
+done475:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done480
+
+loop479:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first481
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
+
+first481:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key482:
+	VPMOVZXWD    (R9), Z2
+	VPSLLD       $0x10, Z2, Z2
+	VBROADCASTSS (R10), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (R10)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key482
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop479
+
+done480:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done483
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	TESTQ     AX, AX
+	JZ        first484
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
+
+first484:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key485:
+	VMOVDQU16.Z  (CX), K1, Y2
+	VPMOVZXWD    Y2, Z2
+	VPSLLD       $0x10, Z2, Z2
+	VBROADCASTSS (BX), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (BX)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key485
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(DI*1)
+
+done483:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block441
+	VZEROUPPER
+	RET
+
+// func normBF16AVX512(p *uint16, stride int, rows int, d int) float32
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
+TEXT ·normBF16AVX512(SB), NOSPLIT, $0-36
+	MOVQ         p+0(FP), AX
+	MOVQ         rows+16(FP), CX
+	DECQ         CX
+	IMULQ        stride+8(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+24(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         rows+16(FP), R11
+	MOVL         $0x7f800000, DX
+	VMOVD        DX, X0
+	VBROADCASTSS X0, Z0
+	VXORPS       Z1, Z1, Z1
+
+block486:
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	VXORPS  Z16, Z16, Z16
+	VXORPS  Z17, Z17, Z17
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+32, R10
-	JLT     done226
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+32, R12
+	JLT     done489
 
-loop225:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z2
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
+loop488:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within490
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within490:
 	VPMOVZXWD   (DI), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
+	VFMADD231PS Z18, Z18, Z2
 	VPMOVZXWD   (R8), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	VPMOVZXWD   32(BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z2
-	VPMOVZXWD   32(SI), Z18
-	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z3
+	VPMOVZXWD   (R9), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	VPMOVZXWD   (R10), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
 	VPMOVZXWD   32(DI), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
+	VFMADD231PS Z18, Z18, Z2
 	VPMOVZXWD   32(R8), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	SUBQ        $+32, R10
-	JGE         loop225
-
-done226:
-	ADDQ $+32, R10
-	SUBQ $+16, R10
-	JLT  done228
-
-loop227:
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z2
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z3
-	VPMOVZXWD   (DI), Z18
+	VPMOVZXWD   32(R9), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z4
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   32(R10), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	SUBQ        $+16, R10
-	JGE         loop227
+	ADDQ        $+64, DI
+	ADDQ        $+64, R8
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+32, R12
+	JGE         loop488
 
-done228:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done229
-	VMOVDQU16.Z (BX), K1, Y18
-	VPMOVZXWD   Y18, Z18
+done489:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done492
+
+loop491:
+	VPMOVZXWD   (DI), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VMOVDQU16.Z (SI), K1, Y18
-	VPMOVZXWD   Y18, Z18
+	VPMOVZXWD   (R8), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z3
+	VPMOVZXWD   (R9), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	VPMOVZXWD   (R10), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+32, DI
+	ADDQ        $+32, R8
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	SUBQ        $+16, R12
+	JGE         loop491
+
+done492:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done493
 	VMOVDQU16.Z (DI), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
+	VFMADD231PS Z18, Z18, Z2
 	VMOVDQU16.Z (R8), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	VMOVDQU16.Z (R9), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	VMOVDQU16.Z (R10), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done229:
-	CMPQ    R9, $0x04
-	JLE     fold224
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+done493:
+	CMPQ    R11, $0x04
+	JLE     fold487
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+32, R10
-	JLT     done231
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+32, R12
+	JLT     done495
 
-loop230:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z6
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
+loop494:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within496
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within496:
 	VPMOVZXWD   (DI), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z6
 	VPMOVZXWD   (R8), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
-	VPMOVZXWD   32(BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z6
-	VPMOVZXWD   32(SI), Z18
-	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z7
+	VPMOVZXWD   (R9), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	VPMOVZXWD   (R10), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
 	VPMOVZXWD   32(DI), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z6
 	VPMOVZXWD   32(R8), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	SUBQ        $+32, R10
-	JGE         loop230
-
-done231:
-	ADDQ $+32, R10
-	SUBQ $+16, R10
-	JLT  done233
-
-loop232:
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z6
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z7
-	VPMOVZXWD   (DI), Z18
+	VPMOVZXWD   32(R9), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z8
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   32(R10), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	SUBQ        $+16, R10
-	JGE         loop232
+	ADDQ        $+64, DI
+	ADDQ        $+64, R8
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+32, R12
+	JGE         loop494
 
-done233:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done234
-	VMOVDQU16.Z (BX), K1, Y18
-	VPMOVZXWD   Y18, Z18
+done495:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done498
+
+loop497:
+	VPMOVZXWD   (DI), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VMOVDQU16.Z (SI), K1, Y18
-	VPMOVZXWD   Y18, Z18
+	VPMOVZXWD   (R8), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z7
+	VPMOVZXWD   (R9), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	VPMOVZXWD   (R10), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+32, DI
+	ADDQ        $+32, R8
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	SUBQ        $+16, R12
+	JGE         loop497
+
+done498:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done499
 	VMOVDQU16.Z (DI), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z6
 	VMOVDQU16.Z (R8), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	VMOVDQU16.Z (R9), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	VMOVDQU16.Z (R10), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done234:
-	CMPQ    R9, $0x08
-	JLE     fold224
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+done499:
+	CMPQ    R11, $0x08
+	JLE     fold487
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+32, R10
-	JLT     done236
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+32, R12
+	JLT     done501
 
-loop235:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z10
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
+loop500:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within502
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within502:
 	VPMOVZXWD   (DI), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z10
 	VPMOVZXWD   (R8), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
-	VPMOVZXWD   32(BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z10
-	VPMOVZXWD   32(SI), Z18
-	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z11
+	VPMOVZXWD   (R9), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	VPMOVZXWD   (R10), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
 	VPMOVZXWD   32(DI), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z10
 	VPMOVZXWD   32(R8), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	SUBQ        $+32, R10
-	JGE         loop235
-
-done236:
-	ADDQ $+32, R10
-	SUBQ $+16, R10
-	JLT  done238
-
-loop237:
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z10
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z11
-	VPMOVZXWD   (DI), Z18
+	VPMOVZXWD   32(R9), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z12
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   32(R10), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	SUBQ        $+16, R10
-	JGE         loop237
+	ADDQ        $+64, DI
+	ADDQ        $+64, R8
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+32, R12
+	JGE         loop500
 
-done238:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done239
-	VMOVDQU16.Z (BX), K1, Y18
-	VPMOVZXWD   Y18, Z18
+done501:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done504
+
+loop503:
+	VPMOVZXWD   (DI), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VMOVDQU16.Z (SI), K1, Y18
-	VPMOVZXWD   Y18, Z18
+	VPMOVZXWD   (R8), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z11
+	VPMOVZXWD   (R9), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	VPMOVZXWD   (R10), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+32, DI
+	ADDQ        $+32, R8
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	SUBQ        $+16, R12
+	JGE         loop503
+
+done504:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done505
 	VMOVDQU16.Z (DI), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z10
 	VMOVDQU16.Z (R8), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	VMOVDQU16.Z (R9), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	VMOVDQU16.Z (R10), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done239:
-	CMPQ    R9, $0x0c
-	JLE     fold224
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+done505:
+	CMPQ    R11, $0x0c
+	JLE     fold487
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+32, R10
-	JLT     done241
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+32, R12
+	JLT     done507
 
-loop240:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z14
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
+loop506:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within508
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within508:
 	VPMOVZXWD   (DI), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z14
 	VPMOVZXWD   (R8), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z17
-	VPMOVZXWD   32(BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z14
-	VPMOVZXWD   32(SI), Z18
-	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z15
+	VPMOVZXWD   (R9), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VPMOVZXWD   (R10), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
 	VPMOVZXWD   32(DI), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z14
 	VPMOVZXWD   32(R8), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	SUBQ        $+32, R10
-	JGE         loop240
-
-done241:
-	ADDQ $+32, R10
-	SUBQ $+16, R10
-	JLT  done243
-
-loop242:
-	VPMOVZXWD   (BX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z14
-	VPMOVZXWD   (SI), Z18
-	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z15
-	VPMOVZXWD   (DI), Z18
+	VPMOVZXWD   32(R9), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z16
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   32(R10), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	SUBQ        $+16, R10
-	JGE         loop242
+	ADDQ        $+64, DI
+	ADDQ        $+64, R8
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+32, R12
+	JGE         loop506
 
-done243:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done244
-	VMOVDQU16.Z (BX), K1, Y18
-	VPMOVZXWD   Y18, Z18
+done507:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done510
+
+loop509:
+	VPMOVZXWD   (DI), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VMOVDQU16.Z (SI), K1, Y18
-	VPMOVZXWD   Y18, Z18
+	VPMOVZXWD   (R8), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z15
+	VPMOVZXWD   (R9), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VPMOVZXWD   (R10), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+32, DI
+	ADDQ        $+32, R8
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	SUBQ        $+16, R12
+	JGE         loop509
+
+done510:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done511
 	VMOVDQU16.Z (DI), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z14
 	VMOVDQU16.Z (R8), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	VMOVDQU16.Z (R9), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VMOVDQU16.Z (R10), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done244:
-fold224:
+done511:
+fold487:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -6031,8 +8451,8 @@ fold224:
 	VADDPS        Z4, Z2, Z4
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
-	SUBQ          $0x10, R9
-	JG            block223
+	SUBQ          $0x10, R11
+	JG            block486
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -6050,147 +8470,156 @@ fold224:
 TEXT ·peakBF16AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         rows+16(FP), R9
-	MOVL         $0x7fffffff, BX
-	VMOVD        BX, X0
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+24(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         rows+16(FP), R11
+	MOVL         $0x7fffffff, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 	VXORPS       Z2, Z2, Z2
 	VXORPS       Z3, Z3, Z3
 	VXORPS       Z4, Z4, Z4
 
-block245:
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+block512:
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+32, R10
-	JLT     done247
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+32, R12
+	JLT     done514
 
-loop246:
-	PREFETCHT0 (BX)(DX*1)
-	PREFETCHT0 (SI)(DX*1)
-	PREFETCHT0 (DI)(DX*1)
-	PREFETCHT0 (R8)(DX*1)
-	VPMOVZXWD  (BX), Z5
-	VPSLLD     $0x10, Z5, Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z1, Z1
-	VPMOVZXWD  (SI), Z5
-	VPSLLD     $0x10, Z5, Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z2, Z2
-	VPMOVZXWD  (DI), Z5
-	VPSLLD     $0x10, Z5, Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z3, Z3
-	VPMOVZXWD  (R8), Z5
-	VPSLLD     $0x10, Z5, Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z4, Z4
-	VPMOVZXWD  32(BX), Z5
-	VPSLLD     $0x10, Z5, Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z1, Z1
-	VPMOVZXWD  32(SI), Z5
-	VPSLLD     $0x10, Z5, Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z2, Z2
-	VPMOVZXWD  32(DI), Z5
-	VPSLLD     $0x10, Z5, Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z3, Z3
-	VPMOVZXWD  32(R8), Z5
-	VPSLLD     $0x10, Z5, Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z4, Z4
-	ADDQ       $+64, BX
-	ADDQ       $+64, SI
-	ADDQ       $+64, DI
-	ADDQ       $+64, R8
-	SUBQ       $+32, R10
-	JGE        loop246
+loop513:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within515
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
 
-done247:
-	ADDQ $+32, R10
-	SUBQ $+16, R10
-	JLT  done249
-
-loop248:
-	VPMOVZXWD (BX), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VPMOVZXWD (SI), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
+within515:
 	VPMOVZXWD (DI), Z5
 	VPSLLD    $0x10, Z5, Z5
 	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
+	VPMAXUD   Z5, Z1, Z1
 	VPMOVZXWD (R8), Z5
 	VPSLLD    $0x10, Z5, Z5
 	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z2, Z2
+	VPMOVZXWD (R9), Z5
+	VPSLLD    $0x10, Z5, Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z3, Z3
+	VPMOVZXWD (R10), Z5
+	VPSLLD    $0x10, Z5, Z5
+	VPANDD    Z0, Z5, Z5
 	VPMAXUD   Z5, Z4, Z4
-	ADDQ      $+32, BX
-	ADDQ      $+32, SI
+	VPMOVZXWD 32(DI), Z5
+	VPSLLD    $0x10, Z5, Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z1, Z1
+	VPMOVZXWD 32(R8), Z5
+	VPSLLD    $0x10, Z5, Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z2, Z2
+	VPMOVZXWD 32(R9), Z5
+	VPSLLD    $0x10, Z5, Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z3, Z3
+	VPMOVZXWD 32(R10), Z5
+	VPSLLD    $0x10, Z5, Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z4, Z4
+	ADDQ      $+64, DI
+	ADDQ      $+64, R8
+	ADDQ      $+64, R9
+	ADDQ      $+64, R10
+	SUBQ      $+32, R12
+	JGE       loop513
+
+done514:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done517
+
+loop516:
+	VPMOVZXWD (DI), Z5
+	VPSLLD    $0x10, Z5, Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z1, Z1
+	VPMOVZXWD (R8), Z5
+	VPSLLD    $0x10, Z5, Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z2, Z2
+	VPMOVZXWD (R9), Z5
+	VPSLLD    $0x10, Z5, Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z3, Z3
+	VPMOVZXWD (R10), Z5
+	VPSLLD    $0x10, Z5, Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z4, Z4
 	ADDQ      $+32, DI
 	ADDQ      $+32, R8
-	SUBQ      $+16, R10
-	JGE       loop248
+	ADDQ      $+32, R9
+	ADDQ      $+32, R10
+	SUBQ      $+16, R12
+	JGE       loop516
 
-done249:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done250
-	VMOVDQU16.Z (BX), K1, Y5
-	VPMOVZXWD   Y5, Z5
-	VPSLLD      $0x10, Z5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z1, Z1
-	VMOVDQU16.Z (SI), K1, Y5
-	VPMOVZXWD   Y5, Z5
-	VPSLLD      $0x10, Z5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z2, Z2
+done517:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done518
 	VMOVDQU16.Z (DI), K1, Y5
 	VPMOVZXWD   Y5, Z5
 	VPSLLD      $0x10, Z5, Z5
 	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z3, Z3
+	VPMAXUD     Z5, Z1, Z1
 	VMOVDQU16.Z (R8), K1, Y5
+	VPMOVZXWD   Y5, Z5
+	VPSLLD      $0x10, Z5, Z5
+	VPANDD      Z0, Z5, Z5
+	VPMAXUD     Z5, Z2, Z2
+	VMOVDQU16.Z (R9), K1, Y5
+	VPMOVZXWD   Y5, Z5
+	VPSLLD      $0x10, Z5, Z5
+	VPANDD      Z0, Z5, Z5
+	VPMAXUD     Z5, Z3, Z3
+	VMOVDQU16.Z (R10), K1, Y5
 	VPMOVZXWD   Y5, Z5
 	VPSLLD      $0x10, Z5, Z5
 	VPANDD      Z0, Z5, Z5
 	VPMAXUD     Z5, Z4, Z4
 
-done250:
-	SUBQ          $0x04, R9
-	JG            block245
+done518:
+	SUBQ          $0x04, R11
+	JG            block512
 	VPMAXUD       Z2, Z1, Z1
 	VPMAXUD       Z4, Z3, Z3
 	VPMAXUD       Z3, Z1, Z1
@@ -6218,9 +8647,9 @@ TEXT ·widenBF16AVX512(SB), NOSPLIT, $0-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+64, DX
-	JLT  done252
+	JLT  done520
 
-loop251:
+loop519:
 	VPMOVZXWD (CX), Z0
 	VPSLLD    $0x10, Z0, Z0
 	VMOVUPS   Z0, (AX)
@@ -6236,26 +8665,26 @@ loop251:
 	ADDQ      $+128, CX
 	ADDQ      $+256, AX
 	SUBQ      $+64, DX
-	JGE       loop251
+	JGE       loop519
 
-done252:
+done520:
 	ADDQ $+64, DX
 	SUBQ $+16, DX
-	JLT  done254
+	JLT  done522
 
-loop253:
+loop521:
 	VPMOVZXWD (CX), Z0
 	VPSLLD    $0x10, Z0, Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+32, CX
 	ADDQ      $+64, AX
 	SUBQ      $+16, DX
-	JGE       loop253
+	JGE       loop521
 
-done254:
+done522:
 	ADDQ        $+16, DX
 	TESTQ       DX, DX
-	JZ          done255
+	JZ          done523
 	MOVL        $0x00000001, BX
 	SHLXL       DX, BX, BX
 	DECL        BX
@@ -6265,435 +8694,789 @@ done254:
 	VPSLLD      $0x10, Z0, Z0
 	VMOVUPS     Z0, K1, (AX)
 
-done255:
+done523:
 	VZEROUPPER
 	RET
 
 // func dotsF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
 // Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·dotsF16AVX512(SB), NOSPLIT, $0-72
+TEXT ·dotsF16AVX512(SB), NOSPLIT, $8-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows256
+	JE           rows524
 	CMPQ         AX, $0x03
-	JE           rows257
+	JE           rows525
 	CMPQ         AX, $0x04
-	JE           rows258
+	JE           rows526
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         s+0(FP), R10
-	MOVQ         keys+64(FP), R11
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         s+0(FP), BX
+	MOVQ         keys+64(FP), SI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block259:
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done262
+block527:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), DX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), DI
+	SUBQ   $+32, DI
+	JLT    done530
 
-loop261:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z17, Z1
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z17, Z2
-	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z17, Z3
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z17, Z4
-	VMOVUPS     64(R9), Z17
-	VCVTPH2PS   32(BX), Z18
-	VFMADD231PS Z18, Z17, Z1
-	VCVTPH2PS   32(SI), Z18
-	VFMADD231PS Z18, Z17, Z2
-	VCVTPH2PS   32(DI), Z18
-	VFMADD231PS Z18, Z17, Z3
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z17, Z4
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop261
+loop529:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop529
 
-done262:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done264
+done530:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done532
 
-loop263:
-	VMOVUPS     (R9), Z17
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z17, Z1
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z17, Z2
-	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z17, Z3
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z17, Z4
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop263
+loop531:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop531
 
-done264:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done265
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVDQU16.Z (BX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z1
-	VMOVDQU16.Z (SI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z2
-	VMOVDQU16.Z (DI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z3
-	VMOVDQU16.Z (R8), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z4
+done532:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done533
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z1
 
-done265:
-	CMPQ    R11, $0x04
-	JLE     fold260
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done267
+done533:
+	CMPQ SI, $0x01
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done535
 
-loop266:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z17, Z5
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z17, Z6
-	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z17, Z7
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z17, Z8
-	VMOVUPS     64(R9), Z17
-	VCVTPH2PS   32(BX), Z18
-	VFMADD231PS Z18, Z17, Z5
-	VCVTPH2PS   32(SI), Z18
-	VFMADD231PS Z18, Z17, Z6
-	VCVTPH2PS   32(DI), Z18
-	VFMADD231PS Z18, Z17, Z7
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z17, Z8
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop266
+loop534:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop534
 
-done267:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done269
+done535:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done537
 
-loop268:
-	VMOVUPS     (R9), Z17
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z17, Z5
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z17, Z6
-	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z17, Z7
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z17, Z8
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop268
+loop536:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop536
 
-done269:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done270
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVDQU16.Z (BX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z5
-	VMOVDQU16.Z (SI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z6
-	VMOVDQU16.Z (DI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z7
-	VMOVDQU16.Z (R8), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z8
+done537:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done538
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z2
 
-done270:
-	CMPQ    R11, $0x08
-	JLE     fold260
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done272
+done538:
+	CMPQ SI, $0x02
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done540
 
-loop271:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z17, Z9
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z17, Z10
-	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z17, Z11
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z17, Z12
-	VMOVUPS     64(R9), Z17
-	VCVTPH2PS   32(BX), Z18
-	VFMADD231PS Z18, Z17, Z9
-	VCVTPH2PS   32(SI), Z18
-	VFMADD231PS Z18, Z17, Z10
-	VCVTPH2PS   32(DI), Z18
-	VFMADD231PS Z18, Z17, Z11
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z17, Z12
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop271
+loop539:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop539
 
-done272:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done274
+done540:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done542
 
-loop273:
-	VMOVUPS     (R9), Z17
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z17, Z9
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z17, Z10
-	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z17, Z11
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z17, Z12
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop273
+loop541:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop541
 
-done274:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done275
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVDQU16.Z (BX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z9
-	VMOVDQU16.Z (SI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z10
-	VMOVDQU16.Z (DI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z11
-	VMOVDQU16.Z (R8), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z12
+done542:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done543
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z3
 
-done275:
-	CMPQ    R11, $0x0c
-	JLE     fold260
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done277
+done543:
+	CMPQ SI, $0x03
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done545
 
-loop276:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Z17
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z17, Z13
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z17, Z14
-	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z17, Z15
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z17, Z16
-	VMOVUPS     64(R9), Z17
-	VCVTPH2PS   32(BX), Z18
-	VFMADD231PS Z18, Z17, Z13
-	VCVTPH2PS   32(SI), Z18
-	VFMADD231PS Z18, Z17, Z14
-	VCVTPH2PS   32(DI), Z18
-	VFMADD231PS Z18, Z17, Z15
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z17, Z16
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop276
+loop544:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop544
 
-done277:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done279
+done545:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done547
 
-loop278:
-	VMOVUPS     (R9), Z17
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z17, Z13
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z17, Z14
-	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z17, Z15
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z17, Z16
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop278
+loop546:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop546
 
-done279:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done280
-	VMOVUPS.Z   (R9), K1, Z17
-	VMOVDQU16.Z (BX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z13
-	VMOVDQU16.Z (SI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z14
-	VMOVDQU16.Z (DI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z15
-	VMOVDQU16.Z (R8), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z17, Z16
+done547:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done548
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z4
 
-done280:
-fold260:
+done548:
+	CMPQ SI, $0x04
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done550
+
+loop549:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop549
+
+done550:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done552
+
+loop551:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop551
+
+done552:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done553
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z5
+
+done553:
+	CMPQ SI, $0x05
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done555
+
+loop554:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop554
+
+done555:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done557
+
+loop556:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop556
+
+done557:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done558
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z6
+
+done558:
+	CMPQ SI, $0x06
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done560
+
+loop559:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop559
+
+done560:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done562
+
+loop561:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop561
+
+done562:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done563
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z7
+
+done563:
+	CMPQ SI, $0x07
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done565
+
+loop564:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop564
+
+done565:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done567
+
+loop566:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop566
+
+done567:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done568
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z8
+
+done568:
+	CMPQ SI, $0x08
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done570
+
+loop569:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop569
+
+done570:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done572
+
+loop571:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop571
+
+done572:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done573
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z9
+
+done573:
+	CMPQ SI, $0x09
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done575
+
+loop574:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop574
+
+done575:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done577
+
+loop576:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop576
+
+done577:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done578
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z10
+
+done578:
+	CMPQ SI, $0x0a
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done580
+
+loop579:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop579
+
+done580:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done582
+
+loop581:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop581
+
+done582:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done583
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z11
+
+done583:
+	CMPQ SI, $0x0b
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done585
+
+loop584:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop584
+
+done585:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done587
+
+loop586:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop586
+
+done587:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done588
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z12
+
+done588:
+	CMPQ SI, $0x0c
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done590
+
+loop589:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z13
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop589
+
+done590:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done592
+
+loop591:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop591
+
+done592:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done593
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z13
+
+done593:
+	CMPQ SI, $0x0d
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done595
+
+loop594:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z14
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop594
+
+done595:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done597
+
+loop596:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop596
+
+done597:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done598
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z14
+
+done598:
+	CMPQ SI, $0x0e
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done600
+
+loop599:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z15
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop599
+
+done600:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done602
+
+loop601:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop601
+
+done602:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done603
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z15
+
+done603:
+	CMPQ SI, $0x0f
+	JLE  fold528
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done605
+
+loop604:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z16
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop604
+
+done605:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done607
+
+loop606:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop606
+
+done607:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done608
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z16
+
+done608:
+fold528:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
 	VADDPS     Z17, Z1, Z17
@@ -6739,22 +9522,22 @@ fold260:
 	VUNPCKLPD  Z2, Z1, Z3
 	VUNPCKHPD  Z2, Z1, Z1
 	VADDPS     Z3, Z1, Z3
-	MOVQ       R11, BX
-	MOVQ       $0x00000010, SI
-	CMPQ       BX, SI
-	CMOVQGT    SI, BX
-	MOVQ       ldS+8(FP), SI
-	SHLQ       $0x02, SI
-	LEAQ       (SI)(SI*2), SI
-	MOVL       $0x00000001, SI
-	SHLXL      BX, SI, SI
-	DECL       SI
-	KMOVW      SI, K2
+	MOVQ       SI, CX
+	MOVQ       $0x00000010, DX
+	CMPQ       CX, DX
+	CMOVQGT    DX, CX
+	MOVQ       ldS+8(FP), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), DX
+	MOVL       $0x00000001, DX
+	SHLXL      CX, DX, DX
+	DECL       DX
+	KMOVW      DX, K2
 	VMAXPS     Z0, Z3, K2, Z0
-	VMOVUPS    Z3, K2, (R10)
-	ADDQ       $0x40, R10
-	SUBQ       $0x10, R11
-	JG         block259
+	VMOVUPS    Z3, K2, (BX)
+	ADDQ       $0x40, BX
+	SUBQ       $0x10, SI
+	JG         block527
 	MOVQ       top+16(FP), AX
 	VSHUFF32X4 $0x4e, Z0, Z0, Z1
 	VMAXPS     Z1, Z0, Z0
@@ -6770,274 +9553,474 @@ fold260:
 	VZEROUPPER
 	RET
 
-rows256:
+rows524:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block281:
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done284
+block609:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+32, R8
+	JLT    done612
 
-loop283:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R10), Z17
-	VMOVUPS     (R10)(R9*1), Z18
-	VCVTPH2PS   (BX), Z19
-	VFMADD231PS Z19, Z17, Z1
-	VFMADD231PS Z19, Z18, Z9
-	VCVTPH2PS   (SI), Z19
-	VFMADD231PS Z19, Z17, Z2
-	VFMADD231PS Z19, Z18, Z10
-	VCVTPH2PS   (DI), Z19
-	VFMADD231PS Z19, Z17, Z3
-	VFMADD231PS Z19, Z18, Z11
-	VCVTPH2PS   (R8), Z19
-	VFMADD231PS Z19, Z17, Z4
-	VFMADD231PS Z19, Z18, Z12
-	VMOVUPS     64(R10), Z17
-	VMOVUPS     64(R10)(R9*1), Z18
-	VCVTPH2PS   32(BX), Z19
-	VFMADD231PS Z19, Z17, Z1
-	VFMADD231PS Z19, Z18, Z9
-	VCVTPH2PS   32(SI), Z19
-	VFMADD231PS Z19, Z17, Z2
-	VFMADD231PS Z19, Z18, Z10
-	VCVTPH2PS   32(DI), Z19
-	VFMADD231PS Z19, Z17, Z3
-	VFMADD231PS Z19, Z18, Z11
-	VCVTPH2PS   32(R8), Z19
-	VFMADD231PS Z19, Z17, Z4
-	VFMADD231PS Z19, Z18, Z12
+loop611:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop611
+
+done612:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done614
+
+loop613:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+32, CX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop283
+	SUBQ        $+16, R8
+	JGE         loop613
 
-done284:
-	ADDQ $+32, R13
-	SUBQ $+16, R13
-	JLT  done286
+done614:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done615
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z9
 
-loop285:
-	VMOVUPS     (R10), Z17
-	VMOVUPS     (R10)(R9*1), Z18
-	VCVTPH2PS   (BX), Z19
-	VFMADD231PS Z19, Z17, Z1
-	VFMADD231PS Z19, Z18, Z9
-	VCVTPH2PS   (SI), Z19
-	VFMADD231PS Z19, Z17, Z2
-	VFMADD231PS Z19, Z18, Z10
-	VCVTPH2PS   (DI), Z19
-	VFMADD231PS Z19, Z17, Z3
-	VFMADD231PS Z19, Z18, Z11
-	VCVTPH2PS   (R8), Z19
-	VFMADD231PS Z19, Z17, Z4
-	VFMADD231PS Z19, Z18, Z12
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop285
+done615:
+	CMPQ DI, $0x01
+	JLE  fold610
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done617
 
-done286:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done287
-	VMOVUPS.Z   (R10), K1, Z17
-	VMOVUPS.Z   (R10)(R9*1), K1, Z18
-	VMOVDQU16.Z (BX), K1, Y19
-	VCVTPH2PS   Y19, Z19
-	VFMADD231PS Z19, Z17, Z1
-	VFMADD231PS Z19, Z18, Z9
-	VMOVDQU16.Z (SI), K1, Y19
-	VCVTPH2PS   Y19, Z19
-	VFMADD231PS Z19, Z17, Z2
-	VFMADD231PS Z19, Z18, Z10
-	VMOVDQU16.Z (DI), K1, Y19
-	VCVTPH2PS   Y19, Z19
-	VFMADD231PS Z19, Z17, Z3
-	VFMADD231PS Z19, Z18, Z11
-	VMOVDQU16.Z (R8), K1, Y19
-	VCVTPH2PS   Y19, Z19
-	VFMADD231PS Z19, Z17, Z4
-	VFMADD231PS Z19, Z18, Z12
+loop616:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop616
 
-done287:
-	CMPQ    R12, $0x04
-	JLE     fold282
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done289
+done617:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done619
 
-loop288:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R10), Z17
-	VMOVUPS     (R10)(R9*1), Z18
-	VCVTPH2PS   (BX), Z19
-	VFMADD231PS Z19, Z17, Z5
-	VFMADD231PS Z19, Z18, Z13
-	VCVTPH2PS   (SI), Z19
-	VFMADD231PS Z19, Z17, Z6
-	VFMADD231PS Z19, Z18, Z14
-	VCVTPH2PS   (DI), Z19
-	VFMADD231PS Z19, Z17, Z7
-	VFMADD231PS Z19, Z18, Z15
-	VCVTPH2PS   (R8), Z19
-	VFMADD231PS Z19, Z17, Z8
-	VFMADD231PS Z19, Z18, Z16
-	VMOVUPS     64(R10), Z17
-	VMOVUPS     64(R10)(R9*1), Z18
-	VCVTPH2PS   32(BX), Z19
-	VFMADD231PS Z19, Z17, Z5
-	VFMADD231PS Z19, Z18, Z13
-	VCVTPH2PS   32(SI), Z19
-	VFMADD231PS Z19, Z17, Z6
-	VFMADD231PS Z19, Z18, Z14
-	VCVTPH2PS   32(DI), Z19
-	VFMADD231PS Z19, Z17, Z7
-	VFMADD231PS Z19, Z18, Z15
-	VCVTPH2PS   32(R8), Z19
-	VFMADD231PS Z19, Z17, Z8
-	VFMADD231PS Z19, Z18, Z16
+loop618:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+32, CX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop288
+	SUBQ        $+16, R8
+	JGE         loop618
 
-done289:
-	ADDQ $+32, R13
-	SUBQ $+16, R13
-	JLT  done291
+done619:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done620
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z10
 
-loop290:
-	VMOVUPS     (R10), Z17
-	VMOVUPS     (R10)(R9*1), Z18
-	VCVTPH2PS   (BX), Z19
-	VFMADD231PS Z19, Z17, Z5
-	VFMADD231PS Z19, Z18, Z13
-	VCVTPH2PS   (SI), Z19
-	VFMADD231PS Z19, Z17, Z6
-	VFMADD231PS Z19, Z18, Z14
-	VCVTPH2PS   (DI), Z19
-	VFMADD231PS Z19, Z17, Z7
-	VFMADD231PS Z19, Z18, Z15
-	VCVTPH2PS   (R8), Z19
-	VFMADD231PS Z19, Z17, Z8
-	VFMADD231PS Z19, Z18, Z16
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop290
+done620:
+	CMPQ DI, $0x02
+	JLE  fold610
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done622
 
-done291:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done292
-	VMOVUPS.Z   (R10), K1, Z17
-	VMOVUPS.Z   (R10)(R9*1), K1, Z18
-	VMOVDQU16.Z (BX), K1, Y19
-	VCVTPH2PS   Y19, Z19
-	VFMADD231PS Z19, Z17, Z5
-	VFMADD231PS Z19, Z18, Z13
-	VMOVDQU16.Z (SI), K1, Y19
-	VCVTPH2PS   Y19, Z19
-	VFMADD231PS Z19, Z17, Z6
-	VFMADD231PS Z19, Z18, Z14
-	VMOVDQU16.Z (DI), K1, Y19
-	VCVTPH2PS   Y19, Z19
-	VFMADD231PS Z19, Z17, Z7
-	VFMADD231PS Z19, Z18, Z15
-	VMOVDQU16.Z (R8), K1, Y19
-	VCVTPH2PS   Y19, Z19
-	VFMADD231PS Z19, Z17, Z8
-	VFMADD231PS Z19, Z18, Z16
+loop621:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop621
 
-done292:
-fold282:
+done622:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done624
+
+loop623:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop623
+
+done624:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done625
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z11
+
+done625:
+	CMPQ DI, $0x03
+	JLE  fold610
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done627
+
+loop626:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop626
+
+done627:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done629
+
+loop628:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop628
+
+done629:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done630
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z12
+
+done630:
+	CMPQ DI, $0x04
+	JLE  fold610
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done632
+
+loop631:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop631
+
+done632:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done634
+
+loop633:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop633
+
+done634:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done635
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z13
+
+done635:
+	CMPQ DI, $0x05
+	JLE  fold610
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done637
+
+loop636:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop636
+
+done637:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done639
+
+loop638:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop638
+
+done639:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done640
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z14
+
+done640:
+	CMPQ DI, $0x06
+	JLE  fold610
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done642
+
+loop641:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop641
+
+done642:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done644
+
+loop643:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop643
+
+done644:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done645
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z15
+
+done645:
+	CMPQ DI, $0x07
+	JLE  fold610
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done647
+
+loop646:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(BX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     64(BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop646
+
+done647:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done649
+
+loop648:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (BX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     (BX)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop648
+
+done649:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done650
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS.Z   (BX)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z16
+
+done650:
+fold610:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -7083,25 +10066,25 @@ fold282:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R12, BX
-	MOVQ          $0x00000008, SI
-	CMPQ          BX, SI
-	CMOVQGT       SI, BX
-	MOVQ          ldS+8(FP), SI
-	SHLQ          $0x02, SI
-	LEAQ          (SI)(SI*2), DI
-	MOVL          $0x00000001, DI
-	SHLXL         BX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00000101, DI, DI
-	KMOVW         DI, K2
+	MOVQ          DI, CX
+	MOVQ          $0x00000008, BX
+	CMPQ          CX, BX
+	CMOVQGT       BX, CX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R8
+	SHLXL         CX, R8, R8
+	DECL          R8
+	IMUL3L        $0x00000101, R8, R8
+	KMOVW         R8, K2
 	VMAXPS        Z0, Z3, K2, Z0
 	VEXTRACTF32X8 $0x01, Z3, Y1
-	VMOVUPS       Y3, K2, (R11)
-	VMOVUPS       Y1, K2, (R11)(SI*1)
-	ADDQ          $0x20, R11
-	SUBQ          $0x08, R12
-	JG            block281
+	VMOVUPS       Y3, K2, (SI)
+	VMOVUPS       Y1, K2, (SI)(BX*1)
+	ADDQ          $0x20, SI
+	SUBQ          $0x08, DI
+	JG            block609
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -7118,29 +10101,29 @@ fold282:
 	VZEROUPPER
 	RET
 
-rows257:
+rows525:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         d+32(FP), R11
+	SHLQ         $0x02, R11
+	MOVQ         s+0(FP), R13
+	MOVQ         keys+64(FP), R14
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block293:
+block651:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -7153,139 +10136,148 @@ block293:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+	MOVQ    q+24(FP), R12
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+56(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+56(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+56(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done296
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), R15
+	SUBQ    $+32, R15
+	JLT     done654
 
-loop295:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R10), Z13
-	VMOVUPS     (R10)(R9*1), Z14
-	VMOVUPS     (R10)(R9*2), Z15
-	VCVTPH2PS   (BX), Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   (SI), Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
+loop653:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within655
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
+
+within655:
+	VMOVUPS     (R12), Z13
+	VMOVUPS     (R12)(R11*1), Z14
+	VMOVUPS     (R12)(R11*2), Z15
 	VCVTPH2PS   (DI), Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VCVTPH2PS   (R8), Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
-	VMOVUPS     64(R10), Z13
-	VMOVUPS     64(R10)(R9*1), Z14
-	VMOVUPS     64(R10)(R9*2), Z15
-	VCVTPH2PS   32(BX), Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   32(SI), Z16
+	VCVTPH2PS   (R8), Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VCVTPH2PS   32(DI), Z16
+	VCVTPH2PS   (R9), Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VCVTPH2PS   32(R8), Z16
+	VCVTPH2PS   (R10), Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
+	VMOVUPS     64(R12), Z13
+	VMOVUPS     64(R12)(R11*1), Z14
+	VMOVUPS     64(R12)(R11*2), Z15
+	VCVTPH2PS   32(DI), Z16
+	VFMADD231PS Z16, Z13, Z1
+	VFMADD231PS Z16, Z14, Z5
+	VFMADD231PS Z16, Z15, Z9
+	VCVTPH2PS   32(R8), Z16
+	VFMADD231PS Z16, Z13, Z2
+	VFMADD231PS Z16, Z14, Z6
+	VFMADD231PS Z16, Z15, Z10
+	VCVTPH2PS   32(R9), Z16
+	VFMADD231PS Z16, Z13, Z3
+	VFMADD231PS Z16, Z14, Z7
+	VFMADD231PS Z16, Z15, Z11
+	VCVTPH2PS   32(R10), Z16
+	VFMADD231PS Z16, Z13, Z4
+	VFMADD231PS Z16, Z14, Z8
+	VFMADD231PS Z16, Z15, Z12
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop295
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	ADDQ        $+128, R12
+	SUBQ        $+32, R15
+	JGE         loop653
 
-done296:
-	ADDQ $+32, R13
-	SUBQ $+16, R13
-	JLT  done298
+done654:
+	ADDQ $+32, R15
+	SUBQ $+16, R15
+	JLT  done657
 
-loop297:
-	VMOVUPS     (R10), Z13
-	VMOVUPS     (R10)(R9*1), Z14
-	VMOVUPS     (R10)(R9*2), Z15
-	VCVTPH2PS   (BX), Z16
+loop656:
+	VMOVUPS     (R12), Z13
+	VMOVUPS     (R12)(R11*1), Z14
+	VMOVUPS     (R12)(R11*2), Z15
+	VCVTPH2PS   (DI), Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   (SI), Z16
+	VCVTPH2PS   (R8), Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VCVTPH2PS   (DI), Z16
+	VCVTPH2PS   (R9), Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VCVTPH2PS   (R8), Z16
+	VCVTPH2PS   (R10), Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
 	ADDQ        $+32, DI
 	ADDQ        $+32, R8
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop297
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	ADDQ        $+64, R12
+	SUBQ        $+16, R15
+	JGE         loop656
 
-done298:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done299
-	VMOVUPS.Z   (R10), K1, Z13
-	VMOVUPS.Z   (R10)(R9*1), K1, Z14
-	VMOVUPS.Z   (R10)(R9*2), K1, Z15
-	VMOVDQU16.Z (BX), K1, Y16
+done657:
+	ADDQ        $+16, R15
+	TESTQ       R15, R15
+	JZ          done658
+	VMOVUPS.Z   (R12), K1, Z13
+	VMOVUPS.Z   (R12)(R11*1), K1, Z14
+	VMOVUPS.Z   (R12)(R11*2), K1, Z15
+	VMOVDQU16.Z (DI), K1, Y16
 	VCVTPH2PS   Y16, Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VMOVDQU16.Z (SI), K1, Y16
+	VMOVDQU16.Z (R8), K1, Y16
 	VCVTPH2PS   Y16, Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VMOVDQU16.Z (DI), K1, Y16
+	VMOVDQU16.Z (R9), K1, Y16
 	VCVTPH2PS   Y16, Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VMOVDQU16.Z (R8), K1, Y16
+	VMOVDQU16.Z (R10), K1, Y16
 	VCVTPH2PS   Y16, Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
 
-done299:
+done658:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -7331,27 +10323,27 @@ done299:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R12, BX
-	MOVQ          $0x00000004, SI
-	CMPQ          BX, SI
-	CMOVQGT       SI, BX
-	MOVQ          ldS+8(FP), SI
-	SHLQ          $0x02, SI
-	LEAQ          (SI)(SI*2), DI
+	MOVQ          R14, DX
+	MOVQ          $0x00000004, BX
+	CMPQ          DX, BX
+	CMOVQGT       BX, DX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), DI
 	MOVL          $0x00000001, DI
-	SHLXL         BX, DI, DI
+	SHLXL         DX, DI, DI
 	DECL          DI
 	IMUL3L        $0x00001111, DI, DI
 	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R11)
+	VMOVUPS       X3, K2, (R13)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R11)(SI*1)
+	VMOVUPS       X1, K2, (R13)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R11)(SI*2)
-	ADDQ          $0x10, R11
-	SUBQ          $0x04, R12
-	JG            block293
+	VMOVUPS       X1, K2, (R13)(BX*2)
+	ADDQ          $0x10, R13
+	SUBQ          $0x04, R14
+	JG            block651
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -7369,30 +10361,30 @@ done299:
 	VZEROUPPER
 	RET
 
-rows258:
+rows526:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	LEAQ         (R9)(R9*2), R10
-	MOVQ         s+0(FP), R12
-	MOVQ         keys+64(FP), R13
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X0
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         d+32(FP), R11
+	SHLQ         $0x02, R11
+	LEAQ         (R11)(R11*2), R12
+	MOVQ         s+0(FP), R14
+	MOVQ         keys+64(FP), R15
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block300:
+block659:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -7409,159 +10401,168 @@ block300:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R11
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+	MOVQ    q+24(FP), R13
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+56(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+56(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+56(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R14
-	SUBQ    $+32, R14
-	JLT     done303
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), BP
+	SUBQ    $+32, BP
+	JLT     done662
 
-loop302:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VCVTPH2PS   (BX), Z17
-	VCVTPH2PS   (SI), Z18
-	VCVTPH2PS   (DI), Z19
-	VCVTPH2PS   (R8), Z20
-	VMOVUPS     (R11), Z21
+loop661:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within663
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
+
+within663:
+	VCVTPH2PS   (DI), Z17
+	VCVTPH2PS   (R8), Z18
+	VCVTPH2PS   (R9), Z19
+	VCVTPH2PS   (R10), Z20
+	VMOVUPS     (R13), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R11)(R9*1), Z21
+	VMOVUPS     (R13)(R11*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R11)(R9*2), Z21
+	VMOVUPS     (R13)(R11*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R11)(R10*1), Z21
+	VMOVUPS     (R13)(R12*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
-	VCVTPH2PS   32(BX), Z17
-	VCVTPH2PS   32(SI), Z18
-	VCVTPH2PS   32(DI), Z19
-	VCVTPH2PS   32(R8), Z20
-	VMOVUPS     64(R11), Z21
+	VCVTPH2PS   32(DI), Z17
+	VCVTPH2PS   32(R8), Z18
+	VCVTPH2PS   32(R9), Z19
+	VCVTPH2PS   32(R10), Z20
+	VMOVUPS     64(R13), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     64(R11)(R9*1), Z21
+	VMOVUPS     64(R13)(R11*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     64(R11)(R9*2), Z21
+	VMOVUPS     64(R13)(R11*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     64(R11)(R10*1), Z21
+	VMOVUPS     64(R13)(R12*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	ADDQ        $+128, R11
-	SUBQ        $+32, R14
-	JGE         loop302
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	ADDQ        $+128, R13
+	SUBQ        $+32, BP
+	JGE         loop661
 
-done303:
-	ADDQ $+32, R14
-	SUBQ $+16, R14
-	JLT  done305
+done662:
+	ADDQ $+32, BP
+	SUBQ $+16, BP
+	JLT  done665
 
-loop304:
-	VCVTPH2PS   (BX), Z17
-	VCVTPH2PS   (SI), Z18
-	VCVTPH2PS   (DI), Z19
-	VCVTPH2PS   (R8), Z20
-	VMOVUPS     (R11), Z21
+loop664:
+	VCVTPH2PS   (DI), Z17
+	VCVTPH2PS   (R8), Z18
+	VCVTPH2PS   (R9), Z19
+	VCVTPH2PS   (R10), Z20
+	VMOVUPS     (R13), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R11)(R9*1), Z21
+	VMOVUPS     (R13)(R11*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R11)(R9*2), Z21
+	VMOVUPS     (R13)(R11*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R11)(R10*1), Z21
+	VMOVUPS     (R13)(R12*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
 	ADDQ        $+32, DI
 	ADDQ        $+32, R8
-	ADDQ        $+64, R11
-	SUBQ        $+16, R14
-	JGE         loop304
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	ADDQ        $+64, R13
+	SUBQ        $+16, BP
+	JGE         loop664
 
-done305:
-	ADDQ        $+16, R14
-	TESTQ       R14, R14
-	JZ          done306
-	VMOVDQU16.Z (BX), K1, Y17
+done665:
+	ADDQ        $+16, BP
+	TESTQ       BP, BP
+	JZ          done666
+	VMOVDQU16.Z (DI), K1, Y17
 	VCVTPH2PS   Y17, Z17
-	VMOVDQU16.Z (SI), K1, Y18
+	VMOVDQU16.Z (R8), K1, Y18
 	VCVTPH2PS   Y18, Z18
-	VMOVDQU16.Z (DI), K1, Y19
+	VMOVDQU16.Z (R9), K1, Y19
 	VCVTPH2PS   Y19, Z19
-	VMOVDQU16.Z (R8), K1, Y20
+	VMOVDQU16.Z (R10), K1, Y20
 	VCVTPH2PS   Y20, Z20
-	VMOVUPS.Z   (R11), K1, Z21
+	VMOVUPS.Z   (R13), K1, Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R11)(R9*1), K1, Z21
+	VMOVUPS.Z   (R13)(R11*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R11)(R9*2), K1, Z21
+	VMOVUPS.Z   (R13)(R11*2), K1, Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R11)(R10*1), K1, Z21
+	VMOVUPS.Z   (R13)(R12*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done306:
+done666:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -7607,29 +10608,29 @@ done306:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R13, BX
-	MOVQ          $0x00000004, SI
-	CMPQ          BX, SI
-	CMOVQGT       SI, BX
-	MOVQ          ldS+8(FP), SI
-	SHLQ          $0x02, SI
-	LEAQ          (SI)(SI*2), DI
+	MOVQ          R15, DX
+	MOVQ          $0x00000004, BX
+	CMPQ          DX, BX
+	CMOVQGT       BX, DX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), DI
 	MOVL          $0x00000001, R8
-	SHLXL         BX, R8, R8
+	SHLXL         DX, R8, R8
 	DECL          R8
 	IMUL3L        $0x00001111, R8, R8
 	KMOVW         R8, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R12)
+	VMOVUPS       X3, K2, (R14)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R12)(SI*1)
+	VMOVUPS       X1, K2, (R14)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R12)(SI*2)
+	VMOVUPS       X1, K2, (R14)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R12)(DI*1)
-	ADDQ          $0x10, R12
-	SUBQ          $0x04, R13
-	JG            block300
+	VMOVUPS       X1, K2, (R14)(DI*1)
+	ADDQ          $0x10, R14
+	SUBQ          $0x04, R15
+	JG            block659
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -7651,96 +10652,115 @@ done306:
 	RET
 
 // func combineF16AVX512(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, MMX+
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
 TEXT ·combineF16AVX512(SB), NOSPLIT, $0-64
-	MOVQ   r+24(FP), AX
-	CMPQ   AX, $0x02
-	JE     rows307
-	CMPQ   AX, $0x03
-	JE     rows308
-	CMPQ   AX, $0x04
-	JE     rows309
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SUBQ   $+256, BX
-	JLT    done311
+	MOVQ r+24(FP), AX
+	CMPQ AX, $0x02
+	JE   rows667
+	CMPQ AX, $0x03
+	JE   rows668
+	CMPQ AX, $0x04
+	JE   rows669
+	MOVQ ldP+16(FP), AX
+	SHLQ $0x02, AX
+	MOVQ dv+56(FP), AX
+	SHLQ $0x02, AX
+	XORQ AX, AX
 
-loop310:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+block670:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), SI
+	SUBQ  $+256, SI
+	JLT   done672
 
-key312:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	PREFETCHT0   128(SI)(CX*1)
-	PREFETCHT0   192(SI)(CX*1)
-	PREFETCHT0   256(SI)(CX*1)
-	PREFETCHT0   320(SI)(CX*1)
-	PREFETCHT0   384(SI)(CX*1)
-	PREFETCHT0   448(SI)(CX*1)
-	VBROADCASTSS (DI), Z16
-	VCVTPH2PS    (SI), Z17
+loop671:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first673
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS 512(DX), Z8
+	VMOVUPS 576(DX), Z9
+	VMOVUPS 640(DX), Z10
+	VMOVUPS 704(DX), Z11
+	VMOVUPS 768(DX), Z12
+	VMOVUPS 832(DX), Z13
+	VMOVUPS 896(DX), Z14
+	VMOVUPS 960(DX), Z15
+
+first673:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key674:
+	VBROADCASTSS (R8), Z16
+	VCVTPH2PS    (DI), Z17
 	VFMADD231PS  Z17, Z16, Z0
-	VCVTPH2PS    32(SI), Z17
+	VCVTPH2PS    32(DI), Z17
 	VFMADD231PS  Z17, Z16, Z1
-	VCVTPH2PS    64(SI), Z17
+	VCVTPH2PS    64(DI), Z17
 	VFMADD231PS  Z17, Z16, Z2
-	VCVTPH2PS    96(SI), Z17
+	VCVTPH2PS    96(DI), Z17
 	VFMADD231PS  Z17, Z16, Z3
-	VCVTPH2PS    128(SI), Z17
+	VCVTPH2PS    128(DI), Z17
 	VFMADD231PS  Z17, Z16, Z4
-	VCVTPH2PS    160(SI), Z17
+	VCVTPH2PS    160(DI), Z17
 	VFMADD231PS  Z17, Z16, Z5
-	VCVTPH2PS    192(SI), Z17
+	VCVTPH2PS    192(DI), Z17
 	VFMADD231PS  Z17, Z16, Z6
-	VCVTPH2PS    224(SI), Z17
+	VCVTPH2PS    224(DI), Z17
 	VFMADD231PS  Z17, Z16, Z7
-	VCVTPH2PS    256(SI), Z17
+	VCVTPH2PS    256(DI), Z17
 	VFMADD231PS  Z17, Z16, Z8
-	VCVTPH2PS    288(SI), Z17
+	VCVTPH2PS    288(DI), Z17
 	VFMADD231PS  Z17, Z16, Z9
-	VCVTPH2PS    320(SI), Z17
+	VCVTPH2PS    320(DI), Z17
 	VFMADD231PS  Z17, Z16, Z10
-	VCVTPH2PS    352(SI), Z17
+	VCVTPH2PS    352(DI), Z17
 	VFMADD231PS  Z17, Z16, Z11
-	VCVTPH2PS    384(SI), Z17
+	VCVTPH2PS    384(DI), Z17
 	VFMADD231PS  Z17, Z16, Z12
-	VCVTPH2PS    416(SI), Z17
+	VCVTPH2PS    416(DI), Z17
 	VFMADD231PS  Z17, Z16, Z13
-	VCVTPH2PS    448(SI), Z17
+	VCVTPH2PS    448(DI), Z17
 	VFMADD231PS  Z17, Z16, Z14
-	VCVTPH2PS    480(SI), Z17
+	VCVTPH2PS    480(DI), Z17
 	VFMADD231PS  Z17, Z16, Z15
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key312
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key674
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -7757,55 +10777,67 @@ key312:
 	VMOVUPS      Z13, 832(DX)
 	VMOVUPS      Z14, 896(DX)
 	VMOVUPS      Z15, 960(DX)
-	ADDQ         $+512, AX
+	ADDQ         $+512, CX
 	ADDQ         $+1024, DX
-	SUBQ         $+256, BX
-	JGE          loop310
+	SUBQ         $+256, SI
+	JGE          loop671
 
-done311:
-	ADDQ $+256, BX
-	SUBQ $+128, BX
-	JLT  done314
+done672:
+	ADDQ $+256, SI
+	SUBQ $+128, SI
+	JLT  done676
 
-loop313:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+loop675:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first677
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
 
-key315:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	PREFETCHT0   128(SI)(CX*1)
-	PREFETCHT0   192(SI)(CX*1)
-	VBROADCASTSS (DI), Z8
-	VCVTPH2PS    (SI), Z9
+first677:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key678:
+	VBROADCASTSS (R8), Z8
+	VCVTPH2PS    (DI), Z9
 	VFMADD231PS  Z9, Z8, Z0
-	VCVTPH2PS    32(SI), Z9
+	VCVTPH2PS    32(DI), Z9
 	VFMADD231PS  Z9, Z8, Z1
-	VCVTPH2PS    64(SI), Z9
+	VCVTPH2PS    64(DI), Z9
 	VFMADD231PS  Z9, Z8, Z2
-	VCVTPH2PS    96(SI), Z9
+	VCVTPH2PS    96(DI), Z9
 	VFMADD231PS  Z9, Z8, Z3
-	VCVTPH2PS    128(SI), Z9
+	VCVTPH2PS    128(DI), Z9
 	VFMADD231PS  Z9, Z8, Z4
-	VCVTPH2PS    160(SI), Z9
+	VCVTPH2PS    160(DI), Z9
 	VFMADD231PS  Z9, Z8, Z5
-	VCVTPH2PS    192(SI), Z9
+	VCVTPH2PS    192(DI), Z9
 	VFMADD231PS  Z9, Z8, Z6
-	VCVTPH2PS    224(SI), Z9
+	VCVTPH2PS    224(DI), Z9
 	VFMADD231PS  Z9, Z8, Z7
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key315
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key678
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -7814,205 +10846,266 @@ key315:
 	VMOVUPS      Z5, 320(DX)
 	VMOVUPS      Z6, 384(DX)
 	VMOVUPS      Z7, 448(DX)
-	ADDQ         $+256, AX
+	ADDQ         $+256, CX
 	ADDQ         $+512, DX
-	SUBQ         $+128, BX
-	JGE          loop313
+	SUBQ         $+128, SI
+	JGE          loop675
 
-done314:
-	ADDQ $+128, BX
-	SUBQ $+64, BX
-	JLT  done317
+done676:
+	ADDQ $+128, SI
+	SUBQ $+64, SI
+	JLT  done680
 
-loop316:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+loop679:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first681
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
 
-key318:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	VBROADCASTSS (DI), Z4
-	VCVTPH2PS    (SI), Z5
+first681:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key682:
+	VBROADCASTSS (R8), Z4
+	VCVTPH2PS    (DI), Z5
 	VFMADD231PS  Z5, Z4, Z0
-	VCVTPH2PS    32(SI), Z5
+	VCVTPH2PS    32(DI), Z5
 	VFMADD231PS  Z5, Z4, Z1
-	VCVTPH2PS    64(SI), Z5
+	VCVTPH2PS    64(DI), Z5
 	VFMADD231PS  Z5, Z4, Z2
-	VCVTPH2PS    96(SI), Z5
+	VCVTPH2PS    96(DI), Z5
 	VFMADD231PS  Z5, Z4, Z3
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key318
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key682
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
 	VMOVUPS      Z3, 192(DX)
-	ADDQ         $+128, AX
+	ADDQ         $+128, CX
 	ADDQ         $+256, DX
-	SUBQ         $+64, BX
-	JGE          loop316
+	SUBQ         $+64, SI
+	JGE          loop679
 
-done317:
-	ADDQ $+64, BX
-	SUBQ $+32, BX
-	JLT  done320
+done680:
+	ADDQ $+64, SI
+	SUBQ $+32, SI
+	JLT  done684
 
-loop319:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+loop683:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first685
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
 
-key321:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Z2
-	VCVTPH2PS    (SI), Z3
+first685:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key686:
+	VBROADCASTSS (R8), Z2
+	VCVTPH2PS    (DI), Z3
 	VFMADD231PS  Z3, Z2, Z0
-	VCVTPH2PS    32(SI), Z3
+	VCVTPH2PS    32(DI), Z3
 	VFMADD231PS  Z3, Z2, Z1
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key321
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key686
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
-	ADDQ         $+64, AX
+	ADDQ         $+64, CX
 	ADDQ         $+128, DX
-	SUBQ         $+32, BX
-	JGE          loop319
+	SUBQ         $+32, SI
+	JGE          loop683
 
-done320:
-	ADDQ $+32, BX
-	SUBQ $+16, BX
-	JLT  done323
+done684:
+	ADDQ $+32, SI
+	SUBQ $+16, SI
+	JLT  done688
 
-loop322:
-	VXORPS Z0, Z0, Z0
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+loop687:
+	VXORPS  Z0, Z0, Z0
+	TESTQ   AX, AX
+	JZ      first689
+	VMOVUPS (DX), Z0
 
-key324:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Z1
-	VCVTPH2PS    (SI), Z2
+first689:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key690:
+	VBROADCASTSS (R8), Z1
+	VCVTPH2PS    (DI), Z2
 	VFMADD231PS  Z2, Z1, Z0
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key324
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key690
 	VMOVUPS      Z0, (DX)
-	ADDQ         $+32, AX
+	ADDQ         $+32, CX
 	ADDQ         $+64, DX
-	SUBQ         $+16, BX
-	JGE          loop322
+	SUBQ         $+16, SI
+	JGE          loop687
 
-done323:
-	ADDQ   $+16, BX
-	TESTQ  BX, BX
-	JZ     done325
-	MOVL   $0x00000001, SI
-	SHLXL  BX, SI, SI
-	DECL   SI
-	KMOVW  SI, K1
-	VXORPS Z0, Z0, Z0
-	MOVQ   p+8(FP), BX
-	MOVQ   keys+48(FP), SI
+done688:
+	ADDQ      $+16, SI
+	TESTQ     SI, SI
+	JZ        done691
+	MOVL      $0x00000001, DI
+	SHLXL     SI, DI, DI
+	DECL      DI
+	KMOVW     DI, K1
+	VXORPS    Z0, Z0, Z0
+	TESTQ     AX, AX
+	JZ        first692
+	VMOVUPS.Z (DX), K1, Z0
 
-key326:
-	PREFETCHT0   (AX)(CX*1)
+first692:
+	MOVQ    keys+48(FP), SI
+	MOVQ    BX, BX
+	SUBQ    AX, SI
+	MOVQ    $0x00000040, DI
+	CMPQ    SI, DI
+	CMOVQGT DI, SI
+
+key693:
 	VBROADCASTSS (BX), Z1
-	VMOVDQU16.Z  (AX), K1, Y2
+	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VFMADD231PS  Z2, Z1, Z0
-	ADDQ         stride+40(FP), AX
+	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key326
+	JNZ          key693
 	VMOVUPS      Z0, K1, (DX)
 
-done325:
+done691:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block670
 	VZEROUPPER
 	RET
 
-rows307:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+128, DI
-	JLT    done328
+rows667:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
 
-loop327:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+block694:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done696
 
-key329:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	PREFETCHT0   128(R8)(CX*1)
-	PREFETCHT0   192(R8)(CX*1)
-	VBROADCASTSS (R9), Z16
-	VBROADCASTSS (R9)(BX*1), Z17
-	VCVTPH2PS    (R8), Z18
+loop695:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first697
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+
+first697:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key698:
+	VBROADCASTSS (R10), Z16
+	VBROADCASTSS (R10)(SI*1), Z17
+	VCVTPH2PS    (R9), Z18
 	VFMADD231PS  Z18, Z16, Z0
 	VFMADD231PS  Z18, Z17, Z8
-	VCVTPH2PS    32(R8), Z18
+	VCVTPH2PS    32(R9), Z18
 	VFMADD231PS  Z18, Z16, Z1
 	VFMADD231PS  Z18, Z17, Z9
-	VCVTPH2PS    64(R8), Z18
+	VCVTPH2PS    64(R9), Z18
 	VFMADD231PS  Z18, Z16, Z2
 	VFMADD231PS  Z18, Z17, Z10
-	VCVTPH2PS    96(R8), Z18
+	VCVTPH2PS    96(R9), Z18
 	VFMADD231PS  Z18, Z16, Z3
 	VFMADD231PS  Z18, Z17, Z11
-	VCVTPH2PS    128(R8), Z18
+	VCVTPH2PS    128(R9), Z18
 	VFMADD231PS  Z18, Z16, Z4
 	VFMADD231PS  Z18, Z17, Z12
-	VCVTPH2PS    160(R8), Z18
+	VCVTPH2PS    160(R9), Z18
 	VFMADD231PS  Z18, Z16, Z5
 	VFMADD231PS  Z18, Z17, Z13
-	VCVTPH2PS    192(R8), Z18
+	VCVTPH2PS    192(R9), Z18
 	VFMADD231PS  Z18, Z16, Z6
 	VFMADD231PS  Z18, Z17, Z14
-	VCVTPH2PS    224(R8), Z18
+	VCVTPH2PS    224(R9), Z18
 	VFMADD231PS  Z18, Z16, Z7
 	VFMADD231PS  Z18, Z17, Z15
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key329
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key698
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -8021,533 +11114,72 @@ key329:
 	VMOVUPS      Z5, 320(DX)
 	VMOVUPS      Z6, 384(DX)
 	VMOVUPS      Z7, 448(DX)
-	VMOVUPS      Z8, (DX)(SI*1)
-	VMOVUPS      Z9, 64(DX)(SI*1)
-	VMOVUPS      Z10, 128(DX)(SI*1)
-	VMOVUPS      Z11, 192(DX)(SI*1)
-	VMOVUPS      Z12, 256(DX)(SI*1)
-	VMOVUPS      Z13, 320(DX)(SI*1)
-	VMOVUPS      Z14, 384(DX)(SI*1)
-	VMOVUPS      Z15, 448(DX)(SI*1)
-	ADDQ         $+256, AX
+	VMOVUPS      Z8, (DX)(DI*1)
+	VMOVUPS      Z9, 64(DX)(DI*1)
+	VMOVUPS      Z10, 128(DX)(DI*1)
+	VMOVUPS      Z11, 192(DX)(DI*1)
+	VMOVUPS      Z12, 256(DX)(DI*1)
+	VMOVUPS      Z13, 320(DX)(DI*1)
+	VMOVUPS      Z14, 384(DX)(DI*1)
+	VMOVUPS      Z15, 448(DX)(DI*1)
+	ADDQ         $+256, CX
 	ADDQ         $+512, DX
-	SUBQ         $+128, DI
-	JGE          loop327
+	SUBQ         $+128, R8
+	JGE          loop695
 
-done328:
-	ADDQ $+128, DI
-	SUBQ $+64, DI
-	JLT  done331
+done696:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done700
 
-loop330:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+loop699:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first701
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
 
-key332:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	VBROADCASTSS (R9), Z8
-	VBROADCASTSS (R9)(BX*1), Z9
-	VCVTPH2PS    (R8), Z10
+first701:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key702:
+	VBROADCASTSS (R10), Z8
+	VBROADCASTSS (R10)(SI*1), Z9
+	VCVTPH2PS    (R9), Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z4
-	VCVTPH2PS    32(R8), Z10
+	VCVTPH2PS    32(R9), Z10
 	VFMADD231PS  Z10, Z8, Z1
 	VFMADD231PS  Z10, Z9, Z5
-	VCVTPH2PS    64(R8), Z10
+	VCVTPH2PS    64(R9), Z10
 	VFMADD231PS  Z10, Z8, Z2
 	VFMADD231PS  Z10, Z9, Z6
-	VCVTPH2PS    96(R8), Z10
+	VCVTPH2PS    96(R9), Z10
 	VFMADD231PS  Z10, Z8, Z3
 	VFMADD231PS  Z10, Z9, Z7
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key332
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, 64(DX)
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z3, 192(DX)
-	VMOVUPS      Z4, (DX)(SI*1)
-	VMOVUPS      Z5, 64(DX)(SI*1)
-	VMOVUPS      Z6, 128(DX)(SI*1)
-	VMOVUPS      Z7, 192(DX)(SI*1)
-	ADDQ         $+128, AX
-	ADDQ         $+256, DX
-	SUBQ         $+64, DI
-	JGE          loop330
-
-done331:
-	ADDQ $+64, DI
-	SUBQ $+32, DI
-	JLT  done334
-
-loop333:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key335:
-	PREFETCHT0   (R8)(CX*1)
-	VBROADCASTSS (R9), Z4
-	VBROADCASTSS (R9)(BX*1), Z5
-	VCVTPH2PS    (R8), Z6
-	VFMADD231PS  Z6, Z4, Z0
-	VFMADD231PS  Z6, Z5, Z2
-	VCVTPH2PS    32(R8), Z6
-	VFMADD231PS  Z6, Z4, Z1
-	VFMADD231PS  Z6, Z5, Z3
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key335
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, 64(DX)
-	VMOVUPS      Z2, (DX)(SI*1)
-	VMOVUPS      Z3, 64(DX)(SI*1)
-	ADDQ         $+64, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, DI
-	JGE          loop333
-
-done334:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done337
-
-loop336:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key338:
-	PREFETCHT0   (R8)(CX*1)
-	VCVTPH2PS    (R8), Z2
-	VBROADCASTSS (R9), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (R9)(BX*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key338
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(SI*1)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop336
-
-done337:
-	ADDQ   $+16, DI
-	TESTQ  DI, DI
-	JZ     done339
-	MOVL   $0x00000001, R8
-	SHLXL  DI, R8, R8
-	DECL   R8
-	KMOVW  R8, K1
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-
-key340:
-	PREFETCHT0   (AX)(CX*1)
-	VMOVDQU16.Z  (AX), K1, Y2
-	VCVTPH2PS    Y2, Z2
-	VBROADCASTSS (DI), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (DI)(BX*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key340
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(SI*1)
-
-done339:
-	VZEROUPPER
-	RET
-
-rows308:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+128, DI
-	JLT    done342
-
-loop341:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	VXORPS Z16, Z16, Z16
-	VXORPS Z17, Z17, Z17
-	VXORPS Z18, Z18, Z18
-	VXORPS Z19, Z19, Z19
-	VXORPS Z20, Z20, Z20
-	VXORPS Z21, Z21, Z21
-	VXORPS Z22, Z22, Z22
-	VXORPS Z23, Z23, Z23
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key343:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	PREFETCHT0   128(R8)(CX*1)
-	PREFETCHT0   192(R8)(CX*1)
-	VBROADCASTSS (R9), Z24
-	VBROADCASTSS (R9)(BX*1), Z25
-	VBROADCASTSS (R9)(BX*2), Z26
-	VCVTPH2PS    (R8), Z27
-	VFMADD231PS  Z27, Z24, Z0
-	VFMADD231PS  Z27, Z25, Z8
-	VFMADD231PS  Z27, Z26, Z16
-	VCVTPH2PS    32(R8), Z27
-	VFMADD231PS  Z27, Z24, Z1
-	VFMADD231PS  Z27, Z25, Z9
-	VFMADD231PS  Z27, Z26, Z17
-	VCVTPH2PS    64(R8), Z27
-	VFMADD231PS  Z27, Z24, Z2
-	VFMADD231PS  Z27, Z25, Z10
-	VFMADD231PS  Z27, Z26, Z18
-	VCVTPH2PS    96(R8), Z27
-	VFMADD231PS  Z27, Z24, Z3
-	VFMADD231PS  Z27, Z25, Z11
-	VFMADD231PS  Z27, Z26, Z19
-	VCVTPH2PS    128(R8), Z27
-	VFMADD231PS  Z27, Z24, Z4
-	VFMADD231PS  Z27, Z25, Z12
-	VFMADD231PS  Z27, Z26, Z20
-	VCVTPH2PS    160(R8), Z27
-	VFMADD231PS  Z27, Z24, Z5
-	VFMADD231PS  Z27, Z25, Z13
-	VFMADD231PS  Z27, Z26, Z21
-	VCVTPH2PS    192(R8), Z27
-	VFMADD231PS  Z27, Z24, Z6
-	VFMADD231PS  Z27, Z25, Z14
-	VFMADD231PS  Z27, Z26, Z22
-	VCVTPH2PS    224(R8), Z27
-	VFMADD231PS  Z27, Z24, Z7
-	VFMADD231PS  Z27, Z25, Z15
-	VFMADD231PS  Z27, Z26, Z23
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key343
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, 64(DX)
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z3, 192(DX)
-	VMOVUPS      Z4, 256(DX)
-	VMOVUPS      Z5, 320(DX)
-	VMOVUPS      Z6, 384(DX)
-	VMOVUPS      Z7, 448(DX)
-	VMOVUPS      Z8, (DX)(SI*1)
-	VMOVUPS      Z9, 64(DX)(SI*1)
-	VMOVUPS      Z10, 128(DX)(SI*1)
-	VMOVUPS      Z11, 192(DX)(SI*1)
-	VMOVUPS      Z12, 256(DX)(SI*1)
-	VMOVUPS      Z13, 320(DX)(SI*1)
-	VMOVUPS      Z14, 384(DX)(SI*1)
-	VMOVUPS      Z15, 448(DX)(SI*1)
-	VMOVUPS      Z16, (DX)(SI*2)
-	VMOVUPS      Z17, 64(DX)(SI*2)
-	VMOVUPS      Z18, 128(DX)(SI*2)
-	VMOVUPS      Z19, 192(DX)(SI*2)
-	VMOVUPS      Z20, 256(DX)(SI*2)
-	VMOVUPS      Z21, 320(DX)(SI*2)
-	VMOVUPS      Z22, 384(DX)(SI*2)
-	VMOVUPS      Z23, 448(DX)(SI*2)
-	ADDQ         $+256, AX
-	ADDQ         $+512, DX
-	SUBQ         $+128, DI
-	JGE          loop341
-
-done342:
-	ADDQ $+128, DI
-	SUBQ $+64, DI
-	JLT  done345
-
-loop344:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key346:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	VBROADCASTSS (R9), Z12
-	VBROADCASTSS (R9)(BX*1), Z13
-	VBROADCASTSS (R9)(BX*2), Z14
-	VCVTPH2PS    (R8), Z15
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VCVTPH2PS    32(R8), Z15
-	VFMADD231PS  Z15, Z12, Z1
-	VFMADD231PS  Z15, Z13, Z5
-	VFMADD231PS  Z15, Z14, Z9
-	VCVTPH2PS    64(R8), Z15
-	VFMADD231PS  Z15, Z12, Z2
-	VFMADD231PS  Z15, Z13, Z6
-	VFMADD231PS  Z15, Z14, Z10
-	VCVTPH2PS    96(R8), Z15
-	VFMADD231PS  Z15, Z12, Z3
-	VFMADD231PS  Z15, Z13, Z7
-	VFMADD231PS  Z15, Z14, Z11
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key346
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, 64(DX)
-	VMOVUPS      Z2, 128(DX)
-	VMOVUPS      Z3, 192(DX)
-	VMOVUPS      Z4, (DX)(SI*1)
-	VMOVUPS      Z5, 64(DX)(SI*1)
-	VMOVUPS      Z6, 128(DX)(SI*1)
-	VMOVUPS      Z7, 192(DX)(SI*1)
-	VMOVUPS      Z8, (DX)(SI*2)
-	VMOVUPS      Z9, 64(DX)(SI*2)
-	VMOVUPS      Z10, 128(DX)(SI*2)
-	VMOVUPS      Z11, 192(DX)(SI*2)
-	ADDQ         $+128, AX
-	ADDQ         $+256, DX
-	SUBQ         $+64, DI
-	JGE          loop344
-
-done345:
-	ADDQ $+64, DI
-	SUBQ $+32, DI
-	JLT  done348
-
-loop347:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key349:
-	PREFETCHT0   (R8)(CX*1)
-	VCVTPH2PS    (R8), Z6
-	VCVTPH2PS    32(R8), Z7
-	VBROADCASTSS (R9), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS (R9)(BX*1), Z8
-	VFMADD231PS  Z6, Z8, Z2
-	VFMADD231PS  Z7, Z8, Z3
-	VBROADCASTSS (R9)(BX*2), Z8
-	VFMADD231PS  Z6, Z8, Z4
-	VFMADD231PS  Z7, Z8, Z5
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key349
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, 64(DX)
-	VMOVUPS      Z2, (DX)(SI*1)
-	VMOVUPS      Z3, 64(DX)(SI*1)
-	VMOVUPS      Z4, (DX)(SI*2)
-	VMOVUPS      Z5, 64(DX)(SI*2)
-	ADDQ         $+64, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, DI
-	JGE          loop347
-
-done348:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done351
-
-loop350:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key352:
-	PREFETCHT0   (R8)(CX*1)
-	VCVTPH2PS    (R8), Z3
-	VBROADCASTSS (R9), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (R9)(BX*1), Z4
-	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (R9)(BX*2), Z4
-	VFMADD231PS  Z3, Z4, Z2
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key352
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(SI*1)
-	VMOVUPS      Z2, (DX)(SI*2)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop350
-
-done351:
-	ADDQ   $+16, DI
-	TESTQ  DI, DI
-	JZ     done353
-	MOVL   $0x00000001, R8
-	SHLXL  DI, R8, R8
-	DECL   R8
-	KMOVW  R8, K1
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-
-key354:
-	PREFETCHT0   (AX)(CX*1)
-	VMOVDQU16.Z  (AX), K1, Y3
-	VCVTPH2PS    Y3, Z3
-	VBROADCASTSS (DI), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (DI)(BX*1), Z4
-	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (DI)(BX*2), Z4
-	VFMADD231PS  Z3, Z4, Z2
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key354
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(SI*1)
-	VMOVUPS      Z2, K1, (DX)(SI*2)
-
-done353:
-	VZEROUPPER
-	RET
-
-rows309:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), DI
-	SHLQ   $0x02, DI
-	LEAQ   (DI)(DI*2), R8
-	MOVQ   dv+56(FP), R9
-	SUBQ   $+64, R9
-	JLT    done356
-
-loop355:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	VXORPS Z8, Z8, Z8
-	VXORPS Z9, Z9, Z9
-	VXORPS Z10, Z10, Z10
-	VXORPS Z11, Z11, Z11
-	VXORPS Z12, Z12, Z12
-	VXORPS Z13, Z13, Z13
-	VXORPS Z14, Z14, Z14
-	VXORPS Z15, Z15, Z15
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
-
-key357:
-	PREFETCHT0   (R10)(CX*1)
-	PREFETCHT0   64(R10)(CX*1)
-	VBROADCASTSS (R11), Z16
-	VBROADCASTSS (R11)(BX*1), Z17
-	VBROADCASTSS (R11)(BX*2), Z18
-	VBROADCASTSS (R11)(SI*1), Z19
-	VCVTPH2PS    (R10), Z20
-	VFMADD231PS  Z20, Z16, Z0
-	VFMADD231PS  Z20, Z17, Z4
-	VFMADD231PS  Z20, Z18, Z8
-	VFMADD231PS  Z20, Z19, Z12
-	VCVTPH2PS    32(R10), Z20
-	VFMADD231PS  Z20, Z16, Z1
-	VFMADD231PS  Z20, Z17, Z5
-	VFMADD231PS  Z20, Z18, Z9
-	VFMADD231PS  Z20, Z19, Z13
-	VCVTPH2PS    64(R10), Z20
-	VFMADD231PS  Z20, Z16, Z2
-	VFMADD231PS  Z20, Z17, Z6
-	VFMADD231PS  Z20, Z18, Z10
-	VFMADD231PS  Z20, Z19, Z14
-	VCVTPH2PS    96(R10), Z20
-	VFMADD231PS  Z20, Z16, Z3
-	VFMADD231PS  Z20, Z17, Z7
-	VFMADD231PS  Z20, Z18, Z11
-	VFMADD231PS  Z20, Z19, Z15
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key357
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key702
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -8556,171 +11188,165 @@ key357:
 	VMOVUPS      Z5, 64(DX)(DI*1)
 	VMOVUPS      Z6, 128(DX)(DI*1)
 	VMOVUPS      Z7, 192(DX)(DI*1)
-	VMOVUPS      Z8, (DX)(DI*2)
-	VMOVUPS      Z9, 64(DX)(DI*2)
-	VMOVUPS      Z10, 128(DX)(DI*2)
-	VMOVUPS      Z11, 192(DX)(DI*2)
-	VMOVUPS      Z12, (DX)(R8*1)
-	VMOVUPS      Z13, 64(DX)(R8*1)
-	VMOVUPS      Z14, 128(DX)(R8*1)
-	VMOVUPS      Z15, 192(DX)(R8*1)
-	ADDQ         $+128, AX
+	ADDQ         $+128, CX
 	ADDQ         $+256, DX
-	SUBQ         $+64, R9
-	JGE          loop355
+	SUBQ         $+64, R8
+	JGE          loop699
 
-done356:
-	ADDQ $+64, R9
-	SUBQ $+32, R9
-	JLT  done359
+done700:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done704
 
-loop358:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	VXORPS Z4, Z4, Z4
-	VXORPS Z5, Z5, Z5
-	VXORPS Z6, Z6, Z6
-	VXORPS Z7, Z7, Z7
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
+loop703:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first705
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
 
-key360:
-	PREFETCHT0   (R10)(CX*1)
-	VCVTPH2PS    (R10), Z8
-	VCVTPH2PS    32(R10), Z9
-	VBROADCASTSS (R11), Z10
-	VFMADD231PS  Z8, Z10, Z0
-	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS (R11)(BX*1), Z10
-	VFMADD231PS  Z8, Z10, Z2
-	VFMADD231PS  Z9, Z10, Z3
-	VBROADCASTSS (R11)(BX*2), Z10
-	VFMADD231PS  Z8, Z10, Z4
-	VFMADD231PS  Z9, Z10, Z5
-	VBROADCASTSS (R11)(SI*1), Z10
-	VFMADD231PS  Z8, Z10, Z6
-	VFMADD231PS  Z9, Z10, Z7
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key360
+first705:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key706:
+	VBROADCASTSS (R10), Z4
+	VBROADCASTSS (R10)(SI*1), Z5
+	VCVTPH2PS    (R9), Z6
+	VFMADD231PS  Z6, Z4, Z0
+	VFMADD231PS  Z6, Z5, Z2
+	VCVTPH2PS    32(R9), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VFMADD231PS  Z6, Z5, Z3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key706
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
 	VMOVUPS      Z3, 64(DX)(DI*1)
-	VMOVUPS      Z4, (DX)(DI*2)
-	VMOVUPS      Z5, 64(DX)(DI*2)
-	VMOVUPS      Z6, (DX)(R8*1)
-	VMOVUPS      Z7, 64(DX)(R8*1)
-	ADDQ         $+64, AX
+	ADDQ         $+64, CX
 	ADDQ         $+128, DX
-	SUBQ         $+32, R9
-	JGE          loop358
+	SUBQ         $+32, R8
+	JGE          loop703
 
-done359:
-	ADDQ $+32, R9
-	SUBQ $+16, R9
-	JLT  done362
+done704:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done708
 
-loop361:
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
+loop707:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first709
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
 
-key363:
-	PREFETCHT0   (R10)(CX*1)
-	VCVTPH2PS    (R10), Z4
-	VBROADCASTSS (R11), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS (R11)(BX*1), Z5
-	VFMADD231PS  Z4, Z5, Z1
-	VBROADCASTSS (R11)(BX*2), Z5
-	VFMADD231PS  Z4, Z5, Z2
-	VBROADCASTSS (R11)(SI*1), Z5
-	VFMADD231PS  Z4, Z5, Z3
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key363
+first709:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key710:
+	VCVTPH2PS    (R9), Z2
+	VBROADCASTSS (R10), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (R10)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key710
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
-	VMOVUPS      Z2, (DX)(DI*2)
-	VMOVUPS      Z3, (DX)(R8*1)
-	ADDQ         $+32, AX
+	ADDQ         $+32, CX
 	ADDQ         $+64, DX
-	SUBQ         $+16, R9
-	JGE          loop361
+	SUBQ         $+16, R8
+	JGE          loop707
 
-done362:
-	ADDQ   $+16, R9
-	TESTQ  R9, R9
-	JZ     done364
-	MOVL   $0x00000001, R10
-	SHLXL  R9, R10, R10
-	DECL   R10
-	KMOVW  R10, K1
-	VXORPS Z0, Z0, Z0
-	VXORPS Z1, Z1, Z1
-	VXORPS Z2, Z2, Z2
-	VXORPS Z3, Z3, Z3
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
+done708:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done711
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	TESTQ     AX, AX
+	JZ        first712
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-key365:
-	PREFETCHT0   (AX)(CX*1)
-	VMOVDQU16.Z  (AX), K1, Y4
-	VCVTPH2PS    Y4, Z4
-	VBROADCASTSS (R9), Z5
-	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS (R9)(BX*1), Z5
-	VFMADD231PS  Z4, Z5, Z1
-	VBROADCASTSS (R9)(BX*2), Z5
-	VFMADD231PS  Z4, Z5, Z2
-	VBROADCASTSS (R9)(SI*1), Z5
-	VFMADD231PS  Z4, Z5, Z3
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key365
+first712:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key713:
+	VMOVDQU16.Z  (CX), K1, Y2
+	VCVTPH2PS    Y2, Z2
+	VBROADCASTSS (BX), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (BX)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key713
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
-	VMOVUPS      Z2, K1, (DX)(DI*2)
-	VMOVUPS      Z3, K1, (DX)(R8*1)
 
-done364:
+done711:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block694
 	VZEROUPPER
 	RET
 
-// func normF16AVX512(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·normF16AVX512(SB), NOSPLIT, $0-36
-	MOVQ         p+0(FP), AX
-	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
-	DECQ         CX
-	IMULQ        DX, CX
-	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         rows+16(FP), R9
-	MOVL         $0x7f800000, BX
-	VMOVD        BX, X0
-	VBROADCASTSS X0, Z0
-	VXORPS       Z1, Z1, Z1
+rows668:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	LEAQ (SI)(SI*2), AX
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	LEAQ (DI)(DI*2), AX
+	XORQ AX, AX
 
-block366:
+block714:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done716
+
+loop715:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
@@ -8737,357 +11363,1388 @@ block366:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	VXORPS  Z17, Z17, Z17
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+	VXORPS  Z18, Z18, Z18
+	VXORPS  Z19, Z19, Z19
+	VXORPS  Z20, Z20, Z20
+	VXORPS  Z21, Z21, Z21
+	VXORPS  Z22, Z22, Z22
+	VXORPS  Z23, Z23, Z23
+	TESTQ   AX, AX
+	JZ      first717
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+	VMOVUPS (DX)(DI*2), Z16
+	VMOVUPS 64(DX)(DI*2), Z17
+	VMOVUPS 128(DX)(DI*2), Z18
+	VMOVUPS 192(DX)(DI*2), Z19
+	VMOVUPS 256(DX)(DI*2), Z20
+	VMOVUPS 320(DX)(DI*2), Z21
+	VMOVUPS 384(DX)(DI*2), Z22
+	VMOVUPS 448(DX)(DI*2), Z23
+
+first717:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key718:
+	VBROADCASTSS (R10), Z24
+	VBROADCASTSS (R10)(SI*1), Z25
+	VBROADCASTSS (R10)(SI*2), Z26
+	VCVTPH2PS    (R9), Z27
+	VFMADD231PS  Z27, Z24, Z0
+	VFMADD231PS  Z27, Z25, Z8
+	VFMADD231PS  Z27, Z26, Z16
+	VCVTPH2PS    32(R9), Z27
+	VFMADD231PS  Z27, Z24, Z1
+	VFMADD231PS  Z27, Z25, Z9
+	VFMADD231PS  Z27, Z26, Z17
+	VCVTPH2PS    64(R9), Z27
+	VFMADD231PS  Z27, Z24, Z2
+	VFMADD231PS  Z27, Z25, Z10
+	VFMADD231PS  Z27, Z26, Z18
+	VCVTPH2PS    96(R9), Z27
+	VFMADD231PS  Z27, Z24, Z3
+	VFMADD231PS  Z27, Z25, Z11
+	VFMADD231PS  Z27, Z26, Z19
+	VCVTPH2PS    128(R9), Z27
+	VFMADD231PS  Z27, Z24, Z4
+	VFMADD231PS  Z27, Z25, Z12
+	VFMADD231PS  Z27, Z26, Z20
+	VCVTPH2PS    160(R9), Z27
+	VFMADD231PS  Z27, Z24, Z5
+	VFMADD231PS  Z27, Z25, Z13
+	VFMADD231PS  Z27, Z26, Z21
+	VCVTPH2PS    192(R9), Z27
+	VFMADD231PS  Z27, Z24, Z6
+	VFMADD231PS  Z27, Z25, Z14
+	VFMADD231PS  Z27, Z26, Z22
+	VCVTPH2PS    224(R9), Z27
+	VFMADD231PS  Z27, Z24, Z7
+	VFMADD231PS  Z27, Z25, Z15
+	VFMADD231PS  Z27, Z26, Z23
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key718
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, 256(DX)
+	VMOVUPS      Z5, 320(DX)
+	VMOVUPS      Z6, 384(DX)
+	VMOVUPS      Z7, 448(DX)
+	VMOVUPS      Z8, (DX)(DI*1)
+	VMOVUPS      Z9, 64(DX)(DI*1)
+	VMOVUPS      Z10, 128(DX)(DI*1)
+	VMOVUPS      Z11, 192(DX)(DI*1)
+	VMOVUPS      Z12, 256(DX)(DI*1)
+	VMOVUPS      Z13, 320(DX)(DI*1)
+	VMOVUPS      Z14, 384(DX)(DI*1)
+	VMOVUPS      Z15, 448(DX)(DI*1)
+	VMOVUPS      Z16, (DX)(DI*2)
+	VMOVUPS      Z17, 64(DX)(DI*2)
+	VMOVUPS      Z18, 128(DX)(DI*2)
+	VMOVUPS      Z19, 192(DX)(DI*2)
+	VMOVUPS      Z20, 256(DX)(DI*2)
+	VMOVUPS      Z21, 320(DX)(DI*2)
+	VMOVUPS      Z22, 384(DX)(DI*2)
+	VMOVUPS      Z23, 448(DX)(DI*2)
+	ADDQ         $+256, CX
+	ADDQ         $+512, DX
+	SUBQ         $+128, R8
+	JGE          loop715
+
+done716:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done720
+
+loop719:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	TESTQ   AX, AX
+	JZ      first721
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
+	VMOVUPS (DX)(DI*2), Z8
+	VMOVUPS 64(DX)(DI*2), Z9
+	VMOVUPS 128(DX)(DI*2), Z10
+	VMOVUPS 192(DX)(DI*2), Z11
+
+first721:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key722:
+	VBROADCASTSS (R10), Z12
+	VBROADCASTSS (R10)(SI*1), Z13
+	VBROADCASTSS (R10)(SI*2), Z14
+	VCVTPH2PS    (R9), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z4
+	VFMADD231PS  Z15, Z14, Z8
+	VCVTPH2PS    32(R9), Z15
+	VFMADD231PS  Z15, Z12, Z1
+	VFMADD231PS  Z15, Z13, Z5
+	VFMADD231PS  Z15, Z14, Z9
+	VCVTPH2PS    64(R9), Z15
+	VFMADD231PS  Z15, Z12, Z2
+	VFMADD231PS  Z15, Z13, Z6
+	VFMADD231PS  Z15, Z14, Z10
+	VCVTPH2PS    96(R9), Z15
+	VFMADD231PS  Z15, Z12, Z3
+	VFMADD231PS  Z15, Z13, Z7
+	VFMADD231PS  Z15, Z14, Z11
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key722
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, (DX)(DI*1)
+	VMOVUPS      Z5, 64(DX)(DI*1)
+	VMOVUPS      Z6, 128(DX)(DI*1)
+	VMOVUPS      Z7, 192(DX)(DI*1)
+	VMOVUPS      Z8, (DX)(DI*2)
+	VMOVUPS      Z9, 64(DX)(DI*2)
+	VMOVUPS      Z10, 128(DX)(DI*2)
+	VMOVUPS      Z11, 192(DX)(DI*2)
+	ADDQ         $+128, CX
+	ADDQ         $+256, DX
+	SUBQ         $+64, R8
+	JGE          loop719
+
+done720:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done724
+
+loop723:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	TESTQ   AX, AX
+	JZ      first725
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
+	VMOVUPS (DX)(DI*2), Z4
+	VMOVUPS 64(DX)(DI*2), Z5
+
+first725:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key726:
+	VCVTPH2PS    (R9), Z6
+	VCVTPH2PS    32(R9), Z7
+	VBROADCASTSS (R10), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z1
+	VBROADCASTSS (R10)(SI*1), Z8
+	VFMADD231PS  Z6, Z8, Z2
+	VFMADD231PS  Z7, Z8, Z3
+	VBROADCASTSS (R10)(SI*2), Z8
+	VFMADD231PS  Z6, Z8, Z4
+	VFMADD231PS  Z7, Z8, Z5
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key726
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	VMOVUPS      Z3, 64(DX)(DI*1)
+	VMOVUPS      Z4, (DX)(DI*2)
+	VMOVUPS      Z5, 64(DX)(DI*2)
+	ADDQ         $+64, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop723
+
+done724:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done728
+
+loop727:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	TESTQ   AX, AX
+	JZ      first729
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
+	VMOVUPS (DX)(DI*2), Z2
+
+first729:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key730:
+	VCVTPH2PS    (R9), Z3
+	VBROADCASTSS (R10), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS (R10)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (R10)(SI*2), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key730
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(DI*1)
+	VMOVUPS      Z2, (DX)(DI*2)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop727
+
+done728:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done731
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	TESTQ     AX, AX
+	JZ        first732
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
+	VMOVUPS.Z (DX)(DI*2), K1, Z2
+
+first732:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key733:
+	VMOVDQU16.Z  (CX), K1, Y3
+	VCVTPH2PS    Y3, Z3
+	VBROADCASTSS (BX), Z4
+	VFMADD231PS  Z3, Z4, Z0
+	VBROADCASTSS (BX)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (BX)(SI*2), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key733
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(DI*1)
+	VMOVUPS      Z2, K1, (DX)(DI*2)
+
+done731:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block714
+	VZEROUPPER
+	RET
+
+rows669:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
+
+block734:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done736
+
+loop735:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first737
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+
+first737:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key738:
+	VBROADCASTSS (R10), Z16
+	VBROADCASTSS (R10)(SI*1), Z17
+	VCVTPH2PS    (R9), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z8
+	VCVTPH2PS    32(R9), Z18
+	VFMADD231PS  Z18, Z16, Z1
+	VFMADD231PS  Z18, Z17, Z9
+	VCVTPH2PS    64(R9), Z18
+	VFMADD231PS  Z18, Z16, Z2
+	VFMADD231PS  Z18, Z17, Z10
+	VCVTPH2PS    96(R9), Z18
+	VFMADD231PS  Z18, Z16, Z3
+	VFMADD231PS  Z18, Z17, Z11
+	VCVTPH2PS    128(R9), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z12
+	VCVTPH2PS    160(R9), Z18
+	VFMADD231PS  Z18, Z16, Z5
+	VFMADD231PS  Z18, Z17, Z13
+	VCVTPH2PS    192(R9), Z18
+	VFMADD231PS  Z18, Z16, Z6
+	VFMADD231PS  Z18, Z17, Z14
+	VCVTPH2PS    224(R9), Z18
+	VFMADD231PS  Z18, Z16, Z7
+	VFMADD231PS  Z18, Z17, Z15
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key738
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, 256(DX)
+	VMOVUPS      Z5, 320(DX)
+	VMOVUPS      Z6, 384(DX)
+	VMOVUPS      Z7, 448(DX)
+	VMOVUPS      Z8, (DX)(DI*1)
+	VMOVUPS      Z9, 64(DX)(DI*1)
+	VMOVUPS      Z10, 128(DX)(DI*1)
+	VMOVUPS      Z11, 192(DX)(DI*1)
+	VMOVUPS      Z12, 256(DX)(DI*1)
+	VMOVUPS      Z13, 320(DX)(DI*1)
+	VMOVUPS      Z14, 384(DX)(DI*1)
+	VMOVUPS      Z15, 448(DX)(DI*1)
+	ADDQ         $+256, CX
+	ADDQ         $+512, DX
+	SUBQ         $+128, R8
+	JGE          loop735
+
+done736:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done740
+
+loop739:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first741
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
+
+first741:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key742:
+	VBROADCASTSS (R10), Z8
+	VBROADCASTSS (R10)(SI*1), Z9
+	VCVTPH2PS    (R9), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VCVTPH2PS    32(R9), Z10
+	VFMADD231PS  Z10, Z8, Z1
+	VFMADD231PS  Z10, Z9, Z5
+	VCVTPH2PS    64(R9), Z10
+	VFMADD231PS  Z10, Z8, Z2
+	VFMADD231PS  Z10, Z9, Z6
+	VCVTPH2PS    96(R9), Z10
+	VFMADD231PS  Z10, Z8, Z3
+	VFMADD231PS  Z10, Z9, Z7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key742
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, (DX)(DI*1)
+	VMOVUPS      Z5, 64(DX)(DI*1)
+	VMOVUPS      Z6, 128(DX)(DI*1)
+	VMOVUPS      Z7, 192(DX)(DI*1)
+	ADDQ         $+128, CX
+	ADDQ         $+256, DX
+	SUBQ         $+64, R8
+	JGE          loop739
+
+done740:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done744
+
+loop743:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first745
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
+
+first745:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key746:
+	VBROADCASTSS (R10), Z4
+	VBROADCASTSS (R10)(SI*1), Z5
+	VCVTPH2PS    (R9), Z6
+	VFMADD231PS  Z6, Z4, Z0
+	VFMADD231PS  Z6, Z5, Z2
+	VCVTPH2PS    32(R9), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VFMADD231PS  Z6, Z5, Z3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key746
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	VMOVUPS      Z3, 64(DX)(DI*1)
+	ADDQ         $+64, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop743
+
+done744:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done748
+
+loop747:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first749
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
+
+first749:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key750:
+	VCVTPH2PS    (R9), Z2
+	VBROADCASTSS (R10), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (R10)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key750
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop747
+
+done748:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done751
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	TESTQ     AX, AX
+	JZ        first752
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
+
+first752:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key753:
+	VMOVDQU16.Z  (CX), K1, Y2
+	VCVTPH2PS    Y2, Z2
+	VBROADCASTSS (BX), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (BX)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key753
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(DI*1)
+
+done751:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	LEAQ  (BX)(SI*2), BX
+	LEAQ  (DX)(DI*2), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done755
+
+loop754:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first756
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS 256(DX), Z4
+	VMOVUPS 320(DX), Z5
+	VMOVUPS 384(DX), Z6
+	VMOVUPS 448(DX), Z7
+	VMOVUPS (DX)(DI*1), Z8
+	VMOVUPS 64(DX)(DI*1), Z9
+	VMOVUPS 128(DX)(DI*1), Z10
+	VMOVUPS 192(DX)(DI*1), Z11
+	VMOVUPS 256(DX)(DI*1), Z12
+	VMOVUPS 320(DX)(DI*1), Z13
+	VMOVUPS 384(DX)(DI*1), Z14
+	VMOVUPS 448(DX)(DI*1), Z15
+
+first756:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key757:
+	VBROADCASTSS (R10), Z16
+	VBROADCASTSS (R10)(SI*1), Z17
+	VCVTPH2PS    (R9), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z8
+	VCVTPH2PS    32(R9), Z18
+	VFMADD231PS  Z18, Z16, Z1
+	VFMADD231PS  Z18, Z17, Z9
+	VCVTPH2PS    64(R9), Z18
+	VFMADD231PS  Z18, Z16, Z2
+	VFMADD231PS  Z18, Z17, Z10
+	VCVTPH2PS    96(R9), Z18
+	VFMADD231PS  Z18, Z16, Z3
+	VFMADD231PS  Z18, Z17, Z11
+	VCVTPH2PS    128(R9), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z12
+	VCVTPH2PS    160(R9), Z18
+	VFMADD231PS  Z18, Z16, Z5
+	VFMADD231PS  Z18, Z17, Z13
+	VCVTPH2PS    192(R9), Z18
+	VFMADD231PS  Z18, Z16, Z6
+	VFMADD231PS  Z18, Z17, Z14
+	VCVTPH2PS    224(R9), Z18
+	VFMADD231PS  Z18, Z16, Z7
+	VFMADD231PS  Z18, Z17, Z15
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key757
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, 256(DX)
+	VMOVUPS      Z5, 320(DX)
+	VMOVUPS      Z6, 384(DX)
+	VMOVUPS      Z7, 448(DX)
+	VMOVUPS      Z8, (DX)(DI*1)
+	VMOVUPS      Z9, 64(DX)(DI*1)
+	VMOVUPS      Z10, 128(DX)(DI*1)
+	VMOVUPS      Z11, 192(DX)(DI*1)
+	VMOVUPS      Z12, 256(DX)(DI*1)
+	VMOVUPS      Z13, 320(DX)(DI*1)
+	VMOVUPS      Z14, 384(DX)(DI*1)
+	VMOVUPS      Z15, 448(DX)(DI*1)
+	ADDQ         $+256, CX
+	ADDQ         $+512, DX
+	SUBQ         $+128, R8
+	JGE          loop754
+
+done755:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done759
+
+loop758:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first760
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(DI*1), Z4
+	VMOVUPS 64(DX)(DI*1), Z5
+	VMOVUPS 128(DX)(DI*1), Z6
+	VMOVUPS 192(DX)(DI*1), Z7
+
+first760:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key761:
+	VBROADCASTSS (R10), Z8
+	VBROADCASTSS (R10)(SI*1), Z9
+	VCVTPH2PS    (R9), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z4
+	VCVTPH2PS    32(R9), Z10
+	VFMADD231PS  Z10, Z8, Z1
+	VFMADD231PS  Z10, Z9, Z5
+	VCVTPH2PS    64(R9), Z10
+	VFMADD231PS  Z10, Z8, Z2
+	VFMADD231PS  Z10, Z9, Z6
+	VCVTPH2PS    96(R9), Z10
+	VFMADD231PS  Z10, Z8, Z3
+	VFMADD231PS  Z10, Z9, Z7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key761
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, (DX)(DI*1)
+	VMOVUPS      Z5, 64(DX)(DI*1)
+	VMOVUPS      Z6, 128(DX)(DI*1)
+	VMOVUPS      Z7, 192(DX)(DI*1)
+	ADDQ         $+128, CX
+	ADDQ         $+256, DX
+	SUBQ         $+64, R8
+	JGE          loop758
+
+done759:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done763
+
+loop762:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first764
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS 64(DX)(DI*1), Z3
+
+first764:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key765:
+	VBROADCASTSS (R10), Z4
+	VBROADCASTSS (R10)(SI*1), Z5
+	VCVTPH2PS    (R9), Z6
+	VFMADD231PS  Z6, Z4, Z0
+	VFMADD231PS  Z6, Z5, Z2
+	VCVTPH2PS    32(R9), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VFMADD231PS  Z6, Z5, Z3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key765
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	VMOVUPS      Z3, 64(DX)(DI*1)
+	ADDQ         $+64, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop762
+
+done763:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done767
+
+loop766:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	TESTQ   AX, AX
+	JZ      first768
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(DI*1), Z1
+
+first768:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key769:
+	VCVTPH2PS    (R9), Z2
+	VBROADCASTSS (R10), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (R10)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key769
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop766
+
+done767:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done770
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	TESTQ     AX, AX
+	JZ        first771
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(DI*1), K1, Z1
+
+first771:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key772:
+	VMOVDQU16.Z  (CX), K1, Y2
+	VCVTPH2PS    Y2, Z2
+	VBROADCASTSS (BX), Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VBROADCASTSS (BX)(SI*1), Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key772
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(DI*1)
+
+done770:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block734
+	VZEROUPPER
+	RET
+
+// func normF16AVX512(p *uint16, stride int, rows int, d int) float32
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
+TEXT ·normF16AVX512(SB), NOSPLIT, $0-36
+	MOVQ         p+0(FP), AX
+	MOVQ         rows+16(FP), CX
+	DECQ         CX
+	IMULQ        stride+8(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+24(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         rows+16(FP), R11
+	MOVL         $0x7f800000, DX
+	VMOVD        DX, X0
+	VBROADCASTSS X0, Z0
+	VXORPS       Z1, Z1, Z1
+
+block773:
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	VXORPS  Z16, Z16, Z16
+	VXORPS  Z17, Z17, Z17
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+32, R10
-	JLT     done369
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+32, R12
+	JLT     done776
 
-loop368:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z18, Z2
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z18, Z3
+loop775:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within777
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within777:
 	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z5
-	VCVTPH2PS   32(BX), Z18
 	VFMADD231PS Z18, Z18, Z2
-	VCVTPH2PS   32(SI), Z18
+	VCVTPH2PS   (R8), Z18
 	VFMADD231PS Z18, Z18, Z3
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   (R9), Z18
 	VFMADD231PS Z18, Z18, Z4
-	VCVTPH2PS   32(R8), Z18
+	VCVTPH2PS   (R10), Z18
 	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
+	VCVTPH2PS   32(DI), Z18
+	VFMADD231PS Z18, Z18, Z2
+	VCVTPH2PS   32(R8), Z18
+	VFMADD231PS Z18, Z18, Z3
+	VCVTPH2PS   32(R9), Z18
+	VFMADD231PS Z18, Z18, Z4
+	VCVTPH2PS   32(R10), Z18
+	VFMADD231PS Z18, Z18, Z5
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	SUBQ        $+32, R10
-	JGE         loop368
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+32, R12
+	JGE         loop775
 
-done369:
-	ADDQ $+32, R10
-	SUBQ $+16, R10
-	JLT  done371
+done776:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done779
 
-loop370:
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z18, Z2
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z18, Z3
+loop778:
 	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z18, Z4
+	VFMADD231PS Z18, Z18, Z2
 	VCVTPH2PS   (R8), Z18
+	VFMADD231PS Z18, Z18, Z3
+	VCVTPH2PS   (R9), Z18
+	VFMADD231PS Z18, Z18, Z4
+	VCVTPH2PS   (R10), Z18
 	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
 	ADDQ        $+32, DI
 	ADDQ        $+32, R8
-	SUBQ        $+16, R10
-	JGE         loop370
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	SUBQ        $+16, R12
+	JGE         loop778
 
-done371:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done372
-	VMOVDQU16.Z (BX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z2
-	VMOVDQU16.Z (SI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z3
+done779:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done780
 	VMOVDQU16.Z (DI), K1, Y18
 	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z4
+	VFMADD231PS Z18, Z18, Z2
 	VMOVDQU16.Z (R8), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	VMOVDQU16.Z (R9), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	VMOVDQU16.Z (R10), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done372:
-	CMPQ    R9, $0x04
-	JLE     fold367
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+done780:
+	CMPQ    R11, $0x04
+	JLE     fold774
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+32, R10
-	JLT     done374
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+32, R12
+	JLT     done782
 
-loop373:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z18, Z7
+loop781:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within783
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within783:
 	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z18, Z8
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z9
-	VCVTPH2PS   32(BX), Z18
 	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   32(SI), Z18
+	VCVTPH2PS   (R8), Z18
 	VFMADD231PS Z18, Z18, Z7
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   (R9), Z18
 	VFMADD231PS Z18, Z18, Z8
-	VCVTPH2PS   32(R8), Z18
+	VCVTPH2PS   (R10), Z18
 	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
+	VCVTPH2PS   32(DI), Z18
+	VFMADD231PS Z18, Z18, Z6
+	VCVTPH2PS   32(R8), Z18
+	VFMADD231PS Z18, Z18, Z7
+	VCVTPH2PS   32(R9), Z18
+	VFMADD231PS Z18, Z18, Z8
+	VCVTPH2PS   32(R10), Z18
+	VFMADD231PS Z18, Z18, Z9
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	SUBQ        $+32, R10
-	JGE         loop373
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+32, R12
+	JGE         loop781
 
-done374:
-	ADDQ $+32, R10
-	SUBQ $+16, R10
-	JLT  done376
+done782:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done785
 
-loop375:
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z18, Z7
+loop784:
 	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z6
 	VCVTPH2PS   (R8), Z18
+	VFMADD231PS Z18, Z18, Z7
+	VCVTPH2PS   (R9), Z18
+	VFMADD231PS Z18, Z18, Z8
+	VCVTPH2PS   (R10), Z18
 	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
 	ADDQ        $+32, DI
 	ADDQ        $+32, R8
-	SUBQ        $+16, R10
-	JGE         loop375
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	SUBQ        $+16, R12
+	JGE         loop784
 
-done376:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done377
-	VMOVDQU16.Z (BX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z6
-	VMOVDQU16.Z (SI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z7
+done785:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done786
 	VMOVDQU16.Z (DI), K1, Y18
 	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z6
 	VMOVDQU16.Z (R8), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	VMOVDQU16.Z (R9), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	VMOVDQU16.Z (R10), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done377:
-	CMPQ    R9, $0x08
-	JLE     fold367
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+done786:
+	CMPQ    R11, $0x08
+	JLE     fold774
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+32, R10
-	JLT     done379
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+32, R12
+	JLT     done788
 
-loop378:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z18, Z10
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z18, Z11
+loop787:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within789
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within789:
 	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z18, Z12
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z13
-	VCVTPH2PS   32(BX), Z18
 	VFMADD231PS Z18, Z18, Z10
-	VCVTPH2PS   32(SI), Z18
+	VCVTPH2PS   (R8), Z18
 	VFMADD231PS Z18, Z18, Z11
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   (R9), Z18
 	VFMADD231PS Z18, Z18, Z12
-	VCVTPH2PS   32(R8), Z18
+	VCVTPH2PS   (R10), Z18
 	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
+	VCVTPH2PS   32(DI), Z18
+	VFMADD231PS Z18, Z18, Z10
+	VCVTPH2PS   32(R8), Z18
+	VFMADD231PS Z18, Z18, Z11
+	VCVTPH2PS   32(R9), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VCVTPH2PS   32(R10), Z18
+	VFMADD231PS Z18, Z18, Z13
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	SUBQ        $+32, R10
-	JGE         loop378
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+32, R12
+	JGE         loop787
 
-done379:
-	ADDQ $+32, R10
-	SUBQ $+16, R10
-	JLT  done381
+done788:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done791
 
-loop380:
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z18, Z10
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z18, Z11
+loop790:
 	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z10
 	VCVTPH2PS   (R8), Z18
+	VFMADD231PS Z18, Z18, Z11
+	VCVTPH2PS   (R9), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VCVTPH2PS   (R10), Z18
 	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
 	ADDQ        $+32, DI
 	ADDQ        $+32, R8
-	SUBQ        $+16, R10
-	JGE         loop380
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	SUBQ        $+16, R12
+	JGE         loop790
 
-done381:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done382
-	VMOVDQU16.Z (BX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z10
-	VMOVDQU16.Z (SI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z11
+done791:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done792
 	VMOVDQU16.Z (DI), K1, Y18
 	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z10
 	VMOVDQU16.Z (R8), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	VMOVDQU16.Z (R9), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	VMOVDQU16.Z (R10), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done382:
-	CMPQ    R9, $0x0c
-	JLE     fold367
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+done792:
+	CMPQ    R11, $0x0c
+	JLE     fold774
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+32, R10
-	JLT     done384
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+32, R12
+	JLT     done794
 
-loop383:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z18, Z14
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z18, Z15
+loop793:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within795
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within795:
 	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z18, Z16
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z17
-	VCVTPH2PS   32(BX), Z18
 	VFMADD231PS Z18, Z18, Z14
-	VCVTPH2PS   32(SI), Z18
+	VCVTPH2PS   (R8), Z18
 	VFMADD231PS Z18, Z18, Z15
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   (R9), Z18
 	VFMADD231PS Z18, Z18, Z16
-	VCVTPH2PS   32(R8), Z18
+	VCVTPH2PS   (R10), Z18
 	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
+	VCVTPH2PS   32(DI), Z18
+	VFMADD231PS Z18, Z18, Z14
+	VCVTPH2PS   32(R8), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VCVTPH2PS   32(R9), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VCVTPH2PS   32(R10), Z18
+	VFMADD231PS Z18, Z18, Z17
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	SUBQ        $+32, R10
-	JGE         loop383
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+32, R12
+	JGE         loop793
 
-done384:
-	ADDQ $+32, R10
-	SUBQ $+16, R10
-	JLT  done386
+done794:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done797
 
-loop385:
-	VCVTPH2PS   (BX), Z18
-	VFMADD231PS Z18, Z18, Z14
-	VCVTPH2PS   (SI), Z18
-	VFMADD231PS Z18, Z18, Z15
+loop796:
 	VCVTPH2PS   (DI), Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z14
 	VCVTPH2PS   (R8), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VCVTPH2PS   (R9), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VCVTPH2PS   (R10), Z18
 	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
 	ADDQ        $+32, DI
 	ADDQ        $+32, R8
-	SUBQ        $+16, R10
-	JGE         loop385
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	SUBQ        $+16, R12
+	JGE         loop796
 
-done386:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done387
-	VMOVDQU16.Z (BX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z14
-	VMOVDQU16.Z (SI), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z15
+done797:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done798
 	VMOVDQU16.Z (DI), K1, Y18
 	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z14
 	VMOVDQU16.Z (R8), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	VMOVDQU16.Z (R9), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VMOVDQU16.Z (R10), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done387:
-fold367:
+done798:
+fold774:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -9135,8 +12792,8 @@ fold367:
 	VADDPS        Z4, Z2, Z4
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
-	SUBQ          $0x10, R9
-	JG            block366
+	SUBQ          $0x10, R11
+	JG            block773
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -9154,131 +12811,140 @@ fold367:
 TEXT ·peakF16AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x0f, BX
-	MOVL         $0x00000001, SI
-	SHLXL        BX, SI, SI
-	DECL         SI
-	KMOVW        SI, K1
-	MOVQ         rows+16(FP), R9
-	MOVL         $0x7fffffff, BX
-	VMOVD        BX, X0
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+24(FP), DX
+	ANDQ         $0x0f, DX
+	MOVL         $0x00000001, BX
+	SHLXL        DX, BX, BX
+	DECL         BX
+	KMOVW        BX, K1
+	MOVQ         rows+16(FP), R11
+	MOVL         $0x7fffffff, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 	VXORPS       Z2, Z2, Z2
 	VXORPS       Z3, Z3, Z3
 	VXORPS       Z4, Z4, Z4
 
-block388:
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+block799:
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+32, R10
-	JLT     done390
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+32, R12
+	JLT     done801
 
-loop389:
-	PREFETCHT0 (BX)(DX*1)
-	PREFETCHT0 (SI)(DX*1)
-	PREFETCHT0 (DI)(DX*1)
-	PREFETCHT0 (R8)(DX*1)
-	VCVTPH2PS  (BX), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z1, Z1
-	VCVTPH2PS  (SI), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z2, Z2
-	VCVTPH2PS  (DI), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z3, Z3
-	VCVTPH2PS  (R8), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z4, Z4
-	VCVTPH2PS  32(BX), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z1, Z1
-	VCVTPH2PS  32(SI), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z2, Z2
-	VCVTPH2PS  32(DI), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z3, Z3
-	VCVTPH2PS  32(R8), Z5
-	VPANDD     Z0, Z5, Z5
-	VPMAXUD    Z5, Z4, Z4
-	ADDQ       $+64, BX
-	ADDQ       $+64, SI
-	ADDQ       $+64, DI
-	ADDQ       $+64, R8
-	SUBQ       $+32, R10
-	JGE        loop389
+loop800:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within802
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
 
-done390:
-	ADDQ $+32, R10
-	SUBQ $+16, R10
-	JLT  done392
-
-loop391:
-	VCVTPH2PS (BX), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VCVTPH2PS (SI), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
+within802:
 	VCVTPH2PS (DI), Z5
 	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
+	VPMAXUD   Z5, Z1, Z1
 	VCVTPH2PS (R8), Z5
 	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z2, Z2
+	VCVTPH2PS (R9), Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z3, Z3
+	VCVTPH2PS (R10), Z5
+	VPANDD    Z0, Z5, Z5
 	VPMAXUD   Z5, Z4, Z4
-	ADDQ      $+32, BX
-	ADDQ      $+32, SI
+	VCVTPH2PS 32(DI), Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z1, Z1
+	VCVTPH2PS 32(R8), Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z2, Z2
+	VCVTPH2PS 32(R9), Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z3, Z3
+	VCVTPH2PS 32(R10), Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z4, Z4
+	ADDQ      $+64, DI
+	ADDQ      $+64, R8
+	ADDQ      $+64, R9
+	ADDQ      $+64, R10
+	SUBQ      $+32, R12
+	JGE       loop800
+
+done801:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done804
+
+loop803:
+	VCVTPH2PS (DI), Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z1, Z1
+	VCVTPH2PS (R8), Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z2, Z2
+	VCVTPH2PS (R9), Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z3, Z3
+	VCVTPH2PS (R10), Z5
+	VPANDD    Z0, Z5, Z5
+	VPMAXUD   Z5, Z4, Z4
 	ADDQ      $+32, DI
 	ADDQ      $+32, R8
-	SUBQ      $+16, R10
-	JGE       loop391
+	ADDQ      $+32, R9
+	ADDQ      $+32, R10
+	SUBQ      $+16, R12
+	JGE       loop803
 
-done392:
-	ADDQ        $+16, R10
-	TESTQ       R10, R10
-	JZ          done393
-	VMOVDQU16.Z (BX), K1, Y5
-	VCVTPH2PS   Y5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z1, Z1
-	VMOVDQU16.Z (SI), K1, Y5
-	VCVTPH2PS   Y5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z2, Z2
+done804:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done805
 	VMOVDQU16.Z (DI), K1, Y5
 	VCVTPH2PS   Y5, Z5
 	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z3, Z3
+	VPMAXUD     Z5, Z1, Z1
 	VMOVDQU16.Z (R8), K1, Y5
+	VCVTPH2PS   Y5, Z5
+	VPANDD      Z0, Z5, Z5
+	VPMAXUD     Z5, Z2, Z2
+	VMOVDQU16.Z (R9), K1, Y5
+	VCVTPH2PS   Y5, Z5
+	VPANDD      Z0, Z5, Z5
+	VPMAXUD     Z5, Z3, Z3
+	VMOVDQU16.Z (R10), K1, Y5
 	VCVTPH2PS   Y5, Z5
 	VPANDD      Z0, Z5, Z5
 	VPMAXUD     Z5, Z4, Z4
 
-done393:
-	SUBQ          $0x04, R9
-	JG            block388
+done805:
+	SUBQ          $0x04, R11
+	JG            block799
 	VPMAXUD       Z2, Z1, Z1
 	VPMAXUD       Z4, Z3, Z3
 	VPMAXUD       Z3, Z1, Z1
@@ -9306,9 +12972,9 @@ TEXT ·widenF16AVX512(SB), NOSPLIT, $0-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+64, DX
-	JLT  done395
+	JLT  done807
 
-loop394:
+loop806:
 	VCVTPH2PS (CX), Z0
 	VMOVUPS   Z0, (AX)
 	VCVTPH2PS 32(CX), Z0
@@ -9320,25 +12986,25 @@ loop394:
 	ADDQ      $+128, CX
 	ADDQ      $+256, AX
 	SUBQ      $+64, DX
-	JGE       loop394
+	JGE       loop806
 
-done395:
+done807:
 	ADDQ $+64, DX
 	SUBQ $+16, DX
-	JLT  done397
+	JLT  done809
 
-loop396:
+loop808:
 	VCVTPH2PS (CX), Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+32, CX
 	ADDQ      $+64, AX
 	SUBQ      $+16, DX
-	JGE       loop396
+	JGE       loop808
 
-done397:
+done809:
 	ADDQ        $+16, DX
 	TESTQ       DX, DX
-	JZ          done398
+	JZ          done810
 	MOVL        $0x00000001, BX
 	SHLXL       DX, BX, BX
 	DECL        BX
@@ -9347,7 +13013,7 @@ done397:
 	VCVTPH2PS   Y0, Z0
 	VMOVUPS     Z0, K1, (AX)
 
-done398:
+done810:
 	VZEROUPPER
 	RET
 
@@ -9392,9 +13058,9 @@ TEXT ·weightsAVX512(SB), NOSPLIT, $0-36
 	VXORPS       Z13, Z13, Z13
 	VXORPS       Z14, Z14, Z14
 	SUBQ         $+64, CX
-	JLT          done400
+	JLT          done812
 
-loop399:
+loop811:
 	VMOVUPS     (AX), Z15
 	VMOVAPS     Z2, Z16
 	VFMADD231PS Z15, Z1, Z16
@@ -9465,14 +13131,14 @@ loop399:
 	VADDPS      Z17, Z14, Z14
 	ADDQ        $+256, AX
 	SUBQ        $+64, CX
-	JGE         loop399
+	JGE         loop811
 
-done400:
+done812:
 	ADDQ $+64, CX
 	SUBQ $+16, CX
-	JLT  done402
+	JLT  done814
 
-loop401:
+loop813:
 	VMOVUPS     (AX), Z15
 	VMOVAPS     Z2, Z16
 	VFMADD231PS Z15, Z1, Z16
@@ -9492,12 +13158,12 @@ loop401:
 	VADDPS      Z17, Z11, Z11
 	ADDQ        $+64, AX
 	SUBQ        $+16, CX
-	JGE         loop401
+	JGE         loop813
 
-done402:
+done814:
 	ADDQ        $+16, CX
 	TESTQ       CX, CX
-	JZ          done403
+	JZ          done815
 	MOVL        $0x00000001, DX
 	SHLXL       CX, DX, DX
 	DECL        DX
@@ -9520,7 +13186,7 @@ done402:
 	VMOVUPS     Z1, K1, (AX)
 	VADDPS      Z1, Z11, Z11
 
-done403:
+done815:
 	VADDPS        Z13, Z11, Z11
 	VADDPS        Z14, Z12, Z12
 	VADDPS        Z12, Z11, Z11
@@ -9550,9 +13216,9 @@ TEXT ·readPeakAVX512(SB), NOSPLIT, $0-16
 	VXORPS Z6, Z6, Z6
 	VXORPS Z7, Z7, Z7
 	SUBQ   $+512, CX
-	JLT    done405
+	JLT    done817
 
-loop404:
+loop816:
 	VMOVUPS (AX), Z8
 	VPADDD  Z8, Z0, Z0
 	VMOVUPS 64(AX), Z8
@@ -9571,21 +13237,21 @@ loop404:
 	VPADDD  Z8, Z7, Z7
 	ADDQ    $+512, AX
 	SUBQ    $+512, CX
-	JGE     loop404
+	JGE     loop816
 
-done405:
+done817:
 	ADDQ $+512, CX
 	SUBQ $+64, CX
-	JLT  done407
+	JLT  done819
 
-loop406:
+loop818:
 	VMOVUPS (AX), Z1
 	VPADDD  Z1, Z0, Z0
 	ADDQ    $+64, AX
 	SUBQ    $+64, CX
-	JGE     loop406
+	JGE     loop818
 
-done407:
+done819:
 	ADDQ $+64, CX
 	VZEROUPPER
 	RET
@@ -9595,220 +13261,396 @@ done407:
 TEXT ·dotsF32AVX2(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows408
+	JE           rows820
 	CMPQ         AX, $0x03
-	JE           rows409
+	JE           rows821
 	CMPQ         AX, $0x04
-	JE           rows410
+	JE           rows822
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	SHLQ         $0x02, BX
-	SUBQ         BX, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         s+0(FP), R10
-	MOVQ         keys+64(FP), R11
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X1
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	SHLQ         $0x02, CX
+	SUBQ         CX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         s+0(FP), BX
+	MOVQ         keys+64(FP), SI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block411:
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+16, R12
-	JLT     done414
+block823:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), DX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), DI
+	SUBQ   $+16, DI
+	JLT    done826
 
-loop413:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y11, Y10, Y2
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y11, Y10, Y3
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y11, Y10, Y4
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y10, Y5
-	VMOVUPS     32(R9), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y11, Y10, Y2
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y11, Y10, Y3
-	VMOVUPS     32(DI), Y11
-	VFMADD231PS Y11, Y10, Y4
-	VMOVUPS     32(R8), Y11
-	VFMADD231PS Y11, Y10, Y5
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop413
+loop825:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(DX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop825
 
-done414:
-	ADDQ $+16, R12
-	SUBQ $+8, R12
-	JLT  done416
+done826:
+	ADDQ $+16, DI
+	SUBQ $+8, DI
+	JLT  done828
 
-loop415:
-	VMOVUPS     (R9), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y11, Y10, Y2
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y11, Y10, Y3
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y11, Y10, Y4
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y10, Y5
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	SUBQ        $+8, R12
-	JGE         loop415
+loop827:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	ADDQ        $+32, CX
+	ADDQ        $+32, DX
+	SUBQ        $+8, DI
+	JGE         loop827
 
-done416:
-	ADDQ        $+8, R12
-	TESTQ       R12, R12
-	JZ          done417
-	VMASKMOVPS  (R9), Y0, Y10
-	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y11, Y10, Y2
-	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y11, Y10, Y3
-	VMASKMOVPS  (DI), Y0, Y11
-	VFMADD231PS Y11, Y10, Y4
-	VMASKMOVPS  (R8), Y0, Y11
-	VFMADD231PS Y11, Y10, Y5
+done828:
+	ADDQ        $+8, DI
+	TESTQ       DI, DI
+	JZ          done829
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (DX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y2
 
-done417:
-	CMPQ    R11, $0x04
-	JLE     fold412
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+16, R12
-	JLT     done419
+done829:
+	CMPQ SI, $0x01
+	JLE  fold824
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done831
 
-loop418:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R9), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y11, Y10, Y6
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y11, Y10, Y7
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y11, Y10, Y8
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y10, Y9
-	VMOVUPS     32(R9), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y11, Y10, Y6
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y11, Y10, Y7
-	VMOVUPS     32(DI), Y11
-	VFMADD231PS Y11, Y10, Y8
-	VMOVUPS     32(R8), Y11
-	VFMADD231PS Y11, Y10, Y9
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop418
+loop830:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(DX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop830
 
-done419:
-	ADDQ $+16, R12
-	SUBQ $+8, R12
-	JLT  done421
+done831:
+	ADDQ $+16, DI
+	SUBQ $+8, DI
+	JLT  done833
 
-loop420:
-	VMOVUPS     (R9), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y11, Y10, Y6
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y11, Y10, Y7
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y11, Y10, Y8
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y10, Y9
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	SUBQ        $+8, R12
-	JGE         loop420
+loop832:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	ADDQ        $+32, CX
+	ADDQ        $+32, DX
+	SUBQ        $+8, DI
+	JGE         loop832
 
-done421:
-	ADDQ        $+8, R12
-	TESTQ       R12, R12
-	JZ          done422
-	VMASKMOVPS  (R9), Y0, Y10
-	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y11, Y10, Y6
-	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y11, Y10, Y7
-	VMASKMOVPS  (DI), Y0, Y11
-	VFMADD231PS Y11, Y10, Y8
-	VMASKMOVPS  (R8), Y0, Y11
-	VFMADD231PS Y11, Y10, Y9
+done833:
+	ADDQ        $+8, DI
+	TESTQ       DI, DI
+	JZ          done834
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (DX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y3
 
-done422:
-fold412:
+done834:
+	CMPQ SI, $0x02
+	JLE  fold824
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done836
+
+loop835:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(DX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop835
+
+done836:
+	ADDQ $+16, DI
+	SUBQ $+8, DI
+	JLT  done838
+
+loop837:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	ADDQ        $+32, CX
+	ADDQ        $+32, DX
+	SUBQ        $+8, DI
+	JGE         loop837
+
+done838:
+	ADDQ        $+8, DI
+	TESTQ       DI, DI
+	JZ          done839
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (DX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y4
+
+done839:
+	CMPQ SI, $0x03
+	JLE  fold824
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done841
+
+loop840:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(DX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop840
+
+done841:
+	ADDQ $+16, DI
+	SUBQ $+8, DI
+	JLT  done843
+
+loop842:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	ADDQ        $+32, CX
+	ADDQ        $+32, DX
+	SUBQ        $+8, DI
+	JGE         loop842
+
+done843:
+	ADDQ        $+8, DI
+	TESTQ       DI, DI
+	JZ          done844
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (DX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y5
+
+done844:
+	CMPQ SI, $0x04
+	JLE  fold824
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done846
+
+loop845:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(DX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop845
+
+done846:
+	ADDQ $+16, DI
+	SUBQ $+8, DI
+	JLT  done848
+
+loop847:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+32, CX
+	ADDQ        $+32, DX
+	SUBQ        $+8, DI
+	JGE         loop847
+
+done848:
+	ADDQ        $+8, DI
+	TESTQ       DI, DI
+	JZ          done849
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (DX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y6
+
+done849:
+	CMPQ SI, $0x05
+	JLE  fold824
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done851
+
+loop850:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(DX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop850
+
+done851:
+	ADDQ $+16, DI
+	SUBQ $+8, DI
+	JLT  done853
+
+loop852:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+32, CX
+	ADDQ        $+32, DX
+	SUBQ        $+8, DI
+	JGE         loop852
+
+done853:
+	ADDQ        $+8, DI
+	TESTQ       DI, DI
+	JZ          done854
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (DX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y7
+
+done854:
+	CMPQ SI, $0x06
+	JLE  fold824
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done856
+
+loop855:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(DX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop855
+
+done856:
+	ADDQ $+16, DI
+	SUBQ $+8, DI
+	JLT  done858
+
+loop857:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+32, CX
+	ADDQ        $+32, DX
+	SUBQ        $+8, DI
+	JGE         loop857
+
+done858:
+	ADDQ        $+8, DI
+	TESTQ       DI, DI
+	JZ          done859
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (DX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y8
+
+done859:
+	CMPQ SI, $0x07
+	JLE  fold824
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+16, DI
+	JLT  done861
+
+loop860:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(DX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop860
+
+done861:
+	ADDQ $+16, DI
+	SUBQ $+8, DI
+	JLT  done863
+
+loop862:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (DX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+32, CX
+	ADDQ        $+32, DX
+	SUBQ        $+8, DI
+	JGE         loop862
+
+done863:
+	ADDQ        $+8, DI
+	TESTQ       DI, DI
+	JZ          done864
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (DX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y9
+
+done864:
+fold824:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -9830,32 +13672,32 @@ fold412:
 	VUNPCKLPD  Y2, Y5, Y3
 	VUNPCKHPD  Y2, Y5, Y2
 	VADDPS     Y3, Y2, Y3
-	MOVQ       R11, BX
-	MOVQ       $0x00000008, SI
-	CMPQ       BX, SI
-	CMOVQGT    SI, BX
-	MOVQ       ldS+8(FP), SI
-	SHLQ       $0x02, SI
-	LEAQ       (SI)(SI*2), SI
-	LEAQ       rowsMask<>+32(SB), SI
-	MOVQ       BX, DI
+	MOVQ       SI, CX
+	MOVQ       $0x00000008, DX
+	CMPQ       CX, DX
+	CMOVQGT    DX, CX
+	MOVQ       ldS+8(FP), DX
+	SHLQ       $0x02, DX
+	LEAQ       (DX)(DX*2), DX
+	LEAQ       rowsMask<>+32(SB), DX
+	MOVQ       CX, DI
 	SHLQ       $0x02, DI
-	SUBQ       DI, SI
-	VMOVUPS    (SI), Y2
+	SUBQ       DI, DX
+	VMOVUPS    (DX), Y2
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
-	CMPQ       BX, $0x08
-	JLT        part423
-	VMOVUPS    Y3, (R10)
-	JMP        stored424
+	CMPQ       CX, $0x08
+	JLT        part865
+	VMOVUPS    Y3, (BX)
+	JMP        stored866
 
-part423:
-	VMASKMOVPS Y3, Y2, (R10)
+part865:
+	VMASKMOVPS Y3, Y2, (BX)
 
-stored424:
-	ADDQ       $0x20, R10
-	SUBQ       $0x08, R11
-	JG         block411
+stored866:
+	ADDQ       $0x20, BX
+	SUBQ       $0x08, SI
+	JG         block823
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -9869,146 +13711,246 @@ stored424:
 	VZEROUPPER
 	RET
 
-rows408:
+rows820:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	SHLQ         $0x02, BX
-	SUBQ         BX, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X1
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	SHLQ         $0x02, CX
+	SUBQ         CX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block425:
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+16, R13
-	JLT     done428
+block867:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+16, R8
+	JLT    done870
 
-loop427:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (R10), Y10
-	VMOVUPS     (R10)(R9*1), Y11
-	VMOVUPS     (BX), Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VMOVUPS     (SI), Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VMOVUPS     (DI), Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VMOVUPS     (R8), Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
-	VMOVUPS     32(R10), Y10
-	VMOVUPS     32(R10)(R9*1), Y11
-	VMOVUPS     32(BX), Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VMOVUPS     32(SI), Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VMOVUPS     32(DI), Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VMOVUPS     32(R8), Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
+loop869:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     32(BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+64, CX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop427
+	SUBQ        $+16, R8
+	JGE         loop869
 
-done428:
-	ADDQ $+16, R13
-	SUBQ $+8, R13
-	JLT  done430
+done870:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done872
 
-loop429:
-	VMOVUPS     (R10), Y10
-	VMOVUPS     (R10)(R9*1), Y11
-	VMOVUPS     (BX), Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VMOVUPS     (SI), Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VMOVUPS     (DI), Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VMOVUPS     (R8), Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
+loop871:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+32, CX
 	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R10
-	SUBQ        $+8, R13
-	JGE         loop429
+	SUBQ        $+8, R8
+	JGE         loop871
 
-done430:
-	ADDQ        $+8, R13
-	TESTQ       R13, R13
-	JZ          done431
-	VMASKMOVPS  (R10), Y0, Y10
-	VMASKMOVPS  (R10)(R9*1), Y0, Y11
-	VMASKMOVPS  (BX), Y0, Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VMASKMOVPS  (SI), Y0, Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VMASKMOVPS  (DI), Y0, Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VMASKMOVPS  (R8), Y0, Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
+done872:
+	ADDQ        $+8, R8
+	TESTQ       R8, R8
+	JZ          done873
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMASKMOVPS  (BX)(DX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y6
 
-done431:
+done873:
+	CMPQ DI, $0x01
+	JLE  fold868
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done875
+
+loop874:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     32(BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop874
+
+done875:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done877
+
+loop876:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+32, CX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop876
+
+done877:
+	ADDQ        $+8, R8
+	TESTQ       R8, R8
+	JZ          done878
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMASKMOVPS  (BX)(DX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y7
+
+done878:
+	CMPQ DI, $0x02
+	JLE  fold868
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done880
+
+loop879:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     32(BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop879
+
+done880:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done882
+
+loop881:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+32, CX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop881
+
+done882:
+	ADDQ        $+8, R8
+	TESTQ       R8, R8
+	JZ          done883
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMASKMOVPS  (BX)(DX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y8
+
+done883:
+	CMPQ DI, $0x03
+	JLE  fold868
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done885
+
+loop884:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     32(BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop884
+
+done885:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done887
+
+loop886:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (BX)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+32, CX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop886
+
+done887:
+	ADDQ        $+8, R8
+	TESTQ       R8, R8
+	JZ          done888
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMASKMOVPS  (BX)(DX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y9
+
+done888:
+fold868:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -10030,35 +13972,35 @@ done431:
 	VUNPCKLPD      Y2, Y5, Y3
 	VUNPCKHPD      Y2, Y5, Y2
 	VADDPS         Y3, Y2, Y3
-	MOVQ           R12, BX
-	MOVQ           $0x00000004, SI
-	CMPQ           BX, SI
-	CMOVQGT        SI, BX
-	MOVQ           ldS+8(FP), SI
-	SHLQ           $0x02, SI
-	LEAQ           (SI)(SI*2), DI
-	LEAQ           rowsMask<>+32(SB), DI
-	MOVQ           BX, R8
-	SHLQ           $0x02, R8
-	SUBQ           R8, DI
-	VBROADCASTF128 (DI), Y2
+	MOVQ           DI, CX
+	MOVQ           $0x00000004, BX
+	CMPQ           CX, BX
+	CMOVQGT        BX, CX
+	MOVQ           ldS+8(FP), BX
+	SHLQ           $0x02, BX
+	LEAQ           (BX)(BX*2), R8
+	LEAQ           rowsMask<>+32(SB), R8
+	MOVQ           CX, R9
+	SHLQ           $0x02, R9
+	SUBQ           R9, R8
+	VBROADCASTF128 (R8), Y2
 	VMAXPS         Y1, Y3, Y4
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
-	CMPQ           BX, $0x04
-	JLT            part432
-	VMOVUPS        X3, (R11)
-	VMOVUPS        X4, (R11)(SI*1)
-	JMP            stored433
+	CMPQ           CX, $0x04
+	JLT            part889
+	VMOVUPS        X3, (SI)
+	VMOVUPS        X4, (SI)(BX*1)
+	JMP            stored890
 
-part432:
-	VMASKMOVPS X3, X2, (R11)
-	VMASKMOVPS X4, X2, (R11)(SI*1)
+part889:
+	VMASKMOVPS X3, X2, (SI)
+	VMASKMOVPS X4, X2, (SI)(BX*1)
 
-stored433:
-	ADDQ         $0x10, R11
-	SUBQ         $0x04, R12
-	JG           block425
+stored890:
+	ADDQ         $0x10, SI
+	SUBQ         $0x04, DI
+	JG           block867
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -10073,118 +14015,127 @@ stored433:
 	VZEROUPPER
 	RET
 
-rows409:
+rows821:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	SHLQ         $0x02, BX
-	SUBQ         BX, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         d+32(FP), DI
-	SHLQ         $0x02, DI
-	MOVQ         s+0(FP), R9
-	MOVQ         keys+64(FP), R10
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X1
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	SHLQ         $0x02, DX
+	SUBQ         DX, BX
+	VMOVUPS      (BX), Y0
+	MOVQ         d+32(FP), R9
+	SHLQ         $0x02, R9
+	MOVQ         s+0(FP), R11
+	MOVQ         keys+64(FP), R12
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block434:
+block891:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
-	MOVQ    q+24(FP), R8
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, AX
+	MOVQ    q+24(FP), R10
+	MOVQ    AX, DI
+	MOVQ    DI, R8
+	ADDQ    stride+56(FP), R8
+	CMPQ    R8, CX
+	CMOVQHI CX, R8
+	MOVQ    R8, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R11
-	SUBQ    $+16, R11
-	JLT     done437
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), R13
+	SUBQ    $+16, R13
+	JLT     done894
 
-loop436:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	VMOVUPS     (BX), Y8
-	VMOVUPS     (SI), Y9
-	VMOVUPS     (R8), Y10
+loop893:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	ADDQ       $+128, BX
+	CMPQ       BX, SI
+	JLT        within895
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
+
+within895:
+	VMOVUPS     (DI), Y8
+	VMOVUPS     (R8), Y9
+	VMOVUPS     (R10), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R8)(DI*1), Y10
+	VMOVUPS     (R10)(R9*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R8)(DI*2), Y10
+	VMOVUPS     (R10)(R9*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VMOVUPS     32(BX), Y8
-	VMOVUPS     32(SI), Y9
-	VMOVUPS     32(R8), Y10
+	VMOVUPS     32(DI), Y8
+	VMOVUPS     32(R8), Y9
+	VMOVUPS     32(R10), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     32(R8)(DI*1), Y10
+	VMOVUPS     32(R10)(R9*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     32(R8)(DI*2), Y10
+	VMOVUPS     32(R10)(R9*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
+	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	SUBQ        $+16, R11
-	JGE         loop436
+	ADDQ        $+64, R10
+	SUBQ        $+16, R13
+	JGE         loop893
 
-done437:
-	ADDQ $+16, R11
-	SUBQ $+8, R11
-	JLT  done439
+done894:
+	ADDQ $+16, R13
+	SUBQ $+8, R13
+	JLT  done897
 
-loop438:
-	VMOVUPS     (BX), Y8
-	VMOVUPS     (SI), Y9
-	VMOVUPS     (R8), Y10
+loop896:
+	VMOVUPS     (DI), Y8
+	VMOVUPS     (R8), Y9
+	VMOVUPS     (R10), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R8)(DI*1), Y10
+	VMOVUPS     (R10)(R9*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R8)(DI*2), Y10
+	VMOVUPS     (R10)(R9*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
+	ADDQ        $+32, DI
 	ADDQ        $+32, R8
-	SUBQ        $+8, R11
-	JGE         loop438
+	ADDQ        $+32, R10
+	SUBQ        $+8, R13
+	JGE         loop896
 
-done439:
-	ADDQ        $+8, R11
-	TESTQ       R11, R11
-	JZ          done440
-	VMASKMOVPS  (BX), Y0, Y8
-	VMASKMOVPS  (SI), Y0, Y9
-	VMASKMOVPS  (R8), Y0, Y10
+done897:
+	ADDQ        $+8, R13
+	TESTQ       R13, R13
+	JZ          done898
+	VMASKMOVPS  (DI), Y0, Y8
+	VMASKMOVPS  (R8), Y0, Y9
+	VMASKMOVPS  (R10), Y0, Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMASKMOVPS  (R8)(DI*1), Y0, Y10
+	VMASKMOVPS  (R10)(R9*1), Y0, Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMASKMOVPS  (R8)(DI*2), Y0, Y10
+	VMASKMOVPS  (R10)(R9*2), Y0, Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done440:
+done898:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -10206,37 +14157,37 @@ done440:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R10, BX
-	MOVQ         $0x00000002, SI
-	CMPQ         BX, SI
-	CMOVQGT      SI, BX
-	MOVQ         ldS+8(FP), SI
-	SHLQ         $0x02, SI
-	LEAQ         (SI)(SI*2), R8
-	LEAQ         rowsMask<>+32(SB), R8
-	MOVQ         BX, R11
-	SHLQ         $0x02, R11
-	SUBQ         R11, R8
-	VBROADCASTSD (R8), Y2
+	MOVQ         R12, DX
+	MOVQ         $0x00000002, BX
+	CMPQ         DX, BX
+	CMOVQGT      BX, DX
+	MOVQ         ldS+8(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), DI
+	LEAQ         rowsMask<>+32(SB), DI
+	MOVQ         DX, R8
+	SHLQ         $0x02, R8
+	SUBQ         R8, DI
+	VBROADCASTSD (DI), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
-	CMPQ         BX, $0x02
-	JLT          part441
-	VMOVLPS      X3, (R9)
-	VMOVHPS      X3, (R9)(SI*1)
-	VMOVLPS      X2, (R9)(SI*2)
-	JMP          stored442
+	CMPQ         DX, $0x02
+	JLT          part899
+	VMOVLPS      X3, (R11)
+	VMOVHPS      X3, (R11)(BX*1)
+	VMOVLPS      X2, (R11)(BX*2)
+	JMP          stored900
 
-part441:
-	VEXTRACTPS $0x00, X3, (R9)
-	VEXTRACTPS $0x02, X3, (R9)(SI*1)
-	VEXTRACTPS $0x00, X2, (R9)(SI*2)
+part899:
+	VEXTRACTPS $0x00, X3, (R11)
+	VEXTRACTPS $0x02, X3, (R11)(BX*1)
+	VEXTRACTPS $0x00, X2, (R11)(BX*2)
 
-stored442:
-	ADDQ         $0x08, R9
-	SUBQ         $0x02, R10
-	JG           block434
+stored900:
+	ADDQ         $0x08, R11
+	SUBQ         $0x02, R12
+	JG           block891
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -10253,30 +14204,30 @@ stored442:
 	VZEROUPPER
 	RET
 
-rows410:
+rows822:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	SHLQ         $0x02, BX
-	SUBQ         BX, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         d+32(FP), DI
-	SHLQ         $0x02, DI
-	LEAQ         (DI)(DI*2), R8
-	MOVQ         s+0(FP), R10
-	MOVQ         keys+64(FP), R11
-	MOVL         $0xff800000, BX
-	VMOVD        BX, X1
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	SHLQ         $0x02, DX
+	SUBQ         DX, BX
+	VMOVUPS      (BX), Y0
+	MOVQ         d+32(FP), R9
+	SHLQ         $0x02, R9
+	LEAQ         (R9)(R9*2), R10
+	MOVQ         s+0(FP), R12
+	MOVQ         keys+64(FP), R13
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block443:
+block901:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -10285,101 +14236,110 @@ block443:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, AX
+	MOVQ    q+24(FP), R11
+	MOVQ    AX, DI
+	MOVQ    DI, R8
+	ADDQ    stride+56(FP), R8
+	CMPQ    R8, CX
+	CMOVQHI CX, R8
+	MOVQ    R8, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+16, R12
-	JLT     done446
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), R14
+	SUBQ    $+16, R14
+	JLT     done904
 
-loop445:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	VMOVUPS     (BX), Y10
-	VMOVUPS     (SI), Y11
-	VMOVUPS     (R9), Y12
+loop903:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	ADDQ       $+128, BX
+	CMPQ       BX, SI
+	JLT        within905
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
+
+within905:
+	VMOVUPS     (DI), Y10
+	VMOVUPS     (R8), Y11
+	VMOVUPS     (R11), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R9)(DI*1), Y12
+	VMOVUPS     (R11)(R9*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R9)(DI*2), Y12
+	VMOVUPS     (R11)(R9*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R9)(R8*1), Y12
+	VMOVUPS     (R11)(R10*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VMOVUPS     32(BX), Y10
-	VMOVUPS     32(SI), Y11
-	VMOVUPS     32(R9), Y12
+	VMOVUPS     32(DI), Y10
+	VMOVUPS     32(R8), Y11
+	VMOVUPS     32(R11), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     32(R9)(DI*1), Y12
+	VMOVUPS     32(R11)(R9*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     32(R9)(DI*2), Y12
+	VMOVUPS     32(R11)(R9*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     32(R9)(R8*1), Y12
+	VMOVUPS     32(R11)(R10*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop445
+	ADDQ        $+64, DI
+	ADDQ        $+64, R8
+	ADDQ        $+64, R11
+	SUBQ        $+16, R14
+	JGE         loop903
 
-done446:
-	ADDQ $+16, R12
-	SUBQ $+8, R12
-	JLT  done448
+done904:
+	ADDQ $+16, R14
+	SUBQ $+8, R14
+	JLT  done907
 
-loop447:
-	VMOVUPS     (BX), Y10
-	VMOVUPS     (SI), Y11
-	VMOVUPS     (R9), Y12
+loop906:
+	VMOVUPS     (DI), Y10
+	VMOVUPS     (R8), Y11
+	VMOVUPS     (R11), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R9)(DI*1), Y12
+	VMOVUPS     (R11)(R9*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R9)(DI*2), Y12
+	VMOVUPS     (R11)(R9*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R9)(R8*1), Y12
+	VMOVUPS     (R11)(R10*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, R9
-	SUBQ        $+8, R12
-	JGE         loop447
+	ADDQ        $+32, DI
+	ADDQ        $+32, R8
+	ADDQ        $+32, R11
+	SUBQ        $+8, R14
+	JGE         loop906
 
-done448:
-	ADDQ        $+8, R12
-	TESTQ       R12, R12
-	JZ          done449
-	VMASKMOVPS  (BX), Y0, Y10
-	VMASKMOVPS  (SI), Y0, Y11
-	VMASKMOVPS  (R9), Y0, Y12
+done907:
+	ADDQ        $+8, R14
+	TESTQ       R14, R14
+	JZ          done908
+	VMASKMOVPS  (DI), Y0, Y10
+	VMASKMOVPS  (R8), Y0, Y11
+	VMASKMOVPS  (R11), Y0, Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMASKMOVPS  (R9)(DI*1), Y0, Y12
+	VMASKMOVPS  (R11)(R9*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMASKMOVPS  (R9)(DI*2), Y0, Y12
+	VMASKMOVPS  (R11)(R9*2), Y0, Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMASKMOVPS  (R9)(R8*1), Y0, Y12
+	VMASKMOVPS  (R11)(R10*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done449:
+done908:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -10401,39 +14361,39 @@ done449:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R11, BX
-	MOVQ         $0x00000002, SI
-	CMPQ         BX, SI
-	CMOVQGT      SI, BX
-	MOVQ         ldS+8(FP), SI
-	SHLQ         $0x02, SI
-	LEAQ         (SI)(SI*2), R9
-	LEAQ         rowsMask<>+32(SB), R12
-	MOVQ         BX, R13
-	SHLQ         $0x02, R13
-	SUBQ         R13, R12
-	VBROADCASTSD (R12), Y2
+	MOVQ         R13, DX
+	MOVQ         $0x00000002, BX
+	CMPQ         DX, BX
+	CMOVQGT      BX, DX
+	MOVQ         ldS+8(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), DI
+	LEAQ         rowsMask<>+32(SB), R8
+	MOVQ         DX, R11
+	SHLQ         $0x02, R11
+	SUBQ         R11, R8
+	VBROADCASTSD (R8), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
-	CMPQ         BX, $0x02
-	JLT          part450
-	VMOVLPS      X3, (R10)
-	VMOVHPS      X3, (R10)(SI*1)
-	VMOVLPS      X2, (R10)(SI*2)
-	VMOVHPS      X2, (R10)(R9*1)
-	JMP          stored451
+	CMPQ         DX, $0x02
+	JLT          part909
+	VMOVLPS      X3, (R12)
+	VMOVHPS      X3, (R12)(BX*1)
+	VMOVLPS      X2, (R12)(BX*2)
+	VMOVHPS      X2, (R12)(DI*1)
+	JMP          stored910
 
-part450:
-	VEXTRACTPS $0x00, X3, (R10)
-	VEXTRACTPS $0x02, X3, (R10)(SI*1)
-	VEXTRACTPS $0x00, X2, (R10)(SI*2)
-	VEXTRACTPS $0x02, X2, (R10)(R9*1)
+part909:
+	VEXTRACTPS $0x00, X3, (R12)
+	VEXTRACTPS $0x02, X3, (R12)(BX*1)
+	VEXTRACTPS $0x00, X2, (R12)(BX*2)
+	VEXTRACTPS $0x02, X2, (R12)(DI*1)
 
-stored451:
-	ADDQ         $0x08, R10
-	SUBQ         $0x02, R11
-	JG           block443
+stored910:
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JG           block901
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -10473,68 +14433,83 @@ DATA rowsMask<>+60(SB)/4, $0x00000000
 GLOBL rowsMask<>(SB), RODATA|NOPTR, $64
 
 // func combineF32AVX2(o *float32, p *float32, ldP int, r int, v *float32, stride int, keys int, dv int)
-// Requires: AVX, FMA3, MMX+
+// Requires: AVX, CMOV, FMA3
 TEXT ·combineF32AVX2(SB), NOSPLIT, $0-64
-	MOVQ   r+24(FP), AX
-	CMPQ   AX, $0x02
-	JE     rows452
-	CMPQ   AX, $0x03
-	JE     rows453
-	CMPQ   AX, $0x04
-	JE     rows454
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SUBQ   $+64, BX
-	JLT    done456
+	MOVQ r+24(FP), AX
+	CMPQ AX, $0x02
+	JE   rows911
+	CMPQ AX, $0x03
+	JE   rows912
+	CMPQ AX, $0x04
+	JE   rows913
+	MOVQ ldP+16(FP), AX
+	SHLQ $0x02, AX
+	MOVQ dv+56(FP), AX
+	SHLQ $0x02, AX
+	XORQ AX, AX
 
-loop455:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+block914:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), SI
+	SUBQ  $+64, SI
+	JLT   done916
 
-key457:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	PREFETCHT0   128(SI)(CX*1)
-	PREFETCHT0   192(SI)(CX*1)
-	VBROADCASTSS (DI), Y8
-	VMOVUPS      (SI), Y9
+loop915:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first917
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS 128(DX), Y4
+	VMOVUPS 160(DX), Y5
+	VMOVUPS 192(DX), Y6
+	VMOVUPS 224(DX), Y7
+
+first917:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key918:
+	VBROADCASTSS (R8), Y8
+	VMOVUPS      (DI), Y9
 	VFMADD231PS  Y9, Y8, Y0
-	VMOVUPS      32(SI), Y9
+	VMOVUPS      32(DI), Y9
 	VFMADD231PS  Y9, Y8, Y1
-	VMOVUPS      64(SI), Y9
+	VMOVUPS      64(DI), Y9
 	VFMADD231PS  Y9, Y8, Y2
-	VMOVUPS      96(SI), Y9
+	VMOVUPS      96(DI), Y9
 	VFMADD231PS  Y9, Y8, Y3
-	VMOVUPS      128(SI), Y9
+	VMOVUPS      128(DI), Y9
 	VFMADD231PS  Y9, Y8, Y4
-	VMOVUPS      160(SI), Y9
+	VMOVUPS      160(DI), Y9
 	VFMADD231PS  Y9, Y8, Y5
-	VMOVUPS      192(SI), Y9
+	VMOVUPS      192(DI), Y9
 	VFMADD231PS  Y9, Y8, Y6
-	VMOVUPS      224(SI), Y9
+	VMOVUPS      224(DI), Y9
 	VFMADD231PS  Y9, Y8, Y7
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key457
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key918
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -10543,642 +14518,404 @@ key457:
 	VMOVUPS      Y5, 160(DX)
 	VMOVUPS      Y6, 192(DX)
 	VMOVUPS      Y7, 224(DX)
-	ADDQ         $+256, AX
+	ADDQ         $+256, CX
 	ADDQ         $+256, DX
-	SUBQ         $+64, BX
-	JGE          loop455
+	SUBQ         $+64, SI
+	JGE          loop915
 
-done456:
-	ADDQ $+64, BX
-	SUBQ $+32, BX
-	JLT  done459
+done916:
+	ADDQ $+64, SI
+	SUBQ $+32, SI
+	JLT  done920
 
-loop458:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
-
-key460:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	VBROADCASTSS (DI), Y4
-	VMOVUPS      (SI), Y5
-	VFMADD231PS  Y5, Y4, Y0
-	VMOVUPS      32(SI), Y5
-	VFMADD231PS  Y5, Y4, Y1
-	VMOVUPS      64(SI), Y5
-	VFMADD231PS  Y5, Y4, Y2
-	VMOVUPS      96(SI), Y5
-	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key460
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, 64(DX)
-	VMOVUPS      Y3, 96(DX)
-	ADDQ         $+128, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, BX
-	JGE          loop458
-
-done459:
-	ADDQ $+32, BX
-	SUBQ $+16, BX
-	JLT  done462
-
-loop461:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
-
-key463:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Y2
-	VMOVUPS      (SI), Y3
-	VFMADD231PS  Y3, Y2, Y0
-	VMOVUPS      32(SI), Y3
-	VFMADD231PS  Y3, Y2, Y1
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key463
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	ADDQ         $+64, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, BX
-	JGE          loop461
-
-done462:
-	ADDQ $+16, BX
-	SUBQ $+8, BX
-	JLT  done465
-
-loop464:
-	VXORPS Y0, Y0, Y0
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
-
-key466:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Y1
-	VMOVUPS      (SI), Y2
-	VFMADD231PS  Y2, Y1, Y0
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key466
-	VMOVUPS      Y0, (DX)
-	ADDQ         $+32, AX
-	ADDQ         $+32, DX
-	SUBQ         $+8, BX
-	JGE          loop464
-
-done465:
-	ADDQ    $+8, BX
-	TESTQ   BX, BX
-	JZ      done467
-	LEAQ    rowsMask<>+32(SB), SI
-	SHLQ    $0x02, BX
-	SUBQ    BX, SI
-	VMOVUPS (SI), Y0
-	VXORPS  Y1, Y1, Y1
-	MOVQ    p+8(FP), BX
-	MOVQ    keys+48(FP), SI
-
-key468:
-	PREFETCHT0   (AX)(CX*1)
-	VBROADCASTSS (BX), Y2
-	VMASKMOVPS   (AX), Y0, Y3
-	VFMADD231PS  Y3, Y2, Y1
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, BX
-	DECQ         SI
-	JNZ          key468
-	VMASKMOVPS   Y1, Y0, (DX)
-
-done467:
-	VZEROUPPER
-	RET
-
-rows452:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+32, DI
-	JLT    done470
-
-loop469:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key471:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	VBROADCASTSS (R9), Y8
-	VBROADCASTSS (R9)(BX*1), Y9
-	VMOVUPS      (R8), Y10
-	VFMADD231PS  Y10, Y8, Y0
-	VFMADD231PS  Y10, Y9, Y4
-	VMOVUPS      32(R8), Y10
-	VFMADD231PS  Y10, Y8, Y1
-	VFMADD231PS  Y10, Y9, Y5
-	VMOVUPS      64(R8), Y10
-	VFMADD231PS  Y10, Y8, Y2
-	VFMADD231PS  Y10, Y9, Y6
-	VMOVUPS      96(R8), Y10
-	VFMADD231PS  Y10, Y8, Y3
-	VFMADD231PS  Y10, Y9, Y7
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key471
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, 64(DX)
-	VMOVUPS      Y3, 96(DX)
-	VMOVUPS      Y4, (DX)(SI*1)
-	VMOVUPS      Y5, 32(DX)(SI*1)
-	VMOVUPS      Y6, 64(DX)(SI*1)
-	VMOVUPS      Y7, 96(DX)(SI*1)
-	ADDQ         $+128, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, DI
-	JGE          loop469
-
-done470:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done473
-
-loop472:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key474:
-	PREFETCHT0   (R8)(CX*1)
-	VBROADCASTSS (R9), Y4
-	VBROADCASTSS (R9)(BX*1), Y5
-	VMOVUPS      (R8), Y6
-	VFMADD231PS  Y6, Y4, Y0
-	VFMADD231PS  Y6, Y5, Y2
-	VMOVUPS      32(R8), Y6
-	VFMADD231PS  Y6, Y4, Y1
-	VFMADD231PS  Y6, Y5, Y3
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key474
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, (DX)(SI*1)
-	VMOVUPS      Y3, 32(DX)(SI*1)
-	ADDQ         $+64, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop472
-
-done473:
-	ADDQ $+16, DI
-	SUBQ $+8, DI
-	JLT  done476
-
-loop475:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key477:
-	PREFETCHT0   (R8)(CX*1)
-	VMOVUPS      (R8), Y2
-	VBROADCASTSS (R9), Y3
-	VFMADD231PS  Y2, Y3, Y0
-	VBROADCASTSS (R9)(BX*1), Y3
-	VFMADD231PS  Y2, Y3, Y1
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key477
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(SI*1)
-	ADDQ         $+32, AX
-	ADDQ         $+32, DX
-	SUBQ         $+8, DI
-	JGE          loop475
-
-done476:
-	ADDQ    $+8, DI
-	TESTQ   DI, DI
-	JZ      done478
-	LEAQ    rowsMask<>+32(SB), R8
-	SHLQ    $0x02, DI
-	SUBQ    DI, R8
-	VMOVUPS (R8), Y0
-	VXORPS  Y1, Y1, Y1
-	VXORPS  Y2, Y2, Y2
-	MOVQ    p+8(FP), DI
-	MOVQ    keys+48(FP), R8
-
-key479:
-	PREFETCHT0   (AX)(CX*1)
-	VMASKMOVPS   (AX), Y0, Y3
-	VBROADCASTSS (DI), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (DI)(BX*1), Y4
-	VFMADD231PS  Y3, Y4, Y2
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key479
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(SI*1)
-
-done478:
-	VZEROUPPER
-	RET
-
-rows453:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+32, DI
-	JLT    done481
-
-loop480:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VXORPS Y10, Y10, Y10
-	VXORPS Y11, Y11, Y11
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key482:
-	PREFETCHT0   (R8)(CX*1)
-	PREFETCHT0   64(R8)(CX*1)
-	VBROADCASTSS (R9), Y12
-	VBROADCASTSS (R9)(BX*1), Y13
-	VBROADCASTSS (R9)(BX*2), Y14
-	VMOVUPS      (R8), Y15
-	VFMADD231PS  Y15, Y12, Y0
-	VFMADD231PS  Y15, Y13, Y4
-	VFMADD231PS  Y15, Y14, Y8
-	VMOVUPS      32(R8), Y15
-	VFMADD231PS  Y15, Y12, Y1
-	VFMADD231PS  Y15, Y13, Y5
-	VFMADD231PS  Y15, Y14, Y9
-	VMOVUPS      64(R8), Y15
-	VFMADD231PS  Y15, Y12, Y2
-	VFMADD231PS  Y15, Y13, Y6
-	VFMADD231PS  Y15, Y14, Y10
-	VMOVUPS      96(R8), Y15
-	VFMADD231PS  Y15, Y12, Y3
-	VFMADD231PS  Y15, Y13, Y7
-	VFMADD231PS  Y15, Y14, Y11
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key482
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, 64(DX)
-	VMOVUPS      Y3, 96(DX)
-	VMOVUPS      Y4, (DX)(SI*1)
-	VMOVUPS      Y5, 32(DX)(SI*1)
-	VMOVUPS      Y6, 64(DX)(SI*1)
-	VMOVUPS      Y7, 96(DX)(SI*1)
-	VMOVUPS      Y8, (DX)(SI*2)
-	VMOVUPS      Y9, 32(DX)(SI*2)
-	VMOVUPS      Y10, 64(DX)(SI*2)
-	VMOVUPS      Y11, 96(DX)(SI*2)
-	ADDQ         $+128, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, DI
-	JGE          loop480
-
-done481:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done484
-
-loop483:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key485:
-	PREFETCHT0   (R8)(CX*1)
-	VMOVUPS      (R8), Y6
-	VMOVUPS      32(R8), Y7
-	VBROADCASTSS (R9), Y8
-	VFMADD231PS  Y6, Y8, Y0
-	VFMADD231PS  Y7, Y8, Y1
-	VBROADCASTSS (R9)(BX*1), Y8
-	VFMADD231PS  Y6, Y8, Y2
-	VFMADD231PS  Y7, Y8, Y3
-	VBROADCASTSS (R9)(BX*2), Y8
-	VFMADD231PS  Y6, Y8, Y4
-	VFMADD231PS  Y7, Y8, Y5
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key485
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, (DX)(SI*1)
-	VMOVUPS      Y3, 32(DX)(SI*1)
-	VMOVUPS      Y4, (DX)(SI*2)
-	VMOVUPS      Y5, 32(DX)(SI*2)
-	ADDQ         $+64, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop483
-
-done484:
-	ADDQ $+16, DI
-	SUBQ $+8, DI
-	JLT  done487
-
-loop486:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key488:
-	PREFETCHT0   (R8)(CX*1)
-	VMOVUPS      (R8), Y3
-	VBROADCASTSS (R9), Y4
-	VFMADD231PS  Y3, Y4, Y0
-	VBROADCASTSS (R9)(BX*1), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (R9)(BX*2), Y4
-	VFMADD231PS  Y3, Y4, Y2
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key488
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(SI*1)
-	VMOVUPS      Y2, (DX)(SI*2)
-	ADDQ         $+32, AX
-	ADDQ         $+32, DX
-	SUBQ         $+8, DI
-	JGE          loop486
-
-done487:
-	ADDQ    $+8, DI
-	TESTQ   DI, DI
-	JZ      done489
-	LEAQ    rowsMask<>+32(SB), R8
-	SHLQ    $0x02, DI
-	SUBQ    DI, R8
-	VMOVUPS (R8), Y0
+loop919:
+	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
-	MOVQ    p+8(FP), DI
-	MOVQ    keys+48(FP), R8
+	TESTQ   AX, AX
+	JZ      first921
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
 
-key490:
-	PREFETCHT0   (AX)(CX*1)
-	VMASKMOVPS   (AX), Y0, Y4
-	VBROADCASTSS (DI), Y5
-	VFMADD231PS  Y4, Y5, Y1
-	VBROADCASTSS (DI)(BX*1), Y5
-	VFMADD231PS  Y4, Y5, Y2
-	VBROADCASTSS (DI)(BX*2), Y5
-	VFMADD231PS  Y4, Y5, Y3
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key490
+first921:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key922:
+	VBROADCASTSS (R8), Y4
+	VMOVUPS      (DI), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VMOVUPS      32(DI), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VMOVUPS      64(DI), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VMOVUPS      96(DI), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key922
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
+	ADDQ         $+128, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, SI
+	JGE          loop919
+
+done920:
+	ADDQ $+32, SI
+	SUBQ $+16, SI
+	JLT  done924
+
+loop923:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	TESTQ   AX, AX
+	JZ      first925
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+
+first925:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key926:
+	VBROADCASTSS (R8), Y2
+	VMOVUPS      (DI), Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVUPS      32(DI), Y3
+	VFMADD231PS  Y3, Y2, Y1
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key926
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, SI
+	JGE          loop923
+
+done924:
+	ADDQ $+16, SI
+	SUBQ $+8, SI
+	JLT  done928
+
+loop927:
+	VXORPS  Y0, Y0, Y0
+	TESTQ   AX, AX
+	JZ      first929
+	VMOVUPS (DX), Y0
+
+first929:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key930:
+	VBROADCASTSS (R8), Y1
+	VMOVUPS      (DI), Y2
+	VFMADD231PS  Y2, Y1, Y0
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key930
+	VMOVUPS      Y0, (DX)
+	ADDQ         $+32, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, SI
+	JGE          loop927
+
+done928:
+	ADDQ       $+8, SI
+	TESTQ      SI, SI
+	JZ         done931
+	LEAQ       rowsMask<>+32(SB), DI
+	SHLQ       $0x02, SI
+	SUBQ       SI, DI
+	VMOVUPS    (DI), Y0
+	VXORPS     Y1, Y1, Y1
+	TESTQ      AX, AX
+	JZ         first932
+	VMASKMOVPS (DX), Y0, Y1
+
+first932:
+	MOVQ    keys+48(FP), SI
+	MOVQ    BX, BX
+	SUBQ    AX, SI
+	MOVQ    $0x00000040, DI
+	CMPQ    SI, DI
+	CMOVQGT DI, SI
+
+key933:
+	VBROADCASTSS (BX), Y2
+	VMASKMOVPS   (CX), Y0, Y3
+	VFMADD231PS  Y3, Y2, Y1
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         SI
+	JNZ          key933
 	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(SI*1)
-	VMASKMOVPS   Y3, Y0, (DX)(SI*2)
 
-done489:
+done931:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block914
 	VZEROUPPER
 	RET
 
-rows454:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), DI
-	SHLQ   $0x02, DI
-	LEAQ   (DI)(DI*2), R8
-	MOVQ   dv+56(FP), R9
-	SUBQ   $+16, R9
-	JLT    done492
+rows911:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
 
-loop491:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
+block934:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+32, R8
+	JLT   done936
 
-key493:
-	PREFETCHT0   (R10)(CX*1)
-	VMOVUPS      (R10), Y8
-	VMOVUPS      32(R10), Y9
-	VBROADCASTSS (R11), Y10
-	VFMADD231PS  Y8, Y10, Y0
-	VFMADD231PS  Y9, Y10, Y1
-	VBROADCASTSS (R11)(BX*1), Y10
-	VFMADD231PS  Y8, Y10, Y2
-	VFMADD231PS  Y9, Y10, Y3
-	VBROADCASTSS (R11)(BX*2), Y10
-	VFMADD231PS  Y8, Y10, Y4
-	VFMADD231PS  Y9, Y10, Y5
-	VBROADCASTSS (R11)(SI*1), Y10
-	VFMADD231PS  Y8, Y10, Y6
-	VFMADD231PS  Y9, Y10, Y7
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key493
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, (DX)(DI*1)
-	VMOVUPS      Y3, 32(DX)(DI*1)
-	VMOVUPS      Y4, (DX)(DI*2)
-	VMOVUPS      Y5, 32(DX)(DI*2)
-	VMOVUPS      Y6, (DX)(R8*1)
-	VMOVUPS      Y7, 32(DX)(R8*1)
-	ADDQ         $+64, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, R9
-	JGE          loop491
-
-done492:
-	ADDQ $+16, R9
-	SUBQ $+8, R9
-	JLT  done495
-
-loop494:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
-
-key496:
-	PREFETCHT0   (R10)(CX*1)
-	VMOVUPS      (R10), Y4
-	VBROADCASTSS (R11), Y5
-	VFMADD231PS  Y4, Y5, Y0
-	VBROADCASTSS (R11)(BX*1), Y5
-	VFMADD231PS  Y4, Y5, Y1
-	VBROADCASTSS (R11)(BX*2), Y5
-	VFMADD231PS  Y4, Y5, Y2
-	VBROADCASTSS (R11)(SI*1), Y5
-	VFMADD231PS  Y4, Y5, Y3
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key496
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(DI*1)
-	VMOVUPS      Y2, (DX)(DI*2)
-	VMOVUPS      Y3, (DX)(R8*1)
-	ADDQ         $+32, AX
-	ADDQ         $+32, DX
-	SUBQ         $+8, R9
-	JGE          loop494
-
-done495:
-	ADDQ    $+8, R9
-	TESTQ   R9, R9
-	JZ      done497
-	LEAQ    rowsMask<>+32(SB), R10
-	SHLQ    $0x02, R9
-	SUBQ    R9, R10
-	VMOVUPS (R10), Y0
+loop935:
+	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
-	MOVQ    p+8(FP), R9
-	MOVQ    keys+48(FP), R10
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first937
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS (DX)(DI*1), Y4
+	VMOVUPS 32(DX)(DI*1), Y5
+	VMOVUPS 64(DX)(DI*1), Y6
+	VMOVUPS 96(DX)(DI*1), Y7
 
-key498:
-	PREFETCHT0   (AX)(CX*1)
-	VMASKMOVPS   (AX), Y0, Y5
-	VBROADCASTSS (R9), Y6
-	VFMADD231PS  Y5, Y6, Y1
-	VBROADCASTSS (R9)(BX*1), Y6
-	VFMADD231PS  Y5, Y6, Y2
-	VBROADCASTSS (R9)(BX*2), Y6
-	VFMADD231PS  Y5, Y6, Y3
-	VBROADCASTSS (R9)(SI*1), Y6
-	VFMADD231PS  Y5, Y6, Y4
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key498
+first937:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key938:
+	VBROADCASTSS (R10), Y8
+	VBROADCASTSS (R10)(SI*1), Y9
+	VMOVUPS      (R9), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(R9), Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VFMADD231PS  Y10, Y9, Y5
+	VMOVUPS      64(R9), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VMOVUPS      96(R9), Y10
+	VFMADD231PS  Y10, Y8, Y3
+	VFMADD231PS  Y10, Y9, Y7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key938
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
+	VMOVUPS      Y4, (DX)(DI*1)
+	VMOVUPS      Y5, 32(DX)(DI*1)
+	VMOVUPS      Y6, 64(DX)(DI*1)
+	VMOVUPS      Y7, 96(DX)(DI*1)
+	ADDQ         $+128, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop935
+
+done936:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done940
+
+loop939:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	TESTQ   AX, AX
+	JZ      first941
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+
+first941:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key942:
+	VBROADCASTSS (R10), Y4
+	VBROADCASTSS (R10)(SI*1), Y5
+	VMOVUPS      (R9), Y6
+	VFMADD231PS  Y6, Y4, Y0
+	VFMADD231PS  Y6, Y5, Y2
+	VMOVUPS      32(R9), Y6
+	VFMADD231PS  Y6, Y4, Y1
+	VFMADD231PS  Y6, Y5, Y3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key942
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	VMOVUPS      Y3, 32(DX)(DI*1)
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop939
+
+done940:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done944
+
+loop943:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	TESTQ   AX, AX
+	JZ      first945
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+
+first945:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key946:
+	VMOVUPS      (R9), Y2
+	VBROADCASTSS (R10), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VBROADCASTSS (R10)(SI*1), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key946
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop943
+
+done944:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done947
+	LEAQ       rowsMask<>+32(SB), R9
+	SHLQ       $0x02, R8
+	SUBQ       R8, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	TESTQ      AX, AX
+	JZ         first948
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+
+first948:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key949:
+	VMASKMOVPS   (CX), Y0, Y3
+	VBROADCASTSS (BX), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (BX)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key949
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
-	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
-	VMASKMOVPS   Y4, Y0, (DX)(R8*1)
 
-done497:
+done947:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block934
 	VZEROUPPER
 	RET
 
-// func normF32AVX2(p *float32, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, FMA3, MMX+
-TEXT ·normF32AVX2(SB), NOSPLIT, $0-36
-	MOVQ         p+0(FP), AX
-	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
-	DECQ         CX
-	IMULQ        DX, CX
-	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	SHLQ         $0x02, BX
-	SUBQ         BX, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         rows+16(FP), R9
-	MOVL         $0x7f800000, BX
-	VMOVD        BX, X1
-	VBROADCASTSS X1, Y1
-	VXORPS       Y2, Y2, Y2
+rows912:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	LEAQ (SI)(SI*2), AX
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	LEAQ (DI)(DI*2), AX
+	XORQ AX, AX
 
-block499:
+block950:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+32, R8
+	JLT   done952
+
+loop951:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
@@ -11187,173 +14924,843 @@ block499:
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
 	VXORPS  Y10, Y10, Y10
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+	VXORPS  Y11, Y11, Y11
+	TESTQ   AX, AX
+	JZ      first953
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS (DX)(DI*1), Y4
+	VMOVUPS 32(DX)(DI*1), Y5
+	VMOVUPS 64(DX)(DI*1), Y6
+	VMOVUPS 96(DX)(DI*1), Y7
+	VMOVUPS (DX)(DI*2), Y8
+	VMOVUPS 32(DX)(DI*2), Y9
+	VMOVUPS 64(DX)(DI*2), Y10
+	VMOVUPS 96(DX)(DI*2), Y11
+
+first953:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key954:
+	VBROADCASTSS (R10), Y12
+	VBROADCASTSS (R10)(SI*1), Y13
+	VBROADCASTSS (R10)(SI*2), Y14
+	VMOVUPS      (R9), Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(R9), Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(R9), Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(R9), Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key954
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
+	VMOVUPS      Y4, (DX)(DI*1)
+	VMOVUPS      Y5, 32(DX)(DI*1)
+	VMOVUPS      Y6, 64(DX)(DI*1)
+	VMOVUPS      Y7, 96(DX)(DI*1)
+	VMOVUPS      Y8, (DX)(DI*2)
+	VMOVUPS      Y9, 32(DX)(DI*2)
+	VMOVUPS      Y10, 64(DX)(DI*2)
+	VMOVUPS      Y11, 96(DX)(DI*2)
+	ADDQ         $+128, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop951
+
+done952:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done956
+
+loop955:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	TESTQ   AX, AX
+	JZ      first957
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+	VMOVUPS (DX)(DI*2), Y4
+	VMOVUPS 32(DX)(DI*2), Y5
+
+first957:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key958:
+	VMOVUPS      (R9), Y6
+	VMOVUPS      32(R9), Y7
+	VBROADCASTSS (R10), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS (R10)(SI*1), Y8
+	VFMADD231PS  Y6, Y8, Y2
+	VFMADD231PS  Y7, Y8, Y3
+	VBROADCASTSS (R10)(SI*2), Y8
+	VFMADD231PS  Y6, Y8, Y4
+	VFMADD231PS  Y7, Y8, Y5
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key958
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	VMOVUPS      Y3, 32(DX)(DI*1)
+	VMOVUPS      Y4, (DX)(DI*2)
+	VMOVUPS      Y5, 32(DX)(DI*2)
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop955
+
+done956:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done960
+
+loop959:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	TESTQ   AX, AX
+	JZ      first961
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+	VMOVUPS (DX)(DI*2), Y2
+
+first961:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key962:
+	VMOVUPS      (R9), Y3
+	VBROADCASTSS (R10), Y4
+	VFMADD231PS  Y3, Y4, Y0
+	VBROADCASTSS (R10)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (R10)(SI*2), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key962
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	VMOVUPS      Y2, (DX)(DI*2)
+	ADDQ         $+32, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop959
+
+done960:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done963
+	LEAQ       rowsMask<>+32(SB), R9
+	SHLQ       $0x02, R8
+	SUBQ       R8, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	TESTQ      AX, AX
+	JZ         first964
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+	VMASKMOVPS (DX)(DI*2), Y0, Y3
+
+first964:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key965:
+	VMASKMOVPS   (CX), Y0, Y4
+	VBROADCASTSS (BX), Y5
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS (BX)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (BX)(SI*2), Y5
+	VFMADD231PS  Y4, Y5, Y3
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key965
+	VMASKMOVPS   Y1, Y0, (DX)
+	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
+
+done963:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block950
+	VZEROUPPER
+	RET
+
+rows913:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
+
+block966:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+32, R8
+	JLT   done968
+
+loop967:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first969
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS (DX)(DI*1), Y4
+	VMOVUPS 32(DX)(DI*1), Y5
+	VMOVUPS 64(DX)(DI*1), Y6
+	VMOVUPS 96(DX)(DI*1), Y7
+
+first969:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key970:
+	VBROADCASTSS (R10), Y8
+	VBROADCASTSS (R10)(SI*1), Y9
+	VMOVUPS      (R9), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(R9), Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VFMADD231PS  Y10, Y9, Y5
+	VMOVUPS      64(R9), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VMOVUPS      96(R9), Y10
+	VFMADD231PS  Y10, Y8, Y3
+	VFMADD231PS  Y10, Y9, Y7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key970
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
+	VMOVUPS      Y4, (DX)(DI*1)
+	VMOVUPS      Y5, 32(DX)(DI*1)
+	VMOVUPS      Y6, 64(DX)(DI*1)
+	VMOVUPS      Y7, 96(DX)(DI*1)
+	ADDQ         $+128, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop967
+
+done968:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done972
+
+loop971:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	TESTQ   AX, AX
+	JZ      first973
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+
+first973:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key974:
+	VBROADCASTSS (R10), Y4
+	VBROADCASTSS (R10)(SI*1), Y5
+	VMOVUPS      (R9), Y6
+	VFMADD231PS  Y6, Y4, Y0
+	VFMADD231PS  Y6, Y5, Y2
+	VMOVUPS      32(R9), Y6
+	VFMADD231PS  Y6, Y4, Y1
+	VFMADD231PS  Y6, Y5, Y3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key974
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	VMOVUPS      Y3, 32(DX)(DI*1)
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop971
+
+done972:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done976
+
+loop975:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	TESTQ   AX, AX
+	JZ      first977
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+
+first977:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key978:
+	VMOVUPS      (R9), Y2
+	VBROADCASTSS (R10), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VBROADCASTSS (R10)(SI*1), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key978
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop975
+
+done976:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done979
+	LEAQ       rowsMask<>+32(SB), R9
+	SHLQ       $0x02, R8
+	SUBQ       R8, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	TESTQ      AX, AX
+	JZ         first980
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+
+first980:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key981:
+	VMASKMOVPS   (CX), Y0, Y3
+	VBROADCASTSS (BX), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (BX)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key981
+	VMASKMOVPS   Y1, Y0, (DX)
+	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+
+done979:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	LEAQ  (BX)(SI*2), BX
+	LEAQ  (DX)(DI*2), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+32, R8
+	JLT   done983
+
+loop982:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first984
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS (DX)(DI*1), Y4
+	VMOVUPS 32(DX)(DI*1), Y5
+	VMOVUPS 64(DX)(DI*1), Y6
+	VMOVUPS 96(DX)(DI*1), Y7
+
+first984:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key985:
+	VBROADCASTSS (R10), Y8
+	VBROADCASTSS (R10)(SI*1), Y9
+	VMOVUPS      (R9), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(R9), Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VFMADD231PS  Y10, Y9, Y5
+	VMOVUPS      64(R9), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VMOVUPS      96(R9), Y10
+	VFMADD231PS  Y10, Y8, Y3
+	VFMADD231PS  Y10, Y9, Y7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key985
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
+	VMOVUPS      Y4, (DX)(DI*1)
+	VMOVUPS      Y5, 32(DX)(DI*1)
+	VMOVUPS      Y6, 64(DX)(DI*1)
+	VMOVUPS      Y7, 96(DX)(DI*1)
+	ADDQ         $+128, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop982
+
+done983:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done987
+
+loop986:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	TESTQ   AX, AX
+	JZ      first988
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+
+first988:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key989:
+	VBROADCASTSS (R10), Y4
+	VBROADCASTSS (R10)(SI*1), Y5
+	VMOVUPS      (R9), Y6
+	VFMADD231PS  Y6, Y4, Y0
+	VFMADD231PS  Y6, Y5, Y2
+	VMOVUPS      32(R9), Y6
+	VFMADD231PS  Y6, Y4, Y1
+	VFMADD231PS  Y6, Y5, Y3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key989
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	VMOVUPS      Y3, 32(DX)(DI*1)
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop986
+
+done987:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done991
+
+loop990:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	TESTQ   AX, AX
+	JZ      first992
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+
+first992:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key993:
+	VMOVUPS      (R9), Y2
+	VBROADCASTSS (R10), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VBROADCASTSS (R10)(SI*1), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key993
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop990
+
+done991:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done994
+	LEAQ       rowsMask<>+32(SB), R9
+	SHLQ       $0x02, R8
+	SUBQ       R8, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	TESTQ      AX, AX
+	JZ         first995
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+
+first995:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key996:
+	VMASKMOVPS   (CX), Y0, Y3
+	VBROADCASTSS (BX), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (BX)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key996
+	VMASKMOVPS   Y1, Y0, (DX)
+	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+
+done994:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block966
+	VZEROUPPER
+	RET
+
+// func normF32AVX2(p *float32, stride int, rows int, d int) float32
+// Requires: AVX, AVX2, CMOV, FMA3, MMX+
+TEXT ·normF32AVX2(SB), NOSPLIT, $0-36
+	MOVQ         p+0(FP), AX
+	MOVQ         rows+16(FP), CX
+	DECQ         CX
+	IMULQ        stride+8(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         d+24(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	SHLQ         $0x02, DX
+	SUBQ         DX, BX
+	VMOVUPS      (BX), Y0
+	MOVQ         rows+16(FP), R11
+	MOVL         $0x7f800000, DX
+	VMOVD        DX, X1
+	VBROADCASTSS X1, Y1
+	VXORPS       Y2, Y2, Y2
+
+block997:
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	VXORPS  Y8, Y8, Y8
+	VXORPS  Y9, Y9, Y9
+	VXORPS  Y10, Y10, Y10
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+16, R10
-	JLT     done502
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+16, R12
+	JLT     done1000
 
-loop501:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y11, Y11, Y3
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y11, Y11, Y4
+loop999:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within1001
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within1001:
 	VMOVUPS     (DI), Y11
-	VFMADD231PS Y11, Y11, Y5
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y11, Y6
-	VMOVUPS     32(BX), Y11
 	VFMADD231PS Y11, Y11, Y3
-	VMOVUPS     32(SI), Y11
+	VMOVUPS     (R8), Y11
 	VFMADD231PS Y11, Y11, Y4
-	VMOVUPS     32(DI), Y11
+	VMOVUPS     (R9), Y11
 	VFMADD231PS Y11, Y11, Y5
-	VMOVUPS     32(R8), Y11
+	VMOVUPS     (R10), Y11
 	VFMADD231PS Y11, Y11, Y6
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
+	VMOVUPS     32(DI), Y11
+	VFMADD231PS Y11, Y11, Y3
+	VMOVUPS     32(R8), Y11
+	VFMADD231PS Y11, Y11, Y4
+	VMOVUPS     32(R9), Y11
+	VFMADD231PS Y11, Y11, Y5
+	VMOVUPS     32(R10), Y11
+	VFMADD231PS Y11, Y11, Y6
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	SUBQ        $+16, R10
-	JGE         loop501
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+16, R12
+	JGE         loop999
 
-done502:
-	ADDQ $+16, R10
-	SUBQ $+8, R10
-	JLT  done504
+done1000:
+	ADDQ $+16, R12
+	SUBQ $+8, R12
+	JLT  done1003
 
-loop503:
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y11, Y11, Y3
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y11, Y11, Y4
+loop1002:
 	VMOVUPS     (DI), Y11
-	VFMADD231PS Y11, Y11, Y5
+	VFMADD231PS Y11, Y11, Y3
 	VMOVUPS     (R8), Y11
+	VFMADD231PS Y11, Y11, Y4
+	VMOVUPS     (R9), Y11
+	VFMADD231PS Y11, Y11, Y5
+	VMOVUPS     (R10), Y11
 	VFMADD231PS Y11, Y11, Y6
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
 	ADDQ        $+32, DI
 	ADDQ        $+32, R8
-	SUBQ        $+8, R10
-	JGE         loop503
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	SUBQ        $+8, R12
+	JGE         loop1002
 
-done504:
-	ADDQ        $+8, R10
-	TESTQ       R10, R10
-	JZ          done505
-	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y11, Y11, Y3
-	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y11, Y11, Y4
+done1003:
+	ADDQ        $+8, R12
+	TESTQ       R12, R12
+	JZ          done1004
 	VMASKMOVPS  (DI), Y0, Y11
-	VFMADD231PS Y11, Y11, Y5
+	VFMADD231PS Y11, Y11, Y3
 	VMASKMOVPS  (R8), Y0, Y11
+	VFMADD231PS Y11, Y11, Y4
+	VMASKMOVPS  (R9), Y0, Y11
+	VFMADD231PS Y11, Y11, Y5
+	VMASKMOVPS  (R10), Y0, Y11
 	VFMADD231PS Y11, Y11, Y6
 
-done505:
-	CMPQ    R9, $0x04
-	JLE     fold500
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+done1004:
+	CMPQ    R11, $0x04
+	JLE     fold998
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+16, R10
-	JLT     done507
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+16, R12
+	JLT     done1006
 
-loop506:
-	PREFETCHT0  (BX)(DX*1)
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y11, Y11, Y8
+loop1005:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within1007
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within1007:
 	VMOVUPS     (DI), Y11
-	VFMADD231PS Y11, Y11, Y9
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y11, Y10
-	VMOVUPS     32(BX), Y11
 	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     32(SI), Y11
+	VMOVUPS     (R8), Y11
 	VFMADD231PS Y11, Y11, Y8
-	VMOVUPS     32(DI), Y11
+	VMOVUPS     (R9), Y11
 	VFMADD231PS Y11, Y11, Y9
-	VMOVUPS     32(R8), Y11
+	VMOVUPS     (R10), Y11
 	VFMADD231PS Y11, Y11, Y10
-	ADDQ        $+64, BX
-	ADDQ        $+64, SI
+	VMOVUPS     32(DI), Y11
+	VFMADD231PS Y11, Y11, Y7
+	VMOVUPS     32(R8), Y11
+	VFMADD231PS Y11, Y11, Y8
+	VMOVUPS     32(R9), Y11
+	VFMADD231PS Y11, Y11, Y9
+	VMOVUPS     32(R10), Y11
+	VFMADD231PS Y11, Y11, Y10
 	ADDQ        $+64, DI
 	ADDQ        $+64, R8
-	SUBQ        $+16, R10
-	JGE         loop506
+	ADDQ        $+64, R9
+	ADDQ        $+64, R10
+	SUBQ        $+16, R12
+	JGE         loop1005
 
-done507:
-	ADDQ $+16, R10
-	SUBQ $+8, R10
-	JLT  done509
+done1006:
+	ADDQ $+16, R12
+	SUBQ $+8, R12
+	JLT  done1009
 
-loop508:
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y11, Y11, Y8
+loop1008:
 	VMOVUPS     (DI), Y11
-	VFMADD231PS Y11, Y11, Y9
+	VFMADD231PS Y11, Y11, Y7
 	VMOVUPS     (R8), Y11
+	VFMADD231PS Y11, Y11, Y8
+	VMOVUPS     (R9), Y11
+	VFMADD231PS Y11, Y11, Y9
+	VMOVUPS     (R10), Y11
 	VFMADD231PS Y11, Y11, Y10
-	ADDQ        $+32, BX
-	ADDQ        $+32, SI
 	ADDQ        $+32, DI
 	ADDQ        $+32, R8
-	SUBQ        $+8, R10
-	JGE         loop508
+	ADDQ        $+32, R9
+	ADDQ        $+32, R10
+	SUBQ        $+8, R12
+	JGE         loop1008
 
-done509:
-	ADDQ        $+8, R10
-	TESTQ       R10, R10
-	JZ          done510
-	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y11, Y11, Y7
-	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y11, Y11, Y8
+done1009:
+	ADDQ        $+8, R12
+	TESTQ       R12, R12
+	JZ          done1010
 	VMASKMOVPS  (DI), Y0, Y11
-	VFMADD231PS Y11, Y11, Y9
+	VFMADD231PS Y11, Y11, Y7
 	VMASKMOVPS  (R8), Y0, Y11
+	VFMADD231PS Y11, Y11, Y8
+	VMASKMOVPS  (R9), Y0, Y11
+	VFMADD231PS Y11, Y11, Y9
+	VMASKMOVPS  (R10), Y0, Y11
 	VFMADD231PS Y11, Y11, Y10
 
-done510:
-fold500:
+done1010:
+fold998:
 	VPERM2F128   $0x20, Y7, Y3, Y11
 	VPERM2F128   $0x31, Y7, Y3, Y3
 	VADDPS       Y11, Y3, Y11
@@ -11377,8 +15784,8 @@ fold500:
 	VADDPS       Y4, Y3, Y4
 	VMINPS       Y1, Y4, Y4
 	VMAXPS       Y4, Y2, Y2
-	SUBQ         $0x08, R9
-	JG           block499
+	SUBQ         $0x08, R11
+	JG           block997
 	VEXTRACTF128 $0x01, Y2, X0
 	VMAXPS       X0, X2, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -11394,127 +15801,136 @@ fold500:
 TEXT ·peakF32AVX2(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	SHLQ         $0x02, BX
-	SUBQ         BX, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         rows+16(FP), R9
-	MOVL         $0x7fffffff, BX
-	VMOVD        BX, X1
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         d+24(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	SHLQ         $0x02, DX
+	SUBQ         DX, BX
+	VMOVUPS      (BX), Y0
+	MOVQ         rows+16(FP), R11
+	MOVL         $0x7fffffff, DX
+	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 	VXORPS       Y2, Y2, Y2
 	VXORPS       Y3, Y3, Y3
 	VXORPS       Y4, Y4, Y4
 	VXORPS       Y5, Y5, Y5
 
-block511:
-	MOVQ    AX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+8(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
+block1011:
+	MOVQ    AX, DI
 	MOVQ    DI, R8
 	ADDQ    stride+8(FP), R8
 	CMPQ    R8, CX
 	CMOVQHI CX, R8
-	MOVQ    R8, AX
+	MOVQ    R8, R9
+	ADDQ    stride+8(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R10
-	SUBQ    $+16, R10
-	JLT     done513
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R12
+	SUBQ    $+16, R12
+	JLT     done1013
 
-loop512:
-	PREFETCHT0 (BX)(DX*1)
-	PREFETCHT0 (SI)(DX*1)
-	PREFETCHT0 (DI)(DX*1)
-	PREFETCHT0 (R8)(DX*1)
-	VMOVUPS    (BX), Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y2, Y2
-	VMOVUPS    (SI), Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y3, Y3
-	VMOVUPS    (DI), Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y4, Y4
-	VMOVUPS    (R8), Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y5, Y5
-	VMOVUPS    32(BX), Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y2, Y2
-	VMOVUPS    32(SI), Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y3, Y3
-	VMOVUPS    32(DI), Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y4, Y4
-	VMOVUPS    32(R8), Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y5, Y5
-	ADDQ       $+64, BX
-	ADDQ       $+64, SI
-	ADDQ       $+64, DI
-	ADDQ       $+64, R8
-	SUBQ       $+16, R10
-	JGE        loop512
+loop1012:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within1014
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
 
-done513:
-	ADDQ $+16, R10
-	SUBQ $+8, R10
-	JLT  done515
-
-loop514:
-	VMOVUPS (BX), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y2, Y2
-	VMOVUPS (SI), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y3, Y3
+within1014:
 	VMOVUPS (DI), Y6
 	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y4, Y4
+	VPMAXUD Y6, Y2, Y2
 	VMOVUPS (R8), Y6
 	VPAND   Y1, Y6, Y6
+	VPMAXUD Y6, Y3, Y3
+	VMOVUPS (R9), Y6
+	VPAND   Y1, Y6, Y6
+	VPMAXUD Y6, Y4, Y4
+	VMOVUPS (R10), Y6
+	VPAND   Y1, Y6, Y6
 	VPMAXUD Y6, Y5, Y5
-	ADDQ    $+32, BX
-	ADDQ    $+32, SI
+	VMOVUPS 32(DI), Y6
+	VPAND   Y1, Y6, Y6
+	VPMAXUD Y6, Y2, Y2
+	VMOVUPS 32(R8), Y6
+	VPAND   Y1, Y6, Y6
+	VPMAXUD Y6, Y3, Y3
+	VMOVUPS 32(R9), Y6
+	VPAND   Y1, Y6, Y6
+	VPMAXUD Y6, Y4, Y4
+	VMOVUPS 32(R10), Y6
+	VPAND   Y1, Y6, Y6
+	VPMAXUD Y6, Y5, Y5
+	ADDQ    $+64, DI
+	ADDQ    $+64, R8
+	ADDQ    $+64, R9
+	ADDQ    $+64, R10
+	SUBQ    $+16, R12
+	JGE     loop1012
+
+done1013:
+	ADDQ $+16, R12
+	SUBQ $+8, R12
+	JLT  done1016
+
+loop1015:
+	VMOVUPS (DI), Y6
+	VPAND   Y1, Y6, Y6
+	VPMAXUD Y6, Y2, Y2
+	VMOVUPS (R8), Y6
+	VPAND   Y1, Y6, Y6
+	VPMAXUD Y6, Y3, Y3
+	VMOVUPS (R9), Y6
+	VPAND   Y1, Y6, Y6
+	VPMAXUD Y6, Y4, Y4
+	VMOVUPS (R10), Y6
+	VPAND   Y1, Y6, Y6
+	VPMAXUD Y6, Y5, Y5
 	ADDQ    $+32, DI
 	ADDQ    $+32, R8
-	SUBQ    $+8, R10
-	JGE     loop514
+	ADDQ    $+32, R9
+	ADDQ    $+32, R10
+	SUBQ    $+8, R12
+	JGE     loop1015
 
-done515:
-	ADDQ       $+8, R10
-	TESTQ      R10, R10
-	JZ         done516
-	VMASKMOVPS (BX), Y0, Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y2, Y2
-	VMASKMOVPS (SI), Y0, Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y3, Y3
+done1016:
+	ADDQ       $+8, R12
+	TESTQ      R12, R12
+	JZ         done1017
 	VMASKMOVPS (DI), Y0, Y6
 	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y4, Y4
+	VPMAXUD    Y6, Y2, Y2
 	VMASKMOVPS (R8), Y0, Y6
+	VPAND      Y1, Y6, Y6
+	VPMAXUD    Y6, Y3, Y3
+	VMASKMOVPS (R9), Y0, Y6
+	VPAND      Y1, Y6, Y6
+	VPMAXUD    Y6, Y4, Y4
+	VMASKMOVPS (R10), Y0, Y6
 	VPAND      Y1, Y6, Y6
 	VPMAXUD    Y6, Y5, Y5
 
-done516:
-	SUBQ         $0x04, R9
-	JG           block511
+done1017:
+	SUBQ         $0x04, R11
+	JG           block1011
 	VPMAXUD      Y3, Y2, Y2
 	VPMAXUD      Y5, Y4, Y4
 	VPMAXUD      Y4, Y2, Y2
@@ -11538,385 +15954,573 @@ done516:
 TEXT ·dotsBF16AVX2(SB), NOSPLIT, $16-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows517
+	JE           rows1018
 	CMPQ         AX, $0x03
-	JE           rows518
+	JE           rows1019
 	CMPQ         AX, $0x04
-	JE           rows519
+	JE           rows1020
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
-	MOVL         $0xff800000, SI
-	VMOVD        SI, X1
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         CX, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block520:
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done523
+block1021:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+32, R8
+	JLT    done1024
 
-loop522:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	PREFETCHT0  (R9)(DX*1)
-	VMOVUPS     (R10), Y10
-	VPMOVZXWD   (SI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y2
-	VPMOVZXWD   (DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y3
-	VPMOVZXWD   (R8), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y4
-	VPMOVZXWD   (R9), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y5
-	VMOVUPS     32(R10), Y10
-	VPMOVZXWD   16(SI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y2
-	VPMOVZXWD   16(DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y3
-	VPMOVZXWD   16(R8), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y4
-	VPMOVZXWD   16(R9), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y5
-	VMOVUPS     64(R10), Y10
-	VPMOVZXWD   32(SI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y2
-	VPMOVZXWD   32(DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y3
-	VPMOVZXWD   32(R8), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y4
-	VPMOVZXWD   32(R9), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y5
-	VMOVUPS     96(R10), Y10
-	VPMOVZXWD   48(SI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y2
-	VPMOVZXWD   48(DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y3
-	VPMOVZXWD   48(R8), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y4
-	VPMOVZXWD   48(R9), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y5
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop522
+loop1023:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1023
 
-done523:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done525
+done1024:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1026
 
-loop524:
-	VMOVUPS     (R10), Y10
-	VPMOVZXWD   (SI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y2
-	VPMOVZXWD   (DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y3
-	VPMOVZXWD   (R8), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y4
-	VPMOVZXWD   (R9), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y5
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R10
-	SUBQ        $+8, R13
-	JGE         loop524
+loop1025:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1025
 
-done525:
-	ADDQ       $+8, R13
-	TESTQ      R13, R13
-	JZ         done526
-	VMASKMOVPS (R10), Y0, Y10
-	VPXOR      X11, X11, X11
-	VMOVDQU    X11, (SP)
-	MOVQ       BX, R10
+done1026:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1027
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
 
-copy527:
-	MOVWLZX     -2(SI)(R10*2), R13
-	MOVW        R13, -2(SP)(R10*2)
-	DECQ        R10
-	JNZ         copy527
-	VMOVDQU     (SP), X11
-	VPMOVZXWD   X11, Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y2
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+copy1028:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1028
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y2
 
-copy528:
-	MOVWLZX     -2(DI)(SI*2), R10
-	MOVW        R10, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy528
-	VMOVDQU     (SP), X11
-	VPMOVZXWD   X11, Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y3
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+done1027:
+	CMPQ DI, $0x01
+	JLE  fold1022
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1030
 
-copy529:
-	MOVWLZX     -2(R8)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy529
-	VMOVDQU     (SP), X11
-	VPMOVZXWD   X11, Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y4
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+loop1029:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1029
 
-copy530:
-	MOVWLZX     -2(R9)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy530
-	VMOVDQU     (SP), X11
-	VPMOVZXWD   X11, Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y5
+done1030:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1032
 
-done526:
-	CMPQ    R12, $0x04
-	JLE     fold521
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done532
+loop1031:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1031
 
-loop531:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	PREFETCHT0  (R9)(DX*1)
-	VMOVUPS     (R10), Y10
-	VPMOVZXWD   (SI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y6
-	VPMOVZXWD   (DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y7
-	VPMOVZXWD   (R8), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y8
-	VPMOVZXWD   (R9), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y9
-	VMOVUPS     32(R10), Y10
-	VPMOVZXWD   16(SI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y6
-	VPMOVZXWD   16(DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y7
-	VPMOVZXWD   16(R8), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y8
-	VPMOVZXWD   16(R9), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y9
-	VMOVUPS     64(R10), Y10
-	VPMOVZXWD   32(SI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y6
-	VPMOVZXWD   32(DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y7
-	VPMOVZXWD   32(R8), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y8
-	VPMOVZXWD   32(R9), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y9
-	VMOVUPS     96(R10), Y10
-	VPMOVZXWD   48(SI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y6
-	VPMOVZXWD   48(DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y7
-	VPMOVZXWD   48(R8), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y8
-	VPMOVZXWD   48(R9), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y9
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop531
+done1032:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1033
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
 
-done532:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done534
+copy1034:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1034
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y3
 
-loop533:
-	VMOVUPS     (R10), Y10
-	VPMOVZXWD   (SI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y6
-	VPMOVZXWD   (DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y7
-	VPMOVZXWD   (R8), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y8
-	VPMOVZXWD   (R9), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y9
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R10
-	SUBQ        $+8, R13
-	JGE         loop533
+done1033:
+	CMPQ DI, $0x02
+	JLE  fold1022
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1036
 
-done534:
-	ADDQ       $+8, R13
-	TESTQ      R13, R13
-	JZ         done535
-	VMASKMOVPS (R10), Y0, Y10
-	VPXOR      X11, X11, X11
-	VMOVDQU    X11, (SP)
-	MOVQ       BX, R10
+loop1035:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1035
 
-copy536:
-	MOVWLZX     -2(SI)(R10*2), R13
-	MOVW        R13, -2(SP)(R10*2)
-	DECQ        R10
-	JNZ         copy536
-	VMOVDQU     (SP), X11
-	VPMOVZXWD   X11, Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y6
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+done1036:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1038
 
-copy537:
-	MOVWLZX     -2(DI)(SI*2), R10
-	MOVW        R10, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy537
-	VMOVDQU     (SP), X11
-	VPMOVZXWD   X11, Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y7
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+loop1037:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1037
 
-copy538:
-	MOVWLZX     -2(R8)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy538
-	VMOVDQU     (SP), X11
-	VPMOVZXWD   X11, Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y8
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+done1038:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1039
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
 
-copy539:
-	MOVWLZX     -2(R9)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy539
-	VMOVDQU     (SP), X11
-	VPMOVZXWD   X11, Y11
-	VPSLLD      $0x10, Y11, Y11
-	VFMADD231PS Y11, Y10, Y9
+copy1040:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1040
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y4
 
-done535:
-fold521:
+done1039:
+	CMPQ DI, $0x03
+	JLE  fold1022
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1042
+
+loop1041:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1041
+
+done1042:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1044
+
+loop1043:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1043
+
+done1044:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1045
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
+
+copy1046:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1046
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y5
+
+done1045:
+	CMPQ DI, $0x04
+	JLE  fold1022
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1048
+
+loop1047:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1047
+
+done1048:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1050
+
+loop1049:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1049
+
+done1050:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1051
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
+
+copy1052:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1052
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y6
+
+done1051:
+	CMPQ DI, $0x05
+	JLE  fold1022
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1054
+
+loop1053:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1053
+
+done1054:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1056
+
+loop1055:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1055
+
+done1056:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1057
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
+
+copy1058:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1058
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y7
+
+done1057:
+	CMPQ DI, $0x06
+	JLE  fold1022
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1060
+
+loop1059:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1059
+
+done1060:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1062
+
+loop1061:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1061
+
+done1062:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1063
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
+
+copy1064:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1064
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y8
+
+done1063:
+	CMPQ DI, $0x07
+	JLE  fold1022
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1066
+
+loop1065:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1065
+
+done1066:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1068
+
+loop1067:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1067
+
+done1068:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1069
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
+
+copy1070:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1070
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y9
+
+done1069:
+fold1022:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -11938,32 +16542,32 @@ fold521:
 	VUNPCKLPD  Y2, Y5, Y3
 	VUNPCKHPD  Y2, Y5, Y2
 	VADDPS     Y3, Y2, Y3
-	MOVQ       R12, SI
-	MOVQ       $0x00000008, DI
-	CMPQ       SI, DI
-	CMOVQGT    DI, SI
-	MOVQ       ldS+8(FP), DI
-	SHLQ       $0x02, DI
-	LEAQ       (DI)(DI*2), DI
-	LEAQ       rowsMask<>+32(SB), DI
-	MOVQ       SI, R8
+	MOVQ       DI, DX
+	MOVQ       $0x00000008, BX
+	CMPQ       DX, BX
+	CMOVQGT    BX, DX
+	MOVQ       ldS+8(FP), BX
+	SHLQ       $0x02, BX
+	LEAQ       (BX)(BX*2), BX
+	LEAQ       rowsMask<>+32(SB), BX
+	MOVQ       DX, R8
 	SHLQ       $0x02, R8
-	SUBQ       R8, DI
-	VMOVUPS    (DI), Y2
+	SUBQ       R8, BX
+	VMOVUPS    (BX), Y2
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
-	CMPQ       SI, $0x08
-	JLT        part540
-	VMOVUPS    Y3, (R11)
-	JMP        stored541
+	CMPQ       DX, $0x08
+	JLT        part1071
+	VMOVUPS    Y3, (SI)
+	JMP        stored1072
 
-part540:
-	VMASKMOVPS Y3, Y2, (R11)
+part1071:
+	VMASKMOVPS Y3, Y2, (SI)
 
-stored541:
-	ADDQ       $0x20, R11
-	SUBQ       $0x08, R12
-	JG         block520
+stored1072:
+	ADDQ       $0x20, SI
+	SUBQ       $0x08, DI
+	JG         block1021
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -11977,239 +16581,351 @@ stored541:
 	VZEROUPPER
 	RET
 
-rows517:
+rows1018:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         CX, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
 	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         d+32(FP), R10
-	SHLQ         $0x02, R10
-	MOVQ         s+0(FP), R12
-	MOVQ         keys+64(FP), R13
-	MOVL         $0xff800000, SI
-	VMOVD        SI, X1
+	SHLQ         $0x02, BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block542:
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R11
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R14
-	SUBQ    $+32, R14
-	JLT     done545
+block1073:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+32, R9
+	JLT    done1076
 
-loop544:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	PREFETCHT0  (R9)(DX*1)
-	VMOVUPS     (R11), Y10
-	VMOVUPS     (R11)(R10*1), Y11
-	VPMOVZXWD   (SI), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VPMOVZXWD   (DI), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VPMOVZXWD   (R8), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VPMOVZXWD   (R9), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
-	VMOVUPS     32(R11), Y10
-	VMOVUPS     32(R11)(R10*1), Y11
-	VPMOVZXWD   16(SI), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VPMOVZXWD   16(DI), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VPMOVZXWD   16(R8), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VPMOVZXWD   16(R9), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
-	VMOVUPS     64(R11), Y10
-	VMOVUPS     64(R11)(R10*1), Y11
-	VPMOVZXWD   32(SI), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VPMOVZXWD   32(DI), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VPMOVZXWD   32(R8), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VPMOVZXWD   32(R9), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
-	VMOVUPS     96(R11), Y10
-	VMOVUPS     96(R11)(R10*1), Y11
-	VPMOVZXWD   48(SI), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VPMOVZXWD   48(DI), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VPMOVZXWD   48(R8), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VPMOVZXWD   48(R9), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R11
-	SUBQ        $+32, R14
-	JGE         loop544
+loop1075:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     32(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     64(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     96(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1075
 
-done545:
-	ADDQ $+32, R14
-	SUBQ $+8, R14
-	JLT  done547
+done1076:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1078
 
-loop546:
-	VMOVUPS     (R11), Y10
-	VMOVUPS     (R11)(R10*1), Y11
-	VPMOVZXWD   (SI), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VPMOVZXWD   (DI), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VPMOVZXWD   (R8), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VPMOVZXWD   (R9), Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R11
-	SUBQ        $+8, R14
-	JGE         loop546
+loop1077:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1077
 
-done547:
-	ADDQ       $+8, R14
-	TESTQ      R14, R14
-	JZ         done548
-	VMASKMOVPS (R11), Y0, Y10
-	VMASKMOVPS (R11)(R10*1), Y0, Y11
-	VPXOR      X12, X12, X12
-	VMOVDQU    X12, (SP)
-	MOVQ       BX, R11
+done1078:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1079
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R9
 
-copy549:
-	MOVWLZX     -2(SI)(R11*2), R14
-	MOVW        R14, -2(SP)(R11*2)
-	DECQ        R11
-	JNZ         copy549
-	VMOVDQU     (SP), X12
-	VPMOVZXWD   X12, Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VPXOR       X12, X12, X12
-	VMOVDQU     X12, (SP)
-	MOVQ        BX, SI
+copy1080:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1080
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y6
 
-copy550:
-	MOVWLZX     -2(DI)(SI*2), R11
-	MOVW        R11, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy550
-	VMOVDQU     (SP), X12
-	VPMOVZXWD   X12, Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VPXOR       X12, X12, X12
-	VMOVDQU     X12, (SP)
-	MOVQ        BX, SI
+done1079:
+	CMPQ R8, $0x01
+	JLE  fold1074
+	MOVQ q+24(FP), SI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done1082
 
-copy551:
-	MOVWLZX     -2(R8)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy551
-	VMOVDQU     (SP), X12
-	VPMOVZXWD   X12, Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VPXOR       X12, X12, X12
-	VMOVDQU     X12, (SP)
-	MOVQ        BX, SI
+loop1081:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     32(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     64(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     96(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1081
 
-copy552:
-	MOVWLZX     -2(R9)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy552
-	VMOVDQU     (SP), X12
-	VPMOVZXWD   X12, Y12
-	VPSLLD      $0x10, Y12, Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
+done1082:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1084
 
-done548:
+loop1083:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1083
+
+done1084:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1085
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R9
+
+copy1086:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1086
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y7
+
+done1085:
+	CMPQ R8, $0x02
+	JLE  fold1074
+	MOVQ q+24(FP), SI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done1088
+
+loop1087:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(SI), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     32(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(SI), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     64(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(SI), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     96(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1087
+
+done1088:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1090
+
+loop1089:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1089
+
+done1090:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1091
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R9
+
+copy1092:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1092
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y8
+
+done1091:
+	CMPQ R8, $0x03
+	JLE  fold1074
+	MOVQ q+24(FP), SI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done1094
+
+loop1093:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(SI), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     32(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(SI), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     64(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(SI), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     96(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1093
+
+done1094:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1096
+
+loop1095:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1095
+
+done1096:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1097
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R9
+
+copy1098:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1098
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y9
+
+done1097:
+fold1074:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -12231,35 +16947,35 @@ done548:
 	VUNPCKLPD      Y2, Y5, Y3
 	VUNPCKHPD      Y2, Y5, Y2
 	VADDPS         Y3, Y2, Y3
-	MOVQ           R13, SI
-	MOVQ           $0x00000004, DI
-	CMPQ           SI, DI
-	CMOVQGT        DI, SI
-	MOVQ           ldS+8(FP), DI
-	SHLQ           $0x02, DI
-	LEAQ           (DI)(DI*2), R8
-	LEAQ           rowsMask<>+32(SB), R8
-	MOVQ           SI, R9
-	SHLQ           $0x02, R9
-	SUBQ           R9, R8
-	VBROADCASTF128 (R8), Y2
+	MOVQ           R8, DX
+	MOVQ           $0x00000004, SI
+	CMPQ           DX, SI
+	CMOVQGT        SI, DX
+	MOVQ           ldS+8(FP), SI
+	SHLQ           $0x02, SI
+	LEAQ           (SI)(SI*2), R9
+	LEAQ           rowsMask<>+32(SB), R9
+	MOVQ           DX, R10
+	SHLQ           $0x02, R10
+	SUBQ           R10, R9
+	VBROADCASTF128 (R9), Y2
 	VMAXPS         Y1, Y3, Y4
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
-	CMPQ           SI, $0x04
-	JLT            part553
-	VMOVUPS        X3, (R12)
-	VMOVUPS        X4, (R12)(DI*1)
-	JMP            stored554
+	CMPQ           DX, $0x04
+	JLT            part1099
+	VMOVUPS        X3, (DI)
+	VMOVUPS        X4, (DI)(SI*1)
+	JMP            stored1100
 
-part553:
-	VMASKMOVPS X3, X2, (R12)
-	VMASKMOVPS X4, X2, (R12)(DI*1)
+part1099:
+	VMASKMOVPS X3, X2, (DI)
+	VMASKMOVPS X4, X2, (DI)(SI*1)
 
-stored554:
-	ADDQ         $0x10, R12
-	SUBQ         $0x04, R13
-	JG           block542
+stored1100:
+	ADDQ         $0x10, DI
+	SUBQ         $0x04, R8
+	JG           block1073
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -12274,173 +16990,182 @@ stored554:
 	VZEROUPPER
 	RET
 
-rows518:
+rows1019:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         d+32(FP), R8
-	SHLQ         $0x02, R8
-	MOVQ         s+0(FP), R10
-	MOVQ         keys+64(FP), R11
-	MOVL         $0xff800000, SI
-	VMOVD        SI, X1
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DI
+	ANDQ         $0x07, DI
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         DI, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), R10
+	SHLQ         $0x02, R10
+	MOVQ         s+0(FP), R12
+	MOVQ         keys+64(FP), R13
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block555:
+block1101:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, AX
+	MOVQ    q+24(FP), R11
+	MOVQ    AX, R8
+	MOVQ    R8, R9
+	ADDQ    stride+56(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done558
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), R14
+	SUBQ    $+32, R14
+	JLT     done1104
 
-loop557:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	VPMOVZXWD   (SI), Y8
-	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   (DI), Y9
-	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     (R9), Y10
-	VFMADD231PS Y8, Y10, Y2
-	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R9)(R8*1), Y10
-	VFMADD231PS Y8, Y10, Y4
-	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R9)(R8*2), Y10
-	VFMADD231PS Y8, Y10, Y6
-	VFMADD231PS Y9, Y10, Y7
-	VPMOVZXWD   16(SI), Y8
-	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   16(DI), Y9
-	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     32(R9), Y10
-	VFMADD231PS Y8, Y10, Y2
-	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     32(R9)(R8*1), Y10
-	VFMADD231PS Y8, Y10, Y4
-	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     32(R9)(R8*2), Y10
-	VFMADD231PS Y8, Y10, Y6
-	VFMADD231PS Y9, Y10, Y7
-	VPMOVZXWD   32(SI), Y8
-	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   32(DI), Y9
-	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     64(R9), Y10
-	VFMADD231PS Y8, Y10, Y2
-	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     64(R9)(R8*1), Y10
-	VFMADD231PS Y8, Y10, Y4
-	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     64(R9)(R8*2), Y10
-	VFMADD231PS Y8, Y10, Y6
-	VFMADD231PS Y9, Y10, Y7
-	VPMOVZXWD   48(SI), Y8
-	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   48(DI), Y9
-	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     96(R9), Y10
-	VFMADD231PS Y8, Y10, Y2
-	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     96(R9)(R8*1), Y10
-	VFMADD231PS Y8, Y10, Y4
-	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     96(R9)(R8*2), Y10
-	VFMADD231PS Y8, Y10, Y6
-	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop557
+loop1103:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	ADDQ       $+128, BX
+	CMPQ       BX, SI
+	JLT        within1105
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
 
-done558:
-	ADDQ $+32, R12
-	SUBQ $+8, R12
-	JLT  done560
-
-loop559:
-	VPMOVZXWD   (SI), Y8
+within1105:
+	VPMOVZXWD   (R8), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   (DI), Y9
+	VPMOVZXWD   (R9), Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     (R9), Y10
+	VMOVUPS     (R11), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R9)(R8*1), Y10
+	VMOVUPS     (R11)(R10*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R9)(R8*2), Y10
+	VMOVUPS     (R11)(R10*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
-	ADDQ        $+32, R9
-	SUBQ        $+8, R12
-	JGE         loop559
+	VPMOVZXWD   16(R8), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VPMOVZXWD   16(R9), Y9
+	VPSLLD      $0x10, Y9, Y9
+	VMOVUPS     32(R11), Y10
+	VFMADD231PS Y8, Y10, Y2
+	VFMADD231PS Y9, Y10, Y3
+	VMOVUPS     32(R11)(R10*1), Y10
+	VFMADD231PS Y8, Y10, Y4
+	VFMADD231PS Y9, Y10, Y5
+	VMOVUPS     32(R11)(R10*2), Y10
+	VFMADD231PS Y8, Y10, Y6
+	VFMADD231PS Y9, Y10, Y7
+	VPMOVZXWD   32(R8), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VPMOVZXWD   32(R9), Y9
+	VPSLLD      $0x10, Y9, Y9
+	VMOVUPS     64(R11), Y10
+	VFMADD231PS Y8, Y10, Y2
+	VFMADD231PS Y9, Y10, Y3
+	VMOVUPS     64(R11)(R10*1), Y10
+	VFMADD231PS Y8, Y10, Y4
+	VFMADD231PS Y9, Y10, Y5
+	VMOVUPS     64(R11)(R10*2), Y10
+	VFMADD231PS Y8, Y10, Y6
+	VFMADD231PS Y9, Y10, Y7
+	VPMOVZXWD   48(R8), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VPMOVZXWD   48(R9), Y9
+	VPSLLD      $0x10, Y9, Y9
+	VMOVUPS     96(R11), Y10
+	VFMADD231PS Y8, Y10, Y2
+	VFMADD231PS Y9, Y10, Y3
+	VMOVUPS     96(R11)(R10*1), Y10
+	VFMADD231PS Y8, Y10, Y4
+	VFMADD231PS Y9, Y10, Y5
+	VMOVUPS     96(R11)(R10*2), Y10
+	VFMADD231PS Y8, Y10, Y6
+	VFMADD231PS Y9, Y10, Y7
+	ADDQ        $+64, R8
+	ADDQ        $+64, R9
+	ADDQ        $+128, R11
+	SUBQ        $+32, R14
+	JGE         loop1103
 
-done560:
-	ADDQ    $+8, R12
-	TESTQ   R12, R12
-	JZ      done561
+done1104:
+	ADDQ $+32, R14
+	SUBQ $+8, R14
+	JLT  done1107
+
+loop1106:
+	VPMOVZXWD   (R8), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VPMOVZXWD   (R9), Y9
+	VPSLLD      $0x10, Y9, Y9
+	VMOVUPS     (R11), Y10
+	VFMADD231PS Y8, Y10, Y2
+	VFMADD231PS Y9, Y10, Y3
+	VMOVUPS     (R11)(R10*1), Y10
+	VFMADD231PS Y8, Y10, Y4
+	VFMADD231PS Y9, Y10, Y5
+	VMOVUPS     (R11)(R10*2), Y10
+	VFMADD231PS Y8, Y10, Y6
+	VFMADD231PS Y9, Y10, Y7
+	ADDQ        $+16, R8
+	ADDQ        $+16, R9
+	ADDQ        $+32, R11
+	SUBQ        $+8, R14
+	JGE         loop1106
+
+done1107:
+	ADDQ    $+8, R14
+	TESTQ   R14, R14
+	JZ      done1108
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
-	MOVQ    BX, R12
+	MOVQ    DI, DX
 
-copy562:
-	MOVWLZX   -2(SI)(R12*2), R13
-	MOVW      R13, -2(SP)(R12*2)
-	DECQ      R12
-	JNZ       copy562
+copy1109:
+	MOVWLZX   -2(R8)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1109
 	VMOVDQU   (SP), X8
 	VPMOVZXWD X8, Y8
 	VPSLLD    $0x10, Y8, Y8
 	VPXOR     X9, X9, X9
 	VMOVDQU   X9, (SP)
-	MOVQ      BX, SI
+	MOVQ      DI, DX
 
-copy563:
-	MOVWLZX     -2(DI)(SI*2), R12
-	MOVW        R12, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy563
+copy1110:
+	MOVWLZX     -2(R9)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1110
 	VMOVDQU     (SP), X9
 	VPMOVZXWD   X9, Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMASKMOVPS  (R9), Y0, Y10
+	VMASKMOVPS  (R11), Y0, Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMASKMOVPS  (R9)(R8*1), Y0, Y10
+	VMASKMOVPS  (R11)(R10*1), Y0, Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMASKMOVPS  (R9)(R8*2), Y0, Y10
+	VMASKMOVPS  (R11)(R10*2), Y0, Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done561:
+done1108:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -12462,37 +17187,37 @@ done561:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R11, SI
-	MOVQ         $0x00000002, DI
-	CMPQ         SI, DI
-	CMOVQGT      DI, SI
-	MOVQ         ldS+8(FP), DI
-	SHLQ         $0x02, DI
-	LEAQ         (DI)(DI*2), R9
-	LEAQ         rowsMask<>+32(SB), R9
-	MOVQ         SI, R12
-	SHLQ         $0x02, R12
-	SUBQ         R12, R9
-	VBROADCASTSD (R9), Y2
+	MOVQ         R13, DX
+	MOVQ         $0x00000002, BX
+	CMPQ         DX, BX
+	CMOVQGT      BX, DX
+	MOVQ         ldS+8(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), R8
+	LEAQ         rowsMask<>+32(SB), R8
+	MOVQ         DX, R9
+	SHLQ         $0x02, R9
+	SUBQ         R9, R8
+	VBROADCASTSD (R8), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
-	CMPQ         SI, $0x02
-	JLT          part564
-	VMOVLPS      X3, (R10)
-	VMOVHPS      X3, (R10)(DI*1)
-	VMOVLPS      X2, (R10)(DI*2)
-	JMP          stored565
+	CMPQ         DX, $0x02
+	JLT          part1111
+	VMOVLPS      X3, (R12)
+	VMOVHPS      X3, (R12)(BX*1)
+	VMOVLPS      X2, (R12)(BX*2)
+	JMP          stored1112
 
-part564:
-	VEXTRACTPS $0x00, X3, (R10)
-	VEXTRACTPS $0x02, X3, (R10)(DI*1)
-	VEXTRACTPS $0x00, X2, (R10)(DI*2)
+part1111:
+	VEXTRACTPS $0x00, X3, (R12)
+	VEXTRACTPS $0x02, X3, (R12)(BX*1)
+	VEXTRACTPS $0x00, X2, (R12)(BX*2)
 
-stored565:
-	ADDQ         $0x08, R10
-	SUBQ         $0x02, R11
-	JG           block555
+stored1112:
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JG           block1101
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -12509,31 +17234,31 @@ stored565:
 	VZEROUPPER
 	RET
 
-rows519:
+rows1020:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         d+32(FP), R8
-	SHLQ         $0x02, R8
-	LEAQ         (R8)(R8*2), R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
-	MOVL         $0xff800000, SI
-	VMOVD        SI, X1
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DI
+	ANDQ         $0x07, DI
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         DI, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), R10
+	SHLQ         $0x02, R10
+	LEAQ         (R10)(R10*2), R11
+	MOVQ         s+0(FP), R13
+	MOVQ         keys+64(FP), R14
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block566:
+block1113:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -12542,161 +17267,170 @@ block566:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, AX
+	MOVQ    q+24(FP), R12
+	MOVQ    AX, R8
+	MOVQ    R8, R9
+	ADDQ    stride+56(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done569
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), R15
+	SUBQ    $+32, R15
+	JLT     done1116
 
-loop568:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	VPMOVZXWD   (SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   (DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     (R10), Y12
-	VFMADD231PS Y10, Y12, Y2
-	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R10)(R8*1), Y12
-	VFMADD231PS Y10, Y12, Y4
-	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R10)(R8*2), Y12
-	VFMADD231PS Y10, Y12, Y6
-	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R10)(R9*1), Y12
-	VFMADD231PS Y10, Y12, Y8
-	VFMADD231PS Y11, Y12, Y9
-	VPMOVZXWD   16(SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   16(DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     32(R10), Y12
-	VFMADD231PS Y10, Y12, Y2
-	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     32(R10)(R8*1), Y12
-	VFMADD231PS Y10, Y12, Y4
-	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     32(R10)(R8*2), Y12
-	VFMADD231PS Y10, Y12, Y6
-	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     32(R10)(R9*1), Y12
-	VFMADD231PS Y10, Y12, Y8
-	VFMADD231PS Y11, Y12, Y9
-	VPMOVZXWD   32(SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   32(DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     64(R10), Y12
-	VFMADD231PS Y10, Y12, Y2
-	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     64(R10)(R8*1), Y12
-	VFMADD231PS Y10, Y12, Y4
-	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     64(R10)(R8*2), Y12
-	VFMADD231PS Y10, Y12, Y6
-	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     64(R10)(R9*1), Y12
-	VFMADD231PS Y10, Y12, Y8
-	VFMADD231PS Y11, Y12, Y9
-	VPMOVZXWD   48(SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   48(DI), Y11
-	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     96(R10), Y12
-	VFMADD231PS Y10, Y12, Y2
-	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     96(R10)(R8*1), Y12
-	VFMADD231PS Y10, Y12, Y4
-	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     96(R10)(R8*2), Y12
-	VFMADD231PS Y10, Y12, Y6
-	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     96(R10)(R9*1), Y12
-	VFMADD231PS Y10, Y12, Y8
-	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop568
+loop1115:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	ADDQ       $+128, BX
+	CMPQ       BX, SI
+	JLT        within1117
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
 
-done569:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done571
-
-loop570:
-	VPMOVZXWD   (SI), Y10
+within1117:
+	VPMOVZXWD   (R8), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   (DI), Y11
+	VPMOVZXWD   (R9), Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     (R10), Y12
+	VMOVUPS     (R12), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R10)(R8*1), Y12
+	VMOVUPS     (R12)(R10*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R10)(R8*2), Y12
+	VMOVUPS     (R12)(R10*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R10)(R9*1), Y12
+	VMOVUPS     (R12)(R11*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
-	ADDQ        $+32, R10
-	SUBQ        $+8, R13
-	JGE         loop570
+	VPMOVZXWD   16(R8), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VPMOVZXWD   16(R9), Y11
+	VPSLLD      $0x10, Y11, Y11
+	VMOVUPS     32(R12), Y12
+	VFMADD231PS Y10, Y12, Y2
+	VFMADD231PS Y11, Y12, Y3
+	VMOVUPS     32(R12)(R10*1), Y12
+	VFMADD231PS Y10, Y12, Y4
+	VFMADD231PS Y11, Y12, Y5
+	VMOVUPS     32(R12)(R10*2), Y12
+	VFMADD231PS Y10, Y12, Y6
+	VFMADD231PS Y11, Y12, Y7
+	VMOVUPS     32(R12)(R11*1), Y12
+	VFMADD231PS Y10, Y12, Y8
+	VFMADD231PS Y11, Y12, Y9
+	VPMOVZXWD   32(R8), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VPMOVZXWD   32(R9), Y11
+	VPSLLD      $0x10, Y11, Y11
+	VMOVUPS     64(R12), Y12
+	VFMADD231PS Y10, Y12, Y2
+	VFMADD231PS Y11, Y12, Y3
+	VMOVUPS     64(R12)(R10*1), Y12
+	VFMADD231PS Y10, Y12, Y4
+	VFMADD231PS Y11, Y12, Y5
+	VMOVUPS     64(R12)(R10*2), Y12
+	VFMADD231PS Y10, Y12, Y6
+	VFMADD231PS Y11, Y12, Y7
+	VMOVUPS     64(R12)(R11*1), Y12
+	VFMADD231PS Y10, Y12, Y8
+	VFMADD231PS Y11, Y12, Y9
+	VPMOVZXWD   48(R8), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VPMOVZXWD   48(R9), Y11
+	VPSLLD      $0x10, Y11, Y11
+	VMOVUPS     96(R12), Y12
+	VFMADD231PS Y10, Y12, Y2
+	VFMADD231PS Y11, Y12, Y3
+	VMOVUPS     96(R12)(R10*1), Y12
+	VFMADD231PS Y10, Y12, Y4
+	VFMADD231PS Y11, Y12, Y5
+	VMOVUPS     96(R12)(R10*2), Y12
+	VFMADD231PS Y10, Y12, Y6
+	VFMADD231PS Y11, Y12, Y7
+	VMOVUPS     96(R12)(R11*1), Y12
+	VFMADD231PS Y10, Y12, Y8
+	VFMADD231PS Y11, Y12, Y9
+	ADDQ        $+64, R8
+	ADDQ        $+64, R9
+	ADDQ        $+128, R12
+	SUBQ        $+32, R15
+	JGE         loop1115
 
-done571:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done572
+done1116:
+	ADDQ $+32, R15
+	SUBQ $+8, R15
+	JLT  done1119
+
+loop1118:
+	VPMOVZXWD   (R8), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VPMOVZXWD   (R9), Y11
+	VPSLLD      $0x10, Y11, Y11
+	VMOVUPS     (R12), Y12
+	VFMADD231PS Y10, Y12, Y2
+	VFMADD231PS Y11, Y12, Y3
+	VMOVUPS     (R12)(R10*1), Y12
+	VFMADD231PS Y10, Y12, Y4
+	VFMADD231PS Y11, Y12, Y5
+	VMOVUPS     (R12)(R10*2), Y12
+	VFMADD231PS Y10, Y12, Y6
+	VFMADD231PS Y11, Y12, Y7
+	VMOVUPS     (R12)(R11*1), Y12
+	VFMADD231PS Y10, Y12, Y8
+	VFMADD231PS Y11, Y12, Y9
+	ADDQ        $+16, R8
+	ADDQ        $+16, R9
+	ADDQ        $+32, R12
+	SUBQ        $+8, R15
+	JGE         loop1118
+
+done1119:
+	ADDQ    $+8, R15
+	TESTQ   R15, R15
+	JZ      done1120
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    BX, R13
+	MOVQ    DI, DX
 
-copy573:
-	MOVWLZX   -2(SI)(R13*2), R14
-	MOVW      R14, -2(SP)(R13*2)
-	DECQ      R13
-	JNZ       copy573
+copy1121:
+	MOVWLZX   -2(R8)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1121
 	VMOVDQU   (SP), X10
 	VPMOVZXWD X10, Y10
 	VPSLLD    $0x10, Y10, Y10
 	VPXOR     X11, X11, X11
 	VMOVDQU   X11, (SP)
-	MOVQ      BX, SI
+	MOVQ      DI, DX
 
-copy574:
-	MOVWLZX     -2(DI)(SI*2), R13
-	MOVW        R13, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy574
+copy1122:
+	MOVWLZX     -2(R9)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1122
 	VMOVDQU     (SP), X11
 	VPMOVZXWD   X11, Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMASKMOVPS  (R10), Y0, Y12
+	VMASKMOVPS  (R12), Y0, Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMASKMOVPS  (R10)(R8*1), Y0, Y12
+	VMASKMOVPS  (R12)(R10*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMASKMOVPS  (R10)(R8*2), Y0, Y12
+	VMASKMOVPS  (R12)(R10*2), Y0, Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMASKMOVPS  (R10)(R9*1), Y0, Y12
+	VMASKMOVPS  (R12)(R11*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done572:
+done1120:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -12718,39 +17452,39 @@ done572:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R12, SI
-	MOVQ         $0x00000002, DI
-	CMPQ         SI, DI
-	CMOVQGT      DI, SI
-	MOVQ         ldS+8(FP), DI
-	SHLQ         $0x02, DI
-	LEAQ         (DI)(DI*2), R10
-	LEAQ         rowsMask<>+32(SB), R13
-	MOVQ         SI, R14
-	SHLQ         $0x02, R14
-	SUBQ         R14, R13
-	VBROADCASTSD (R13), Y2
+	MOVQ         R14, DX
+	MOVQ         $0x00000002, BX
+	CMPQ         DX, BX
+	CMOVQGT      BX, DX
+	MOVQ         ldS+8(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), R8
+	LEAQ         rowsMask<>+32(SB), R9
+	MOVQ         DX, R12
+	SHLQ         $0x02, R12
+	SUBQ         R12, R9
+	VBROADCASTSD (R9), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
-	CMPQ         SI, $0x02
-	JLT          part575
-	VMOVLPS      X3, (R11)
-	VMOVHPS      X3, (R11)(DI*1)
-	VMOVLPS      X2, (R11)(DI*2)
-	VMOVHPS      X2, (R11)(R10*1)
-	JMP          stored576
+	CMPQ         DX, $0x02
+	JLT          part1123
+	VMOVLPS      X3, (R13)
+	VMOVHPS      X3, (R13)(BX*1)
+	VMOVLPS      X2, (R13)(BX*2)
+	VMOVHPS      X2, (R13)(R8*1)
+	JMP          stored1124
 
-part575:
-	VEXTRACTPS $0x00, X3, (R11)
-	VEXTRACTPS $0x02, X3, (R11)(DI*1)
-	VEXTRACTPS $0x00, X2, (R11)(DI*2)
-	VEXTRACTPS $0x02, X2, (R11)(R10*1)
+part1123:
+	VEXTRACTPS $0x00, X3, (R13)
+	VEXTRACTPS $0x02, X3, (R13)(BX*1)
+	VEXTRACTPS $0x00, X2, (R13)(BX*2)
+	VEXTRACTPS $0x02, X2, (R13)(R8*1)
 
-stored576:
-	ADDQ         $0x08, R11
-	SUBQ         $0x02, R12
-	JG           block566
+stored1124:
+	ADDQ         $0x08, R13
+	SUBQ         $0x02, R14
+	JG           block1113
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -12772,288 +17506,380 @@ stored576:
 	RET
 
 // func combineBF16AVX2(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
-// Requires: AVX, AVX2, FMA3, MMX+
+// Requires: AVX, AVX2, CMOV, FMA3
 TEXT ·combineBF16AVX2(SB), NOSPLIT, $16-64
-	MOVQ   r+24(FP), AX
-	CMPQ   AX, $0x02
-	JE     rows577
-	CMPQ   AX, $0x03
-	JE     rows578
-	CMPQ   AX, $0x04
-	JE     rows579
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SUBQ   $+64, BX
-	JLT    done581
+	MOVQ r+24(FP), AX
+	CMPQ AX, $0x02
+	JE   rows1125
+	CMPQ AX, $0x03
+	JE   rows1126
+	CMPQ AX, $0x04
+	JE   rows1127
+	MOVQ ldP+16(FP), AX
+	SHLQ $0x02, AX
+	MOVQ dv+56(FP), AX
+	SHLQ $0x02, AX
+	XORQ AX, AX
 
-loop580:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+block1128:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), SI
+	SUBQ  $+64, SI
+	JLT   done1130
 
-key582:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	VBROADCASTSS (DI), Y8
-	VMOVUPS      (SI), Y10
+loop1129:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first1131
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS 128(DX), Y4
+	VMOVUPS 160(DX), Y5
+	VMOVUPS 192(DX), Y6
+	VMOVUPS 224(DX), Y7
+
+first1131:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1132:
+	VBROADCASTSS (R8), Y8
+	VMOVUPS      (DI), Y10
 	VPSLLD       $0x10, Y10, Y9
 	VPSRLD       $0x10, Y10, Y10
 	VPSLLD       $0x10, Y10, Y10
 	VFMADD231PS  Y9, Y8, Y0
 	VFMADD231PS  Y10, Y8, Y1
-	VMOVUPS      32(SI), Y10
+	VMOVUPS      32(DI), Y10
 	VPSLLD       $0x10, Y10, Y9
 	VPSRLD       $0x10, Y10, Y10
 	VPSLLD       $0x10, Y10, Y10
 	VFMADD231PS  Y9, Y8, Y2
 	VFMADD231PS  Y10, Y8, Y3
-	VMOVUPS      64(SI), Y10
+	VMOVUPS      64(DI), Y10
 	VPSLLD       $0x10, Y10, Y9
 	VPSRLD       $0x10, Y10, Y10
 	VPSLLD       $0x10, Y10, Y10
 	VFMADD231PS  Y9, Y8, Y4
 	VFMADD231PS  Y10, Y8, Y5
-	VMOVUPS      96(SI), Y10
+	VMOVUPS      96(DI), Y10
 	VPSLLD       $0x10, Y10, Y9
 	VPSRLD       $0x10, Y10, Y10
 	VPSLLD       $0x10, Y10, Y10
 	VFMADD231PS  Y9, Y8, Y6
 	VFMADD231PS  Y10, Y8, Y7
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key582
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key1132
+	MOVQ         keys+48(FP), DI
+	SUBQ         AX, DI
+	CMPQ         DI, $0x40
+	JGT          between1133
 	VUNPCKLPS    Y1, Y0, Y8
-	VUNPCKHPS    Y1, Y0, Y0
-	VPERM2F128   $0x20, Y0, Y8, Y1
-	VPERM2F128   $0x31, Y0, Y8, Y0
-	VMOVUPS      Y1, (DX)
-	VMOVUPS      Y0, 32(DX)
-	VUNPCKLPS    Y3, Y2, Y0
-	VUNPCKHPS    Y3, Y2, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, 64(DX)
-	VMOVUPS      Y0, 96(DX)
-	VUNPCKLPS    Y5, Y4, Y0
-	VUNPCKHPS    Y5, Y4, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, 128(DX)
-	VMOVUPS      Y0, 160(DX)
-	VUNPCKLPS    Y7, Y6, Y0
-	VUNPCKHPS    Y7, Y6, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, 192(DX)
-	VMOVUPS      Y0, 224(DX)
-	ADDQ         $+128, AX
-	ADDQ         $+256, DX
-	SUBQ         $+64, BX
-	JGE          loop580
+	VUNPCKHPS    Y1, Y0, Y1
+	VPERM2F128   $0x20, Y1, Y8, Y0
+	VPERM2F128   $0x31, Y1, Y8, Y1
+	VUNPCKLPS    Y3, Y2, Y8
+	VUNPCKHPS    Y3, Y2, Y3
+	VPERM2F128   $0x20, Y3, Y8, Y2
+	VPERM2F128   $0x31, Y3, Y8, Y3
+	VUNPCKLPS    Y5, Y4, Y8
+	VUNPCKHPS    Y5, Y4, Y5
+	VPERM2F128   $0x20, Y5, Y8, Y4
+	VPERM2F128   $0x31, Y5, Y8, Y5
+	VUNPCKLPS    Y7, Y6, Y8
+	VUNPCKHPS    Y7, Y6, Y7
+	VPERM2F128   $0x20, Y7, Y8, Y6
+	VPERM2F128   $0x31, Y7, Y8, Y7
 
-done581:
-	ADDQ $+64, BX
-	SUBQ $+32, BX
-	JLT  done584
+between1133:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y2, 64(DX)
+	VMOVUPS Y3, 96(DX)
+	VMOVUPS Y4, 128(DX)
+	VMOVUPS Y5, 160(DX)
+	VMOVUPS Y6, 192(DX)
+	VMOVUPS Y7, 224(DX)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, SI
+	JGE     loop1129
 
-loop583:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+done1130:
+	ADDQ $+64, SI
+	SUBQ $+32, SI
+	JLT  done1135
 
-key585:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Y4
-	VMOVUPS      (SI), Y6
+loop1134:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	TESTQ   AX, AX
+	JZ      first1136
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+
+first1136:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1137:
+	VBROADCASTSS (R8), Y4
+	VMOVUPS      (DI), Y6
 	VPSLLD       $0x10, Y6, Y5
 	VPSRLD       $0x10, Y6, Y6
 	VPSLLD       $0x10, Y6, Y6
 	VFMADD231PS  Y5, Y4, Y0
 	VFMADD231PS  Y6, Y4, Y1
-	VMOVUPS      32(SI), Y6
+	VMOVUPS      32(DI), Y6
 	VPSLLD       $0x10, Y6, Y5
 	VPSRLD       $0x10, Y6, Y6
 	VPSLLD       $0x10, Y6, Y6
 	VFMADD231PS  Y5, Y4, Y2
 	VFMADD231PS  Y6, Y4, Y3
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key585
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key1137
+	MOVQ         keys+48(FP), DI
+	SUBQ         AX, DI
+	CMPQ         DI, $0x40
+	JGT          between1138
 	VUNPCKLPS    Y1, Y0, Y4
-	VUNPCKHPS    Y1, Y0, Y0
-	VPERM2F128   $0x20, Y0, Y4, Y1
-	VPERM2F128   $0x31, Y0, Y4, Y0
-	VMOVUPS      Y1, (DX)
-	VMOVUPS      Y0, 32(DX)
-	VUNPCKLPS    Y3, Y2, Y0
-	VUNPCKHPS    Y3, Y2, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, 64(DX)
-	VMOVUPS      Y0, 96(DX)
-	ADDQ         $+64, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, BX
-	JGE          loop583
+	VUNPCKHPS    Y1, Y0, Y1
+	VPERM2F128   $0x20, Y1, Y4, Y0
+	VPERM2F128   $0x31, Y1, Y4, Y1
+	VUNPCKLPS    Y3, Y2, Y4
+	VUNPCKHPS    Y3, Y2, Y3
+	VPERM2F128   $0x20, Y3, Y4, Y2
+	VPERM2F128   $0x31, Y3, Y4, Y3
 
-done584:
-	ADDQ $+32, BX
-	SUBQ $+16, BX
-	JLT  done587
+between1138:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y2, 64(DX)
+	VMOVUPS Y3, 96(DX)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, SI
+	JGE     loop1134
 
-loop586:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+done1135:
+	ADDQ $+32, SI
+	SUBQ $+16, SI
+	JLT  done1140
 
-key588:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Y2
-	VMOVUPS      (SI), Y4
+loop1139:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	TESTQ   AX, AX
+	JZ      first1141
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+
+first1141:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1142:
+	VBROADCASTSS (R8), Y2
+	VMOVUPS      (DI), Y4
 	VPSLLD       $0x10, Y4, Y3
 	VPSRLD       $0x10, Y4, Y4
 	VPSLLD       $0x10, Y4, Y4
 	VFMADD231PS  Y3, Y2, Y0
 	VFMADD231PS  Y4, Y2, Y1
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key588
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key1142
+	MOVQ         keys+48(FP), DI
+	SUBQ         AX, DI
+	CMPQ         DI, $0x40
+	JGT          between1143
 	VUNPCKLPS    Y1, Y0, Y2
-	VUNPCKHPS    Y1, Y0, Y0
-	VPERM2F128   $0x20, Y0, Y2, Y1
-	VPERM2F128   $0x31, Y0, Y2, Y0
-	VMOVUPS      Y1, (DX)
-	VMOVUPS      Y0, 32(DX)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, BX
-	JGE          loop586
+	VUNPCKHPS    Y1, Y0, Y1
+	VPERM2F128   $0x20, Y1, Y2, Y0
+	VPERM2F128   $0x31, Y1, Y2, Y1
 
-done587:
-	ADDQ $+16, BX
-	SUBQ $+8, BX
-	JLT  done590
+between1143:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	ADDQ    $+32, CX
+	ADDQ    $+64, DX
+	SUBQ    $+16, SI
+	JGE     loop1139
 
-loop589:
-	VXORPS Y0, Y0, Y0
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+done1140:
+	ADDQ $+16, SI
+	SUBQ $+8, SI
+	JLT  done1145
 
-key591:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Y1
-	VPMOVZXWD    (SI), Y2
+loop1144:
+	VXORPS  Y0, Y0, Y0
+	TESTQ   AX, AX
+	JZ      first1146
+	VMOVUPS (DX), Y0
+
+first1146:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1147:
+	VBROADCASTSS (R8), Y1
+	VPMOVZXWD    (DI), Y2
 	VPSLLD       $0x10, Y2, Y2
 	VFMADD231PS  Y2, Y1, Y0
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key591
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key1147
 	VMOVUPS      Y0, (DX)
-	ADDQ         $+16, AX
+	ADDQ         $+16, CX
 	ADDQ         $+32, DX
-	SUBQ         $+8, BX
-	JGE          loop589
+	SUBQ         $+8, SI
+	JGE          loop1144
 
-done590:
-	ADDQ    $+8, BX
-	TESTQ   BX, BX
-	JZ      done592
-	LEAQ    rowsMask<>+32(SB), SI
-	MOVQ    BX, DI
-	SHLQ    $0x02, DI
-	SUBQ    DI, SI
-	VMOVUPS (SI), Y0
-	VXORPS  Y1, Y1, Y1
-	MOVQ    p+8(FP), SI
+done1145:
+	ADDQ       $+8, SI
+	TESTQ      SI, SI
+	JZ         done1148
+	LEAQ       rowsMask<>+32(SB), DI
+	MOVQ       SI, R8
+	SHLQ       $0x02, R8
+	SUBQ       R8, DI
+	VMOVUPS    (DI), Y0
+	VXORPS     Y1, Y1, Y1
+	TESTQ      AX, AX
+	JZ         first1149
+	VMASKMOVPS (DX), Y0, Y1
+
+first1149:
 	MOVQ    keys+48(FP), DI
+	MOVQ    BX, BX
+	SUBQ    AX, DI
+	MOVQ    $0x00000040, R8
+	CMPQ    DI, R8
+	CMOVQGT R8, DI
 
-key593:
-	PREFETCHT0   (AX)(CX*1)
-	VBROADCASTSS (SI), Y2
+key1150:
+	VBROADCASTSS (BX), Y2
 	VPXOR        X3, X3, X3
 	VMOVDQU      X3, (SP)
-	MOVQ         BX, R8
+	MOVQ         SI, R8
 
-copy594:
-	MOVWLZX     -2(AX)(R8*2), R9
+copy1151:
+	MOVWLZX     -2(CX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy594
+	JNZ         copy1151
 	VMOVDQU     (SP), X3
 	VPMOVZXWD   X3, Y3
 	VPSLLD      $0x10, Y3, Y3
 	VFMADD231PS Y3, Y2, Y1
-	ADDQ        stride+40(FP), AX
-	ADDQ        $0x04, SI
+	ADDQ        stride+40(FP), CX
+	ADDQ        $0x04, BX
 	DECQ        DI
-	JNZ         key593
+	JNZ         key1150
 	VMASKMOVPS  Y1, Y0, (DX)
 
-done592:
+done1148:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block1128
 	VZEROUPPER
 	RET
 
-rows577:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+32, DI
-	JLT    done596
+rows1125:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
 
-loop595:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+block1152:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+32, R8
+	JLT   done1154
 
-key597:
-	PREFETCHT0   (R8)(CX*1)
-	VBROADCASTSS (R9), Y8
-	VBROADCASTSS (R9)(BX*1), Y9
-	VMOVUPS      (R8), Y11
+loop1153:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first1155
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS (DX)(DI*1), Y4
+	VMOVUPS 32(DX)(DI*1), Y5
+	VMOVUPS 64(DX)(DI*1), Y6
+	VMOVUPS 96(DX)(DI*1), Y7
+
+first1155:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1156:
+	VBROADCASTSS (R10), Y8
+	VBROADCASTSS (R10)(SI*1), Y9
+	VMOVUPS      (R9), Y11
 	VPSLLD       $0x10, Y11, Y10
 	VPSRLD       $0x10, Y11, Y11
 	VPSLLD       $0x10, Y11, Y11
@@ -13061,7 +17887,7 @@ key597:
 	VFMADD231PS  Y10, Y9, Y4
 	VFMADD231PS  Y11, Y8, Y1
 	VFMADD231PS  Y11, Y9, Y5
-	VMOVUPS      32(R8), Y11
+	VMOVUPS      32(R9), Y11
 	VPSLLD       $0x10, Y11, Y10
 	VPSRLD       $0x10, Y11, Y11
 	VPSLLD       $0x10, Y11, Y11
@@ -13069,58 +17895,75 @@ key597:
 	VFMADD231PS  Y10, Y9, Y6
 	VFMADD231PS  Y11, Y8, Y3
 	VFMADD231PS  Y11, Y9, Y7
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key597
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1156
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between1157
 	VUNPCKLPS    Y1, Y0, Y8
-	VUNPCKHPS    Y1, Y0, Y0
-	VPERM2F128   $0x20, Y0, Y8, Y1
-	VPERM2F128   $0x31, Y0, Y8, Y0
-	VMOVUPS      Y1, (DX)
-	VMOVUPS      Y0, 32(DX)
-	VUNPCKLPS    Y3, Y2, Y0
-	VUNPCKHPS    Y3, Y2, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, 64(DX)
-	VMOVUPS      Y0, 96(DX)
-	VUNPCKLPS    Y5, Y4, Y0
-	VUNPCKHPS    Y5, Y4, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, (DX)(SI*1)
-	VMOVUPS      Y0, 32(DX)(SI*1)
-	VUNPCKLPS    Y7, Y6, Y0
-	VUNPCKHPS    Y7, Y6, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, 64(DX)(SI*1)
-	VMOVUPS      Y0, 96(DX)(SI*1)
-	ADDQ         $+64, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, DI
-	JGE          loop595
+	VUNPCKHPS    Y1, Y0, Y1
+	VPERM2F128   $0x20, Y1, Y8, Y0
+	VPERM2F128   $0x31, Y1, Y8, Y1
+	VUNPCKLPS    Y3, Y2, Y8
+	VUNPCKHPS    Y3, Y2, Y3
+	VPERM2F128   $0x20, Y3, Y8, Y2
+	VPERM2F128   $0x31, Y3, Y8, Y3
+	VUNPCKLPS    Y5, Y4, Y8
+	VUNPCKHPS    Y5, Y4, Y5
+	VPERM2F128   $0x20, Y5, Y8, Y4
+	VPERM2F128   $0x31, Y5, Y8, Y5
+	VUNPCKLPS    Y7, Y6, Y8
+	VUNPCKHPS    Y7, Y6, Y7
+	VPERM2F128   $0x20, Y7, Y8, Y6
+	VPERM2F128   $0x31, Y7, Y8, Y7
 
-done596:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done599
+between1157:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y2, 64(DX)
+	VMOVUPS Y3, 96(DX)
+	VMOVUPS Y4, (DX)(DI*1)
+	VMOVUPS Y5, 32(DX)(DI*1)
+	VMOVUPS Y6, 64(DX)(DI*1)
+	VMOVUPS Y7, 96(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop1153
 
-loop598:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+done1154:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done1159
 
-key600:
-	PREFETCHT0   (R8)(CX*1)
-	VBROADCASTSS (R9), Y4
-	VBROADCASTSS (R9)(BX*1), Y5
-	VMOVUPS      (R8), Y7
+loop1158:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	TESTQ   AX, AX
+	JZ      first1160
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+
+first1160:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1161:
+	VBROADCASTSS (R10), Y4
+	VBROADCASTSS (R10)(SI*1), Y5
+	VMOVUPS      (R9), Y7
 	VPSLLD       $0x10, Y7, Y6
 	VPSRLD       $0x10, Y7, Y7
 	VPSLLD       $0x10, Y7, Y7
@@ -13128,417 +17971,838 @@ key600:
 	VFMADD231PS  Y6, Y5, Y2
 	VFMADD231PS  Y7, Y4, Y1
 	VFMADD231PS  Y7, Y5, Y3
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key600
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1161
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between1162
 	VUNPCKLPS    Y1, Y0, Y4
-	VUNPCKHPS    Y1, Y0, Y0
-	VPERM2F128   $0x20, Y0, Y4, Y1
-	VPERM2F128   $0x31, Y0, Y4, Y0
-	VMOVUPS      Y1, (DX)
-	VMOVUPS      Y0, 32(DX)
-	VUNPCKLPS    Y3, Y2, Y0
-	VUNPCKHPS    Y3, Y2, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, (DX)(SI*1)
-	VMOVUPS      Y0, 32(DX)(SI*1)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop598
+	VUNPCKHPS    Y1, Y0, Y1
+	VPERM2F128   $0x20, Y1, Y4, Y0
+	VPERM2F128   $0x31, Y1, Y4, Y1
+	VUNPCKLPS    Y3, Y2, Y4
+	VUNPCKHPS    Y3, Y2, Y3
+	VPERM2F128   $0x20, Y3, Y4, Y2
+	VPERM2F128   $0x31, Y3, Y4, Y3
 
-done599:
-	ADDQ $+16, DI
-	SUBQ $+8, DI
-	JLT  done602
+between1162:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y2, (DX)(DI*1)
+	VMOVUPS Y3, 32(DX)(DI*1)
+	ADDQ    $+32, CX
+	ADDQ    $+64, DX
+	SUBQ    $+16, R8
+	JGE     loop1158
 
-loop601:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+done1159:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1164
 
-key603:
-	PREFETCHT0   (R8)(CX*1)
-	VPMOVZXWD    (R8), Y2
-	VPSLLD       $0x10, Y2, Y2
-	VBROADCASTSS (R9), Y3
-	VFMADD231PS  Y2, Y3, Y0
-	VBROADCASTSS (R9)(BX*1), Y3
-	VFMADD231PS  Y2, Y3, Y1
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key603
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(SI*1)
-	ADDQ         $+16, AX
-	ADDQ         $+32, DX
-	SUBQ         $+8, DI
-	JGE          loop601
-
-done602:
-	ADDQ    $+8, DI
-	TESTQ   DI, DI
-	JZ      done604
-	LEAQ    rowsMask<>+32(SB), R8
-	MOVQ    DI, R9
-	SHLQ    $0x02, R9
-	SUBQ    R9, R8
-	VMOVUPS (R8), Y0
+loop1163:
+	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
-	VXORPS  Y2, Y2, Y2
-	MOVQ    p+8(FP), R8
+	TESTQ   AX, AX
+	JZ      first1165
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+
+first1165:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1166:
+	VPMOVZXWD    (R9), Y2
+	VPSLLD       $0x10, Y2, Y2
+	VBROADCASTSS (R10), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VBROADCASTSS (R10)(SI*1), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1166
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	ADDQ         $+16, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop1163
+
+done1164:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done1167
+	LEAQ       rowsMask<>+32(SB), R9
+	MOVQ       R8, R10
+	SHLQ       $0x02, R10
+	SUBQ       R10, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	TESTQ      AX, AX
+	JZ         first1168
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+
+first1168:
 	MOVQ    keys+48(FP), R9
+	MOVQ    BX, BX
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
 
-key605:
-	PREFETCHT0 (AX)(CX*1)
-	VPXOR      X3, X3, X3
-	VMOVDQU    X3, (SP)
-	MOVQ       DI, R10
+key1169:
+	VPXOR   X3, X3, X3
+	VMOVDQU X3, (SP)
+	MOVQ    R8, R10
 
-copy606:
-	MOVWLZX      -2(AX)(R10*2), R11
+copy1170:
+	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy606
+	JNZ          copy1170
 	VMOVDQU      (SP), X3
 	VPMOVZXWD    X3, Y3
 	VPSLLD       $0x10, Y3, Y3
-	VBROADCASTSS (R8), Y4
+	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (R8)(BX*1), Y4
+	VBROADCASTSS (BX)(SI*1), Y4
 	VFMADD231PS  Y3, Y4, Y2
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, R8
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key605
+	JNZ          key1169
 	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(SI*1)
+	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done604:
+done1167:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block1152
 	VZEROUPPER
 	RET
 
-rows578:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+16, DI
-	JLT    done608
+rows1126:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	LEAQ (SI)(SI*2), AX
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	LEAQ (DI)(DI*2), AX
+	XORQ AX, AX
 
-loop607:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
+block1171:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+16, R8
+	JLT   done1173
 
-key609:
-	PREFETCHT0   (R8)(CX*1)
-	VMOVUPS      (R8), Y7
-	VPSLLD       $0x10, Y7, Y6
-	VPSRLD       $0x10, Y7, Y7
-	VPSLLD       $0x10, Y7, Y7
-	VBROADCASTSS (R9), Y8
-	VFMADD231PS  Y6, Y8, Y0
-	VFMADD231PS  Y7, Y8, Y1
-	VBROADCASTSS (R9)(BX*1), Y8
-	VFMADD231PS  Y6, Y8, Y2
-	VFMADD231PS  Y7, Y8, Y3
-	VBROADCASTSS (R9)(BX*2), Y8
-	VFMADD231PS  Y6, Y8, Y4
-	VFMADD231PS  Y7, Y8, Y5
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key609
-	VUNPCKLPS    Y1, Y0, Y6
-	VUNPCKHPS    Y1, Y0, Y0
-	VPERM2F128   $0x20, Y0, Y6, Y1
-	VPERM2F128   $0x31, Y0, Y6, Y0
-	VMOVUPS      Y1, (DX)
-	VMOVUPS      Y0, 32(DX)
-	VUNPCKLPS    Y3, Y2, Y0
-	VUNPCKHPS    Y3, Y2, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, (DX)(SI*1)
-	VMOVUPS      Y0, 32(DX)(SI*1)
-	VUNPCKLPS    Y5, Y4, Y0
-	VUNPCKHPS    Y5, Y4, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, (DX)(SI*2)
-	VMOVUPS      Y0, 32(DX)(SI*2)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop607
-
-done608:
-	ADDQ $+16, DI
-	SUBQ $+8, DI
-	JLT  done611
-
-loop610:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key612:
-	PREFETCHT0   (R8)(CX*1)
-	VPMOVZXWD    (R8), Y3
-	VPSLLD       $0x10, Y3, Y3
-	VBROADCASTSS (R9), Y4
-	VFMADD231PS  Y3, Y4, Y0
-	VBROADCASTSS (R9)(BX*1), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (R9)(BX*2), Y4
-	VFMADD231PS  Y3, Y4, Y2
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key612
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(SI*1)
-	VMOVUPS      Y2, (DX)(SI*2)
-	ADDQ         $+16, AX
-	ADDQ         $+32, DX
-	SUBQ         $+8, DI
-	JGE          loop610
-
-done611:
-	ADDQ    $+8, DI
-	TESTQ   DI, DI
-	JZ      done613
-	LEAQ    rowsMask<>+32(SB), R8
-	MOVQ    DI, R9
-	SHLQ    $0x02, R9
-	SUBQ    R9, R8
-	VMOVUPS (R8), Y0
-	VXORPS  Y1, Y1, Y1
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	MOVQ    p+8(FP), R8
-	MOVQ    keys+48(FP), R9
-
-key614:
-	PREFETCHT0 (AX)(CX*1)
-	VPXOR      X4, X4, X4
-	VMOVDQU    X4, (SP)
-	MOVQ       DI, R10
-
-copy615:
-	MOVWLZX      -2(AX)(R10*2), R11
-	MOVW         R11, -2(SP)(R10*2)
-	DECQ         R10
-	JNZ          copy615
-	VMOVDQU      (SP), X4
-	VPMOVZXWD    X4, Y4
-	VPSLLD       $0x10, Y4, Y4
-	VBROADCASTSS (R8), Y5
-	VFMADD231PS  Y4, Y5, Y1
-	VBROADCASTSS (R8)(BX*1), Y5
-	VFMADD231PS  Y4, Y5, Y2
-	VBROADCASTSS (R8)(BX*2), Y5
-	VFMADD231PS  Y4, Y5, Y3
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, R8
-	DECQ         R9
-	JNZ          key614
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(SI*1)
-	VMASKMOVPS   Y3, Y0, (DX)(SI*2)
-
-done613:
-	VZEROUPPER
-	RET
-
-rows579:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), DI
-	SHLQ   $0x02, DI
-	LEAQ   (DI)(DI*2), R8
-	MOVQ   dv+56(FP), R9
-	SUBQ   $+16, R9
-	JLT    done617
-
-loop616:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
-
-key618:
-	PREFETCHT0   (R10)(CX*1)
-	VMOVUPS      (R10), Y9
-	VPSLLD       $0x10, Y9, Y8
-	VPSRLD       $0x10, Y9, Y9
-	VPSLLD       $0x10, Y9, Y9
-	VBROADCASTSS (R11), Y10
-	VFMADD231PS  Y8, Y10, Y0
-	VFMADD231PS  Y9, Y10, Y1
-	VBROADCASTSS (R11)(BX*1), Y10
-	VFMADD231PS  Y8, Y10, Y2
-	VFMADD231PS  Y9, Y10, Y3
-	VBROADCASTSS (R11)(BX*2), Y10
-	VFMADD231PS  Y8, Y10, Y4
-	VFMADD231PS  Y9, Y10, Y5
-	VBROADCASTSS (R11)(SI*1), Y10
-	VFMADD231PS  Y8, Y10, Y6
-	VFMADD231PS  Y9, Y10, Y7
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key618
-	VUNPCKLPS    Y1, Y0, Y8
-	VUNPCKHPS    Y1, Y0, Y0
-	VPERM2F128   $0x20, Y0, Y8, Y1
-	VPERM2F128   $0x31, Y0, Y8, Y0
-	VMOVUPS      Y1, (DX)
-	VMOVUPS      Y0, 32(DX)
-	VUNPCKLPS    Y3, Y2, Y0
-	VUNPCKHPS    Y3, Y2, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, (DX)(DI*1)
-	VMOVUPS      Y0, 32(DX)(DI*1)
-	VUNPCKLPS    Y5, Y4, Y0
-	VUNPCKHPS    Y5, Y4, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, (DX)(DI*2)
-	VMOVUPS      Y0, 32(DX)(DI*2)
-	VUNPCKLPS    Y7, Y6, Y0
-	VUNPCKHPS    Y7, Y6, Y1
-	VPERM2F128   $0x20, Y1, Y0, Y2
-	VPERM2F128   $0x31, Y1, Y0, Y0
-	VMOVUPS      Y2, (DX)(R8*1)
-	VMOVUPS      Y0, 32(DX)(R8*1)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, R9
-	JGE          loop616
-
-done617:
-	ADDQ $+16, R9
-	SUBQ $+8, R9
-	JLT  done620
-
-loop619:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
-
-key621:
-	PREFETCHT0   (R10)(CX*1)
-	VPMOVZXWD    (R10), Y4
-	VPSLLD       $0x10, Y4, Y4
-	VBROADCASTSS (R11), Y5
-	VFMADD231PS  Y4, Y5, Y0
-	VBROADCASTSS (R11)(BX*1), Y5
-	VFMADD231PS  Y4, Y5, Y1
-	VBROADCASTSS (R11)(BX*2), Y5
-	VFMADD231PS  Y4, Y5, Y2
-	VBROADCASTSS (R11)(SI*1), Y5
-	VFMADD231PS  Y4, Y5, Y3
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key621
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(DI*1)
-	VMOVUPS      Y2, (DX)(DI*2)
-	VMOVUPS      Y3, (DX)(R8*1)
-	ADDQ         $+16, AX
-	ADDQ         $+32, DX
-	SUBQ         $+8, R9
-	JGE          loop619
-
-done620:
-	ADDQ    $+8, R9
-	TESTQ   R9, R9
-	JZ      done622
-	LEAQ    rowsMask<>+32(SB), R10
-	MOVQ    R9, R11
-	SHLQ    $0x02, R11
-	SUBQ    R11, R10
-	VMOVUPS (R10), Y0
+loop1172:
+	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
-	MOVQ    p+8(FP), R10
+	VXORPS  Y5, Y5, Y5
+	TESTQ   AX, AX
+	JZ      first1174
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+	VMOVUPS (DX)(DI*2), Y4
+	VMOVUPS 32(DX)(DI*2), Y5
+
+first1174:
 	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
 
-key623:
-	PREFETCHT0 (AX)(CX*1)
-	VPXOR      X5, X5, X5
-	VMOVDQU    X5, (SP)
-	MOVQ       R9, R12
-
-copy624:
-	MOVWLZX      -2(AX)(R12*2), R13
-	MOVW         R13, -2(SP)(R12*2)
-	DECQ         R12
-	JNZ          copy624
-	VMOVDQU      (SP), X5
-	VPMOVZXWD    X5, Y5
-	VPSLLD       $0x10, Y5, Y5
-	VBROADCASTSS (R10), Y6
-	VFMADD231PS  Y5, Y6, Y1
-	VBROADCASTSS (R10)(BX*1), Y6
-	VFMADD231PS  Y5, Y6, Y2
-	VBROADCASTSS (R10)(BX*2), Y6
-	VFMADD231PS  Y5, Y6, Y3
-	VBROADCASTSS (R10)(SI*1), Y6
-	VFMADD231PS  Y5, Y6, Y4
-	ADDQ         stride+40(FP), AX
+key1175:
+	VMOVUPS      (R9), Y7
+	VPSLLD       $0x10, Y7, Y6
+	VPSRLD       $0x10, Y7, Y7
+	VPSLLD       $0x10, Y7, Y7
+	VBROADCASTSS (R10), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS (R10)(SI*1), Y8
+	VFMADD231PS  Y6, Y8, Y2
+	VFMADD231PS  Y7, Y8, Y3
+	VBROADCASTSS (R10)(SI*2), Y8
+	VFMADD231PS  Y6, Y8, Y4
+	VFMADD231PS  Y7, Y8, Y5
+	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key623
+	JNZ          key1175
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between1176
+	VUNPCKLPS    Y1, Y0, Y6
+	VUNPCKHPS    Y1, Y0, Y1
+	VPERM2F128   $0x20, Y1, Y6, Y0
+	VPERM2F128   $0x31, Y1, Y6, Y1
+	VUNPCKLPS    Y3, Y2, Y6
+	VUNPCKHPS    Y3, Y2, Y3
+	VPERM2F128   $0x20, Y3, Y6, Y2
+	VPERM2F128   $0x31, Y3, Y6, Y3
+	VUNPCKLPS    Y5, Y4, Y6
+	VUNPCKHPS    Y5, Y4, Y5
+	VPERM2F128   $0x20, Y5, Y6, Y4
+	VPERM2F128   $0x31, Y5, Y6, Y5
+
+between1176:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y2, (DX)(DI*1)
+	VMOVUPS Y3, 32(DX)(DI*1)
+	VMOVUPS Y4, (DX)(DI*2)
+	VMOVUPS Y5, 32(DX)(DI*2)
+	ADDQ    $+32, CX
+	ADDQ    $+64, DX
+	SUBQ    $+16, R8
+	JGE     loop1172
+
+done1173:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1178
+
+loop1177:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	TESTQ   AX, AX
+	JZ      first1179
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+	VMOVUPS (DX)(DI*2), Y2
+
+first1179:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1180:
+	VPMOVZXWD    (R9), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VBROADCASTSS (R10), Y4
+	VFMADD231PS  Y3, Y4, Y0
+	VBROADCASTSS (R10)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (R10)(SI*2), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1180
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	VMOVUPS      Y2, (DX)(DI*2)
+	ADDQ         $+16, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop1177
+
+done1178:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done1181
+	LEAQ       rowsMask<>+32(SB), R9
+	MOVQ       R8, R10
+	SHLQ       $0x02, R10
+	SUBQ       R10, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	TESTQ      AX, AX
+	JZ         first1182
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+	VMASKMOVPS (DX)(DI*2), Y0, Y3
+
+first1182:
+	MOVQ    keys+48(FP), R9
+	MOVQ    BX, BX
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1183:
+	VPXOR   X4, X4, X4
+	VMOVDQU X4, (SP)
+	MOVQ    R8, R10
+
+copy1184:
+	MOVWLZX      -2(CX)(R10*2), R11
+	MOVW         R11, -2(SP)(R10*2)
+	DECQ         R10
+	JNZ          copy1184
+	VMOVDQU      (SP), X4
+	VPMOVZXWD    X4, Y4
+	VPSLLD       $0x10, Y4, Y4
+	VBROADCASTSS (BX), Y5
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS (BX)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (BX)(SI*2), Y5
+	VFMADD231PS  Y4, Y5, Y3
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R9
+	JNZ          key1183
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
-	VMASKMOVPS   Y4, Y0, (DX)(R8*1)
 
-done622:
+done1181:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block1171
+	VZEROUPPER
+	RET
+
+rows1127:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
+
+block1185:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+32, R8
+	JLT   done1187
+
+loop1186:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first1188
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS (DX)(DI*1), Y4
+	VMOVUPS 32(DX)(DI*1), Y5
+	VMOVUPS 64(DX)(DI*1), Y6
+	VMOVUPS 96(DX)(DI*1), Y7
+
+first1188:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1189:
+	VBROADCASTSS (R10), Y8
+	VBROADCASTSS (R10)(SI*1), Y9
+	VMOVUPS      (R9), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPSRLD       $0x10, Y11, Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      32(R9), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPSRLD       $0x10, Y11, Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VFMADD231PS  Y11, Y8, Y3
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1189
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between1190
+	VUNPCKLPS    Y1, Y0, Y8
+	VUNPCKHPS    Y1, Y0, Y1
+	VPERM2F128   $0x20, Y1, Y8, Y0
+	VPERM2F128   $0x31, Y1, Y8, Y1
+	VUNPCKLPS    Y3, Y2, Y8
+	VUNPCKHPS    Y3, Y2, Y3
+	VPERM2F128   $0x20, Y3, Y8, Y2
+	VPERM2F128   $0x31, Y3, Y8, Y3
+	VUNPCKLPS    Y5, Y4, Y8
+	VUNPCKHPS    Y5, Y4, Y5
+	VPERM2F128   $0x20, Y5, Y8, Y4
+	VPERM2F128   $0x31, Y5, Y8, Y5
+	VUNPCKLPS    Y7, Y6, Y8
+	VUNPCKHPS    Y7, Y6, Y7
+	VPERM2F128   $0x20, Y7, Y8, Y6
+	VPERM2F128   $0x31, Y7, Y8, Y7
+
+between1190:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y2, 64(DX)
+	VMOVUPS Y3, 96(DX)
+	VMOVUPS Y4, (DX)(DI*1)
+	VMOVUPS Y5, 32(DX)(DI*1)
+	VMOVUPS Y6, 64(DX)(DI*1)
+	VMOVUPS Y7, 96(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop1186
+
+done1187:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done1192
+
+loop1191:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	TESTQ   AX, AX
+	JZ      first1193
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+
+first1193:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1194:
+	VBROADCASTSS (R10), Y4
+	VBROADCASTSS (R10)(SI*1), Y5
+	VMOVUPS      (R9), Y7
+	VPSLLD       $0x10, Y7, Y6
+	VPSRLD       $0x10, Y7, Y7
+	VPSLLD       $0x10, Y7, Y7
+	VFMADD231PS  Y6, Y4, Y0
+	VFMADD231PS  Y6, Y5, Y2
+	VFMADD231PS  Y7, Y4, Y1
+	VFMADD231PS  Y7, Y5, Y3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1194
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between1195
+	VUNPCKLPS    Y1, Y0, Y4
+	VUNPCKHPS    Y1, Y0, Y1
+	VPERM2F128   $0x20, Y1, Y4, Y0
+	VPERM2F128   $0x31, Y1, Y4, Y1
+	VUNPCKLPS    Y3, Y2, Y4
+	VUNPCKHPS    Y3, Y2, Y3
+	VPERM2F128   $0x20, Y3, Y4, Y2
+	VPERM2F128   $0x31, Y3, Y4, Y3
+
+between1195:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y2, (DX)(DI*1)
+	VMOVUPS Y3, 32(DX)(DI*1)
+	ADDQ    $+32, CX
+	ADDQ    $+64, DX
+	SUBQ    $+16, R8
+	JGE     loop1191
+
+done1192:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1197
+
+loop1196:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	TESTQ   AX, AX
+	JZ      first1198
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+
+first1198:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1199:
+	VPMOVZXWD    (R9), Y2
+	VPSLLD       $0x10, Y2, Y2
+	VBROADCASTSS (R10), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VBROADCASTSS (R10)(SI*1), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1199
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	ADDQ         $+16, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop1196
+
+done1197:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done1200
+	LEAQ       rowsMask<>+32(SB), R9
+	MOVQ       R8, R10
+	SHLQ       $0x02, R10
+	SUBQ       R10, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	TESTQ      AX, AX
+	JZ         first1201
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+
+first1201:
+	MOVQ    keys+48(FP), R9
+	MOVQ    BX, BX
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1202:
+	VPXOR   X3, X3, X3
+	VMOVDQU X3, (SP)
+	MOVQ    R8, R10
+
+copy1203:
+	MOVWLZX      -2(CX)(R10*2), R11
+	MOVW         R11, -2(SP)(R10*2)
+	DECQ         R10
+	JNZ          copy1203
+	VMOVDQU      (SP), X3
+	VPMOVZXWD    X3, Y3
+	VPSLLD       $0x10, Y3, Y3
+	VBROADCASTSS (BX), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (BX)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R9
+	JNZ          key1202
+	VMASKMOVPS   Y1, Y0, (DX)
+	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+
+done1200:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	LEAQ  (BX)(SI*2), BX
+	LEAQ  (DX)(DI*2), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+32, R8
+	JLT   done1205
+
+loop1204:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first1206
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS (DX)(DI*1), Y4
+	VMOVUPS 32(DX)(DI*1), Y5
+	VMOVUPS 64(DX)(DI*1), Y6
+	VMOVUPS 96(DX)(DI*1), Y7
+
+first1206:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1207:
+	VBROADCASTSS (R10), Y8
+	VBROADCASTSS (R10)(SI*1), Y9
+	VMOVUPS      (R9), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPSRLD       $0x10, Y11, Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VFMADD231PS  Y11, Y8, Y1
+	VFMADD231PS  Y11, Y9, Y5
+	VMOVUPS      32(R9), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPSRLD       $0x10, Y11, Y11
+	VPSLLD       $0x10, Y11, Y11
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VFMADD231PS  Y11, Y8, Y3
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1207
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between1208
+	VUNPCKLPS    Y1, Y0, Y8
+	VUNPCKHPS    Y1, Y0, Y1
+	VPERM2F128   $0x20, Y1, Y8, Y0
+	VPERM2F128   $0x31, Y1, Y8, Y1
+	VUNPCKLPS    Y3, Y2, Y8
+	VUNPCKHPS    Y3, Y2, Y3
+	VPERM2F128   $0x20, Y3, Y8, Y2
+	VPERM2F128   $0x31, Y3, Y8, Y3
+	VUNPCKLPS    Y5, Y4, Y8
+	VUNPCKHPS    Y5, Y4, Y5
+	VPERM2F128   $0x20, Y5, Y8, Y4
+	VPERM2F128   $0x31, Y5, Y8, Y5
+	VUNPCKLPS    Y7, Y6, Y8
+	VUNPCKHPS    Y7, Y6, Y7
+	VPERM2F128   $0x20, Y7, Y8, Y6
+	VPERM2F128   $0x31, Y7, Y8, Y7
+
+between1208:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y2, 64(DX)
+	VMOVUPS Y3, 96(DX)
+	VMOVUPS Y4, (DX)(DI*1)
+	VMOVUPS Y5, 32(DX)(DI*1)
+	VMOVUPS Y6, 64(DX)(DI*1)
+	VMOVUPS Y7, 96(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop1204
+
+done1205:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done1210
+
+loop1209:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	TESTQ   AX, AX
+	JZ      first1211
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+
+first1211:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1212:
+	VBROADCASTSS (R10), Y4
+	VBROADCASTSS (R10)(SI*1), Y5
+	VMOVUPS      (R9), Y7
+	VPSLLD       $0x10, Y7, Y6
+	VPSRLD       $0x10, Y7, Y7
+	VPSLLD       $0x10, Y7, Y7
+	VFMADD231PS  Y6, Y4, Y0
+	VFMADD231PS  Y6, Y5, Y2
+	VFMADD231PS  Y7, Y4, Y1
+	VFMADD231PS  Y7, Y5, Y3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1212
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between1213
+	VUNPCKLPS    Y1, Y0, Y4
+	VUNPCKHPS    Y1, Y0, Y1
+	VPERM2F128   $0x20, Y1, Y4, Y0
+	VPERM2F128   $0x31, Y1, Y4, Y1
+	VUNPCKLPS    Y3, Y2, Y4
+	VUNPCKHPS    Y3, Y2, Y3
+	VPERM2F128   $0x20, Y3, Y4, Y2
+	VPERM2F128   $0x31, Y3, Y4, Y3
+
+between1213:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y2, (DX)(DI*1)
+	VMOVUPS Y3, 32(DX)(DI*1)
+	ADDQ    $+32, CX
+	ADDQ    $+64, DX
+	SUBQ    $+16, R8
+	JGE     loop1209
+
+done1210:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1215
+
+loop1214:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	TESTQ   AX, AX
+	JZ      first1216
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+
+first1216:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1217:
+	VPMOVZXWD    (R9), Y2
+	VPSLLD       $0x10, Y2, Y2
+	VBROADCASTSS (R10), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VBROADCASTSS (R10)(SI*1), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1217
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	ADDQ         $+16, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop1214
+
+done1215:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done1218
+	LEAQ       rowsMask<>+32(SB), R9
+	MOVQ       R8, R10
+	SHLQ       $0x02, R10
+	SUBQ       R10, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	TESTQ      AX, AX
+	JZ         first1219
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+
+first1219:
+	MOVQ    keys+48(FP), R9
+	MOVQ    BX, BX
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1220:
+	VPXOR   X3, X3, X3
+	VMOVDQU X3, (SP)
+	MOVQ    R8, R10
+
+copy1221:
+	MOVWLZX      -2(CX)(R10*2), R11
+	MOVW         R11, -2(SP)(R10*2)
+	DECQ         R10
+	JNZ          copy1221
+	VMOVDQU      (SP), X3
+	VPMOVZXWD    X3, Y3
+	VPSLLD       $0x10, Y3, Y3
+	VBROADCASTSS (BX), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (BX)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R9
+	JNZ          key1220
+	VMASKMOVPS   Y1, Y0, (DX)
+	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+
+done1218:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block1185
 	VZEROUPPER
 	RET
 
@@ -13547,25 +18811,25 @@ done622:
 TEXT ·normBF16AVX2(SB), NOSPLIT, $16-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         rows+16(FP), R10
-	MOVL         $0x7f800000, SI
-	VMOVD        SI, X0
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+24(FP), DI
+	ANDQ         $0x07, DI
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         DI, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         rows+16(FP), R12
+	MOVL         $0x7f800000, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 
-block625:
+block1222:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -13574,333 +18838,351 @@ block625:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
+	MOVQ    AX, R8
 	MOVQ    R8, R9
 	ADDQ    stride+8(FP), R9
 	CMPQ    R9, CX
 	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, R11
+	ADDQ    stride+8(FP), R11
+	CMPQ    R11, CX
+	CMOVQHI CX, R11
+	MOVQ    R11, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R11
-	SUBQ    $+32, R11
-	JLT     done628
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R13
+	SUBQ    $+32, R13
+	JLT     done1225
 
-loop627:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	PREFETCHT0  (R9)(DX*1)
-	VPMOVZXWD   (SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   (DI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
+loop1224:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within1226
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within1226:
 	VPMOVZXWD   (R8), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
+	VFMADD231PS Y10, Y10, Y2
 	VPMOVZXWD   (R9), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   16(SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   16(DI), Y10
-	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   (R10), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   (R11), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
 	VPMOVZXWD   16(R8), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
+	VFMADD231PS Y10, Y10, Y2
 	VPMOVZXWD   16(R9), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   32(SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   32(DI), Y10
-	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   16(R10), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   16(R11), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
 	VPMOVZXWD   32(R8), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
+	VFMADD231PS Y10, Y10, Y2
 	VPMOVZXWD   32(R9), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   48(SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   48(DI), Y10
-	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   32(R10), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   32(R11), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
 	VPMOVZXWD   48(R8), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
+	VFMADD231PS Y10, Y10, Y2
 	VPMOVZXWD   48(R9), Y10
 	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   48(R10), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   48(R11), Y10
+	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
 	ADDQ        $+64, R8
 	ADDQ        $+64, R9
-	SUBQ        $+32, R11
-	JGE         loop627
+	ADDQ        $+64, R10
+	ADDQ        $+64, R11
+	SUBQ        $+32, R13
+	JGE         loop1224
 
-done628:
-	ADDQ $+32, R11
-	SUBQ $+8, R11
-	JLT  done630
+done1225:
+	ADDQ $+32, R13
+	SUBQ $+8, R13
+	JLT  done1228
 
-loop629:
-	VPMOVZXWD   (SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   (DI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
+loop1227:
 	VPMOVZXWD   (R8), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
+	VFMADD231PS Y10, Y10, Y2
 	VPMOVZXWD   (R9), Y10
 	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   (R10), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   (R11), Y10
+	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
 	ADDQ        $+16, R8
 	ADDQ        $+16, R9
-	SUBQ        $+8, R11
-	JGE         loop629
+	ADDQ        $+16, R10
+	ADDQ        $+16, R11
+	SUBQ        $+8, R13
+	JGE         loop1227
 
-done630:
-	ADDQ    $+8, R11
-	TESTQ   R11, R11
-	JZ      done631
+done1228:
+	ADDQ    $+8, R13
+	TESTQ   R13, R13
+	JZ      done1229
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    BX, R11
+	MOVQ    DI, DX
 
-copy632:
-	MOVWLZX     -2(SI)(R11*2), R12
-	MOVW        R12, -2(SP)(R11*2)
-	DECQ        R11
-	JNZ         copy632
+copy1230:
+	MOVWLZX     -2(R8)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1230
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy633:
-	MOVWLZX     -2(DI)(SI*2), R11
-	MOVW        R11, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy633
+copy1231:
+	MOVWLZX     -2(R9)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1231
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y3
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy634:
-	MOVWLZX     -2(R8)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy634
+copy1232:
+	MOVWLZX     -2(R10)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1232
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y4
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy635:
-	MOVWLZX     -2(R9)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy635
+copy1233:
+	MOVWLZX     -2(R11)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1233
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y5
 
-done631:
-	CMPQ    R10, $0x04
-	JLE     fold626
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
+done1229:
+	CMPQ    R12, $0x04
+	JLE     fold1223
+	MOVQ    AX, R8
 	MOVQ    R8, R9
 	ADDQ    stride+8(FP), R9
 	CMPQ    R9, CX
 	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, R11
+	ADDQ    stride+8(FP), R11
+	CMPQ    R11, CX
+	CMOVQHI CX, R11
+	MOVQ    R11, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R11
-	SUBQ    $+32, R11
-	JLT     done637
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R13
+	SUBQ    $+32, R13
+	JLT     done1235
 
-loop636:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	PREFETCHT0  (R9)(DX*1)
-	VPMOVZXWD   (SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   (DI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
+loop1234:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within1236
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within1236:
 	VPMOVZXWD   (R8), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
+	VFMADD231PS Y10, Y10, Y6
 	VPMOVZXWD   (R9), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	VPMOVZXWD   16(SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   16(DI), Y10
-	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   (R10), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   (R11), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
 	VPMOVZXWD   16(R8), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
+	VFMADD231PS Y10, Y10, Y6
 	VPMOVZXWD   16(R9), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	VPMOVZXWD   32(SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   32(DI), Y10
-	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   16(R10), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   16(R11), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
 	VPMOVZXWD   32(R8), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
+	VFMADD231PS Y10, Y10, Y6
 	VPMOVZXWD   32(R9), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	VPMOVZXWD   48(SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   48(DI), Y10
-	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   32(R10), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   32(R11), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
 	VPMOVZXWD   48(R8), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
+	VFMADD231PS Y10, Y10, Y6
 	VPMOVZXWD   48(R9), Y10
 	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   48(R10), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   48(R11), Y10
+	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
 	ADDQ        $+64, R8
 	ADDQ        $+64, R9
-	SUBQ        $+32, R11
-	JGE         loop636
+	ADDQ        $+64, R10
+	ADDQ        $+64, R11
+	SUBQ        $+32, R13
+	JGE         loop1234
 
-done637:
-	ADDQ $+32, R11
-	SUBQ $+8, R11
-	JLT  done639
+done1235:
+	ADDQ $+32, R13
+	SUBQ $+8, R13
+	JLT  done1238
 
-loop638:
-	VPMOVZXWD   (SI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   (DI), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
+loop1237:
 	VPMOVZXWD   (R8), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
+	VFMADD231PS Y10, Y10, Y6
 	VPMOVZXWD   (R9), Y10
 	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   (R10), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   (R11), Y10
+	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
 	ADDQ        $+16, R8
 	ADDQ        $+16, R9
-	SUBQ        $+8, R11
-	JGE         loop638
+	ADDQ        $+16, R10
+	ADDQ        $+16, R11
+	SUBQ        $+8, R13
+	JGE         loop1237
 
-done639:
-	ADDQ    $+8, R11
-	TESTQ   R11, R11
-	JZ      done640
+done1238:
+	ADDQ    $+8, R13
+	TESTQ   R13, R13
+	JZ      done1239
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    BX, R11
+	MOVQ    DI, DX
 
-copy641:
-	MOVWLZX     -2(SI)(R11*2), R12
-	MOVW        R12, -2(SP)(R11*2)
-	DECQ        R11
-	JNZ         copy641
+copy1240:
+	MOVWLZX     -2(R8)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1240
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy642:
-	MOVWLZX     -2(DI)(SI*2), R11
-	MOVW        R11, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy642
+copy1241:
+	MOVWLZX     -2(R9)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1241
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y7
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy643:
-	MOVWLZX     -2(R8)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy643
+copy1242:
+	MOVWLZX     -2(R10)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1242
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y8
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy644:
-	MOVWLZX     -2(R9)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy644
+copy1243:
+	MOVWLZX     -2(R11)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1243
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
 
-done640:
-fold626:
+done1239:
+fold1223:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -13924,8 +19206,8 @@ fold626:
 	VADDPS       Y3, Y2, Y3
 	VMINPS       Y0, Y3, Y3
 	VMAXPS       Y3, Y1, Y1
-	SUBQ         $0x08, R10
-	JG           block625
+	SUBQ         $0x08, R12
+	JG           block1222
 	VEXTRACTF128 $0x01, Y1, X0
 	VMAXPS       X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -13941,165 +19223,174 @@ fold626:
 TEXT ·peakBF16AVX2(SB), NOSPLIT, $16-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         rows+16(FP), R10
-	MOVL         $0x7fffffff, SI
-	VMOVD        SI, X0
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+24(FP), DI
+	ANDQ         $0x07, DI
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         DI, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         rows+16(FP), R12
+	MOVL         $0x7fffffff, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 	VXORPS       Y2, Y2, Y2
 	VXORPS       Y3, Y3, Y3
 	VXORPS       Y4, Y4, Y4
 
-block645:
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
+block1244:
+	MOVQ    AX, R8
 	MOVQ    R8, R9
 	ADDQ    stride+8(FP), R9
 	CMPQ    R9, CX
 	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, R11
+	ADDQ    stride+8(FP), R11
+	CMPQ    R11, CX
+	CMOVQHI CX, R11
+	MOVQ    R11, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R11
-	SUBQ    $+32, R11
-	JLT     done647
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R13
+	SUBQ    $+32, R13
+	JLT     done1246
 
-loop646:
-	PREFETCHT0 (SI)(DX*1)
-	PREFETCHT0 (DI)(DX*1)
-	PREFETCHT0 (R8)(DX*1)
-	PREFETCHT0 (R9)(DX*1)
-	VPMOVZXWD  (SI), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y1, Y1
-	VPMOVZXWD  (DI), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y2, Y2
-	VPMOVZXWD  (R8), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y3, Y3
-	VPMOVZXWD  (R9), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y4, Y4
-	VPMOVZXWD  16(SI), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y1, Y1
-	VPMOVZXWD  16(DI), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y2, Y2
-	VPMOVZXWD  16(R8), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y3, Y3
-	VPMOVZXWD  16(R9), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y4, Y4
-	VPMOVZXWD  32(SI), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y1, Y1
-	VPMOVZXWD  32(DI), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y2, Y2
-	VPMOVZXWD  32(R8), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y3, Y3
-	VPMOVZXWD  32(R9), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y4, Y4
-	VPMOVZXWD  48(SI), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y1, Y1
-	VPMOVZXWD  48(DI), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y2, Y2
-	VPMOVZXWD  48(R8), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y3, Y3
-	VPMOVZXWD  48(R9), Y5
-	VPSLLD     $0x10, Y5, Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y4, Y4
-	ADDQ       $+64, SI
-	ADDQ       $+64, DI
-	ADDQ       $+64, R8
-	ADDQ       $+64, R9
-	SUBQ       $+32, R11
-	JGE        loop646
+loop1245:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within1247
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
 
-done647:
-	ADDQ $+32, R11
-	SUBQ $+8, R11
-	JLT  done649
-
-loop648:
-	VPMOVZXWD (SI), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPMOVZXWD (DI), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
+within1247:
 	VPMOVZXWD (R8), Y5
 	VPSLLD    $0x10, Y5, Y5
 	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
+	VPMAXUD   Y5, Y1, Y1
 	VPMOVZXWD (R9), Y5
 	VPSLLD    $0x10, Y5, Y5
 	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y2, Y2
+	VPMOVZXWD (R10), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y3, Y3
+	VPMOVZXWD (R11), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
 	VPMAXUD   Y5, Y4, Y4
-	ADDQ      $+16, SI
-	ADDQ      $+16, DI
+	VPMOVZXWD 16(R8), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y1, Y1
+	VPMOVZXWD 16(R9), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y2, Y2
+	VPMOVZXWD 16(R10), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y3, Y3
+	VPMOVZXWD 16(R11), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y4, Y4
+	VPMOVZXWD 32(R8), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y1, Y1
+	VPMOVZXWD 32(R9), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y2, Y2
+	VPMOVZXWD 32(R10), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y3, Y3
+	VPMOVZXWD 32(R11), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y4, Y4
+	VPMOVZXWD 48(R8), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y1, Y1
+	VPMOVZXWD 48(R9), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y2, Y2
+	VPMOVZXWD 48(R10), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y3, Y3
+	VPMOVZXWD 48(R11), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y4, Y4
+	ADDQ      $+64, R8
+	ADDQ      $+64, R9
+	ADDQ      $+64, R10
+	ADDQ      $+64, R11
+	SUBQ      $+32, R13
+	JGE       loop1245
+
+done1246:
+	ADDQ $+32, R13
+	SUBQ $+8, R13
+	JLT  done1249
+
+loop1248:
+	VPMOVZXWD (R8), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y1, Y1
+	VPMOVZXWD (R9), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y2, Y2
+	VPMOVZXWD (R10), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y3, Y3
+	VPMOVZXWD (R11), Y5
+	VPSLLD    $0x10, Y5, Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y4, Y4
 	ADDQ      $+16, R8
 	ADDQ      $+16, R9
-	SUBQ      $+8, R11
-	JGE       loop648
+	ADDQ      $+16, R10
+	ADDQ      $+16, R11
+	SUBQ      $+8, R13
+	JGE       loop1248
 
-done649:
-	ADDQ    $+8, R11
-	TESTQ   R11, R11
-	JZ      done650
+done1249:
+	ADDQ    $+8, R13
+	TESTQ   R13, R13
+	JZ      done1250
 	VPXOR   X5, X5, X5
 	VMOVDQU X5, (SP)
-	MOVQ    BX, R11
+	MOVQ    DI, DX
 
-copy651:
-	MOVWLZX   -2(SI)(R11*2), R12
-	MOVW      R12, -2(SP)(R11*2)
-	DECQ      R11
-	JNZ       copy651
+copy1251:
+	MOVWLZX   -2(R8)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1251
 	VMOVDQU   (SP), X5
 	VPMOVZXWD X5, Y5
 	VPSLLD    $0x10, Y5, Y5
@@ -14107,13 +19398,13 @@ copy651:
 	VPMAXUD   Y5, Y1, Y1
 	VPXOR     X5, X5, X5
 	VMOVDQU   X5, (SP)
-	MOVQ      BX, SI
+	MOVQ      DI, DX
 
-copy652:
-	MOVWLZX   -2(DI)(SI*2), R11
-	MOVW      R11, -2(SP)(SI*2)
-	DECQ      SI
-	JNZ       copy652
+copy1252:
+	MOVWLZX   -2(R9)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1252
 	VMOVDQU   (SP), X5
 	VPMOVZXWD X5, Y5
 	VPSLLD    $0x10, Y5, Y5
@@ -14121,13 +19412,13 @@ copy652:
 	VPMAXUD   Y5, Y2, Y2
 	VPXOR     X5, X5, X5
 	VMOVDQU   X5, (SP)
-	MOVQ      BX, SI
+	MOVQ      DI, DX
 
-copy653:
-	MOVWLZX   -2(R8)(SI*2), DI
-	MOVW      DI, -2(SP)(SI*2)
-	DECQ      SI
-	JNZ       copy653
+copy1253:
+	MOVWLZX   -2(R10)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1253
 	VMOVDQU   (SP), X5
 	VPMOVZXWD X5, Y5
 	VPSLLD    $0x10, Y5, Y5
@@ -14135,22 +19426,22 @@ copy653:
 	VPMAXUD   Y5, Y3, Y3
 	VPXOR     X5, X5, X5
 	VMOVDQU   X5, (SP)
-	MOVQ      BX, SI
+	MOVQ      DI, DX
 
-copy654:
-	MOVWLZX   -2(R9)(SI*2), DI
-	MOVW      DI, -2(SP)(SI*2)
-	DECQ      SI
-	JNZ       copy654
+copy1254:
+	MOVWLZX   -2(R11)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1254
 	VMOVDQU   (SP), X5
 	VPMOVZXWD X5, Y5
 	VPSLLD    $0x10, Y5, Y5
 	VPAND     Y0, Y5, Y5
 	VPMAXUD   Y5, Y4, Y4
 
-done650:
-	SUBQ         $0x04, R10
-	JG           block645
+done1250:
+	SUBQ         $0x04, R12
+	JG           block1244
 	VPMAXUD      Y2, Y1, Y1
 	VPMAXUD      Y4, Y3, Y3
 	VPMAXUD      Y3, Y1, Y1
@@ -14176,9 +19467,9 @@ TEXT ·widenBF16AVX2(SB), NOSPLIT, $16-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+32, DX
-	JLT  done656
+	JLT  done1256
 
-loop655:
+loop1255:
 	VPMOVZXWD (CX), Y0
 	VPSLLD    $0x10, Y0, Y0
 	VMOVUPS   Y0, (AX)
@@ -14194,26 +19485,26 @@ loop655:
 	ADDQ      $+64, CX
 	ADDQ      $+128, AX
 	SUBQ      $+32, DX
-	JGE       loop655
+	JGE       loop1255
 
-done656:
+done1256:
 	ADDQ $+32, DX
 	SUBQ $+8, DX
-	JLT  done658
+	JLT  done1258
 
-loop657:
+loop1257:
 	VPMOVZXWD (CX), Y0
 	VPSLLD    $0x10, Y0, Y0
 	VMOVUPS   Y0, (AX)
 	ADDQ      $+16, CX
 	ADDQ      $+32, AX
 	SUBQ      $+8, DX
-	JGE       loop657
+	JGE       loop1257
 
-done658:
+done1258:
 	ADDQ    $+8, DX
 	TESTQ   DX, DX
-	JZ      done659
+	JZ      done1259
 	LEAQ    rowsMask<>+32(SB), BX
 	MOVQ    DX, SI
 	SHLQ    $0x02, SI
@@ -14222,17 +19513,17 @@ done658:
 	VPXOR   X1, X1, X1
 	VMOVDQU X1, (SP)
 
-copy660:
+copy1260:
 	MOVWLZX    -2(CX)(DX*2), BX
 	MOVW       BX, -2(SP)(DX*2)
 	DECQ       DX
-	JNZ        copy660
+	JNZ        copy1260
 	VMOVDQU    (SP), X1
 	VPMOVZXWD  X1, Y1
 	VPSLLD     $0x10, Y1, Y1
 	VMASKMOVPS Y1, Y0, (AX)
 
-done659:
+done1259:
 	VZEROUPPER
 	RET
 
@@ -14241,337 +19532,525 @@ done659:
 TEXT ·dotsF16AVX2(SB), NOSPLIT, $16-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows661
+	JE           rows1261
 	CMPQ         AX, $0x03
-	JE           rows662
+	JE           rows1262
 	CMPQ         AX, $0x04
-	JE           rows663
+	JE           rows1263
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
-	MOVL         $0xff800000, SI
-	VMOVD        SI, X1
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         CX, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block664:
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done667
+block1264:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+32, R8
+	JLT    done1267
 
-loop666:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	PREFETCHT0  (R9)(DX*1)
-	VMOVUPS     (R10), Y10
-	VCVTPH2PS   (SI), Y11
-	VFMADD231PS Y11, Y10, Y2
-	VCVTPH2PS   (DI), Y11
-	VFMADD231PS Y11, Y10, Y3
-	VCVTPH2PS   (R8), Y11
-	VFMADD231PS Y11, Y10, Y4
-	VCVTPH2PS   (R9), Y11
-	VFMADD231PS Y11, Y10, Y5
-	VMOVUPS     32(R10), Y10
-	VCVTPH2PS   16(SI), Y11
-	VFMADD231PS Y11, Y10, Y2
-	VCVTPH2PS   16(DI), Y11
-	VFMADD231PS Y11, Y10, Y3
-	VCVTPH2PS   16(R8), Y11
-	VFMADD231PS Y11, Y10, Y4
-	VCVTPH2PS   16(R9), Y11
-	VFMADD231PS Y11, Y10, Y5
-	VMOVUPS     64(R10), Y10
-	VCVTPH2PS   32(SI), Y11
-	VFMADD231PS Y11, Y10, Y2
-	VCVTPH2PS   32(DI), Y11
-	VFMADD231PS Y11, Y10, Y3
-	VCVTPH2PS   32(R8), Y11
-	VFMADD231PS Y11, Y10, Y4
-	VCVTPH2PS   32(R9), Y11
-	VFMADD231PS Y11, Y10, Y5
-	VMOVUPS     96(R10), Y10
-	VCVTPH2PS   48(SI), Y11
-	VFMADD231PS Y11, Y10, Y2
-	VCVTPH2PS   48(DI), Y11
-	VFMADD231PS Y11, Y10, Y3
-	VCVTPH2PS   48(R8), Y11
-	VFMADD231PS Y11, Y10, Y4
-	VCVTPH2PS   48(R9), Y11
-	VFMADD231PS Y11, Y10, Y5
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop666
+loop1266:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1266
 
-done667:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done669
+done1267:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1269
 
-loop668:
-	VMOVUPS     (R10), Y10
-	VCVTPH2PS   (SI), Y11
-	VFMADD231PS Y11, Y10, Y2
-	VCVTPH2PS   (DI), Y11
-	VFMADD231PS Y11, Y10, Y3
-	VCVTPH2PS   (R8), Y11
-	VFMADD231PS Y11, Y10, Y4
-	VCVTPH2PS   (R9), Y11
-	VFMADD231PS Y11, Y10, Y5
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R10
-	SUBQ        $+8, R13
-	JGE         loop668
+loop1268:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y2
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1268
 
-done669:
-	ADDQ       $+8, R13
-	TESTQ      R13, R13
-	JZ         done670
-	VMASKMOVPS (R10), Y0, Y10
-	VPXOR      X11, X11, X11
-	VMOVDQU    X11, (SP)
-	MOVQ       BX, R10
+done1269:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1270
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
 
-copy671:
-	MOVWLZX     -2(SI)(R10*2), R13
-	MOVW        R13, -2(SP)(R10*2)
-	DECQ        R10
-	JNZ         copy671
-	VMOVDQU     (SP), X11
-	VCVTPH2PS   X11, Y11
-	VFMADD231PS Y11, Y10, Y2
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+copy1271:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1271
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y2
 
-copy672:
-	MOVWLZX     -2(DI)(SI*2), R10
-	MOVW        R10, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy672
-	VMOVDQU     (SP), X11
-	VCVTPH2PS   X11, Y11
-	VFMADD231PS Y11, Y10, Y3
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+done1270:
+	CMPQ DI, $0x01
+	JLE  fold1265
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1273
 
-copy673:
-	MOVWLZX     -2(R8)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy673
-	VMOVDQU     (SP), X11
-	VCVTPH2PS   X11, Y11
-	VFMADD231PS Y11, Y10, Y4
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+loop1272:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1272
 
-copy674:
-	MOVWLZX     -2(R9)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy674
-	VMOVDQU     (SP), X11
-	VCVTPH2PS   X11, Y11
-	VFMADD231PS Y11, Y10, Y5
+done1273:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1275
 
-done670:
-	CMPQ    R12, $0x04
-	JLE     fold665
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done676
+loop1274:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y3
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1274
 
-loop675:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	PREFETCHT0  (R9)(DX*1)
-	VMOVUPS     (R10), Y10
-	VCVTPH2PS   (SI), Y11
-	VFMADD231PS Y11, Y10, Y6
-	VCVTPH2PS   (DI), Y11
-	VFMADD231PS Y11, Y10, Y7
-	VCVTPH2PS   (R8), Y11
-	VFMADD231PS Y11, Y10, Y8
-	VCVTPH2PS   (R9), Y11
-	VFMADD231PS Y11, Y10, Y9
-	VMOVUPS     32(R10), Y10
-	VCVTPH2PS   16(SI), Y11
-	VFMADD231PS Y11, Y10, Y6
-	VCVTPH2PS   16(DI), Y11
-	VFMADD231PS Y11, Y10, Y7
-	VCVTPH2PS   16(R8), Y11
-	VFMADD231PS Y11, Y10, Y8
-	VCVTPH2PS   16(R9), Y11
-	VFMADD231PS Y11, Y10, Y9
-	VMOVUPS     64(R10), Y10
-	VCVTPH2PS   32(SI), Y11
-	VFMADD231PS Y11, Y10, Y6
-	VCVTPH2PS   32(DI), Y11
-	VFMADD231PS Y11, Y10, Y7
-	VCVTPH2PS   32(R8), Y11
-	VFMADD231PS Y11, Y10, Y8
-	VCVTPH2PS   32(R9), Y11
-	VFMADD231PS Y11, Y10, Y9
-	VMOVUPS     96(R10), Y10
-	VCVTPH2PS   48(SI), Y11
-	VFMADD231PS Y11, Y10, Y6
-	VCVTPH2PS   48(DI), Y11
-	VFMADD231PS Y11, Y10, Y7
-	VCVTPH2PS   48(R8), Y11
-	VFMADD231PS Y11, Y10, Y8
-	VCVTPH2PS   48(R9), Y11
-	VFMADD231PS Y11, Y10, Y9
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop675
+done1275:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1276
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
 
-done676:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done678
+copy1277:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1277
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y3
 
-loop677:
-	VMOVUPS     (R10), Y10
-	VCVTPH2PS   (SI), Y11
-	VFMADD231PS Y11, Y10, Y6
-	VCVTPH2PS   (DI), Y11
-	VFMADD231PS Y11, Y10, Y7
-	VCVTPH2PS   (R8), Y11
-	VFMADD231PS Y11, Y10, Y8
-	VCVTPH2PS   (R9), Y11
-	VFMADD231PS Y11, Y10, Y9
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R10
-	SUBQ        $+8, R13
-	JGE         loop677
+done1276:
+	CMPQ DI, $0x02
+	JLE  fold1265
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1279
 
-done678:
-	ADDQ       $+8, R13
-	TESTQ      R13, R13
-	JZ         done679
-	VMASKMOVPS (R10), Y0, Y10
-	VPXOR      X11, X11, X11
-	VMOVDQU    X11, (SP)
-	MOVQ       BX, R10
+loop1278:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1278
 
-copy680:
-	MOVWLZX     -2(SI)(R10*2), R13
-	MOVW        R13, -2(SP)(R10*2)
-	DECQ        R10
-	JNZ         copy680
-	VMOVDQU     (SP), X11
-	VCVTPH2PS   X11, Y11
-	VFMADD231PS Y11, Y10, Y6
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+done1279:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1281
 
-copy681:
-	MOVWLZX     -2(DI)(SI*2), R10
-	MOVW        R10, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy681
-	VMOVDQU     (SP), X11
-	VCVTPH2PS   X11, Y11
-	VFMADD231PS Y11, Y10, Y7
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+loop1280:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y4
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1280
 
-copy682:
-	MOVWLZX     -2(R8)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy682
-	VMOVDQU     (SP), X11
-	VCVTPH2PS   X11, Y11
-	VFMADD231PS Y11, Y10, Y8
-	VPXOR       X11, X11, X11
-	VMOVDQU     X11, (SP)
-	MOVQ        BX, SI
+done1281:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1282
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
 
-copy683:
-	MOVWLZX     -2(R9)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy683
-	VMOVDQU     (SP), X11
-	VCVTPH2PS   X11, Y11
-	VFMADD231PS Y11, Y10, Y9
+copy1283:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1283
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y4
 
-done679:
-fold665:
+done1282:
+	CMPQ DI, $0x03
+	JLE  fold1265
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1285
+
+loop1284:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1284
+
+done1285:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1287
+
+loop1286:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y5
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1286
+
+done1287:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1288
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
+
+copy1289:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1289
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y5
+
+done1288:
+	CMPQ DI, $0x04
+	JLE  fold1265
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1291
+
+loop1290:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1290
+
+done1291:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1293
+
+loop1292:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1292
+
+done1293:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1294
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
+
+copy1295:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1295
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y6
+
+done1294:
+	CMPQ DI, $0x05
+	JLE  fold1265
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1297
+
+loop1296:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1296
+
+done1297:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1299
+
+loop1298:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1298
+
+done1299:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1300
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
+
+copy1301:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1301
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y7
+
+done1300:
+	CMPQ DI, $0x06
+	JLE  fold1265
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1303
+
+loop1302:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1302
+
+done1303:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1305
+
+loop1304:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1304
+
+done1305:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1306
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
+
+copy1307:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1307
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y8
+
+done1306:
+	CMPQ DI, $0x07
+	JLE  fold1265
+	MOVQ q+24(FP), BX
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1309
+
+loop1308:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(BX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(BX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(BX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+64, DX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1308
+
+done1309:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1311
+
+loop1310:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (BX), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+16, DX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1310
+
+done1311:
+	ADDQ    $+8, R8
+	TESTQ   R8, R8
+	JZ      done1312
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R8
+
+copy1313:
+	MOVWLZX     -2(DX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1313
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VFMADD231PS Y10, Y11, Y9
+
+done1312:
+fold1265:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -14593,32 +20072,32 @@ fold665:
 	VUNPCKLPD  Y2, Y5, Y3
 	VUNPCKHPD  Y2, Y5, Y2
 	VADDPS     Y3, Y2, Y3
-	MOVQ       R12, SI
-	MOVQ       $0x00000008, DI
-	CMPQ       SI, DI
-	CMOVQGT    DI, SI
-	MOVQ       ldS+8(FP), DI
-	SHLQ       $0x02, DI
-	LEAQ       (DI)(DI*2), DI
-	LEAQ       rowsMask<>+32(SB), DI
-	MOVQ       SI, R8
+	MOVQ       DI, DX
+	MOVQ       $0x00000008, BX
+	CMPQ       DX, BX
+	CMOVQGT    BX, DX
+	MOVQ       ldS+8(FP), BX
+	SHLQ       $0x02, BX
+	LEAQ       (BX)(BX*2), BX
+	LEAQ       rowsMask<>+32(SB), BX
+	MOVQ       DX, R8
 	SHLQ       $0x02, R8
-	SUBQ       R8, DI
-	VMOVUPS    (DI), Y2
+	SUBQ       R8, BX
+	VMOVUPS    (BX), Y2
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
-	CMPQ       SI, $0x08
-	JLT        part684
-	VMOVUPS    Y3, (R11)
-	JMP        stored685
+	CMPQ       DX, $0x08
+	JLT        part1314
+	VMOVUPS    Y3, (SI)
+	JMP        stored1315
 
-part684:
-	VMASKMOVPS Y3, Y2, (R11)
+part1314:
+	VMASKMOVPS Y3, Y2, (SI)
 
-stored685:
-	ADDQ       $0x20, R11
-	SUBQ       $0x08, R12
-	JG         block664
+stored1315:
+	ADDQ       $0x20, SI
+	SUBQ       $0x08, DI
+	JG         block1264
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -14632,215 +20111,327 @@ stored685:
 	VZEROUPPER
 	RET
 
-rows661:
+rows1261:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         CX, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
 	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         d+32(FP), R10
-	SHLQ         $0x02, R10
-	MOVQ         s+0(FP), R12
-	MOVQ         keys+64(FP), R13
-	MOVL         $0xff800000, SI
-	VMOVD        SI, X1
+	SHLQ         $0x02, BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block686:
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R11
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
-	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R14
-	SUBQ    $+32, R14
-	JLT     done689
+block1316:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+32, R9
+	JLT    done1319
 
-loop688:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	PREFETCHT0  (R9)(DX*1)
-	VMOVUPS     (R11), Y10
-	VMOVUPS     (R11)(R10*1), Y11
-	VCVTPH2PS   (SI), Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VCVTPH2PS   (DI), Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VCVTPH2PS   (R8), Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VCVTPH2PS   (R9), Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
-	VMOVUPS     32(R11), Y10
-	VMOVUPS     32(R11)(R10*1), Y11
-	VCVTPH2PS   16(SI), Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VCVTPH2PS   16(DI), Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VCVTPH2PS   16(R8), Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VCVTPH2PS   16(R9), Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
-	VMOVUPS     64(R11), Y10
-	VMOVUPS     64(R11)(R10*1), Y11
-	VCVTPH2PS   32(SI), Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VCVTPH2PS   32(DI), Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VCVTPH2PS   32(R8), Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VCVTPH2PS   32(R9), Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
-	VMOVUPS     96(R11), Y10
-	VMOVUPS     96(R11)(R10*1), Y11
-	VCVTPH2PS   48(SI), Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VCVTPH2PS   48(DI), Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VCVTPH2PS   48(R8), Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VCVTPH2PS   48(R9), Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R11
-	SUBQ        $+32, R14
-	JGE         loop688
+loop1318:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     32(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     64(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     96(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1318
 
-done689:
-	ADDQ $+32, R14
-	SUBQ $+8, R14
-	JLT  done691
+done1319:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1321
 
-loop690:
-	VMOVUPS     (R11), Y10
-	VMOVUPS     (R11)(R10*1), Y11
-	VCVTPH2PS   (SI), Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VCVTPH2PS   (DI), Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VCVTPH2PS   (R8), Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VCVTPH2PS   (R9), Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R11
-	SUBQ        $+8, R14
-	JGE         loop690
+loop1320:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y6
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1320
 
-done691:
-	ADDQ       $+8, R14
-	TESTQ      R14, R14
-	JZ         done692
-	VMASKMOVPS (R11), Y0, Y10
-	VMASKMOVPS (R11)(R10*1), Y0, Y11
-	VPXOR      X12, X12, X12
-	VMOVDQU    X12, (SP)
-	MOVQ       BX, R11
+done1321:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1322
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R9
 
-copy693:
-	MOVWLZX     -2(SI)(R11*2), R14
-	MOVW        R14, -2(SP)(R11*2)
-	DECQ        R11
-	JNZ         copy693
-	VMOVDQU     (SP), X12
-	VCVTPH2PS   X12, Y12
-	VFMADD231PS Y12, Y10, Y2
-	VFMADD231PS Y12, Y11, Y6
-	VPXOR       X12, X12, X12
-	VMOVDQU     X12, (SP)
-	MOVQ        BX, SI
+copy1323:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1323
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y6
 
-copy694:
-	MOVWLZX     -2(DI)(SI*2), R11
-	MOVW        R11, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy694
-	VMOVDQU     (SP), X12
-	VCVTPH2PS   X12, Y12
-	VFMADD231PS Y12, Y10, Y3
-	VFMADD231PS Y12, Y11, Y7
-	VPXOR       X12, X12, X12
-	VMOVDQU     X12, (SP)
-	MOVQ        BX, SI
+done1322:
+	CMPQ R8, $0x01
+	JLE  fold1317
+	MOVQ q+24(FP), SI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done1325
 
-copy695:
-	MOVWLZX     -2(R8)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy695
-	VMOVDQU     (SP), X12
-	VCVTPH2PS   X12, Y12
-	VFMADD231PS Y12, Y10, Y4
-	VFMADD231PS Y12, Y11, Y8
-	VPXOR       X12, X12, X12
-	VMOVDQU     X12, (SP)
-	MOVQ        BX, SI
+loop1324:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     32(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     64(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     96(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1324
 
-copy696:
-	MOVWLZX     -2(R9)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy696
-	VMOVDQU     (SP), X12
-	VCVTPH2PS   X12, Y12
-	VFMADD231PS Y12, Y10, Y5
-	VFMADD231PS Y12, Y11, Y9
+done1325:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1327
 
-done692:
+loop1326:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y7
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1326
+
+done1327:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1328
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R9
+
+copy1329:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1329
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y7
+
+done1328:
+	CMPQ R8, $0x02
+	JLE  fold1317
+	MOVQ q+24(FP), SI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done1331
+
+loop1330:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(SI), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     32(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(SI), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     64(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(SI), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     96(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1330
+
+done1331:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1333
+
+loop1332:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1332
+
+done1333:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1334
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R9
+
+copy1335:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1335
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y8
+
+done1334:
+	CMPQ R8, $0x03
+	JLE  fold1317
+	MOVQ q+24(FP), SI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done1337
+
+loop1336:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(SI), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     32(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(SI), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     64(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(SI), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     96(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1336
+
+done1337:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1339
+
+loop1338:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1338
+
+done1339:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1340
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R9
+
+copy1341:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1341
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y9
+
+done1340:
+fold1317:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -14862,35 +20453,35 @@ done692:
 	VUNPCKLPD      Y2, Y5, Y3
 	VUNPCKHPD      Y2, Y5, Y2
 	VADDPS         Y3, Y2, Y3
-	MOVQ           R13, SI
-	MOVQ           $0x00000004, DI
-	CMPQ           SI, DI
-	CMOVQGT        DI, SI
-	MOVQ           ldS+8(FP), DI
-	SHLQ           $0x02, DI
-	LEAQ           (DI)(DI*2), R8
-	LEAQ           rowsMask<>+32(SB), R8
-	MOVQ           SI, R9
-	SHLQ           $0x02, R9
-	SUBQ           R9, R8
-	VBROADCASTF128 (R8), Y2
+	MOVQ           R8, DX
+	MOVQ           $0x00000004, SI
+	CMPQ           DX, SI
+	CMOVQGT        SI, DX
+	MOVQ           ldS+8(FP), SI
+	SHLQ           $0x02, SI
+	LEAQ           (SI)(SI*2), R9
+	LEAQ           rowsMask<>+32(SB), R9
+	MOVQ           DX, R10
+	SHLQ           $0x02, R10
+	SUBQ           R10, R9
+	VBROADCASTF128 (R9), Y2
 	VMAXPS         Y1, Y3, Y4
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
-	CMPQ           SI, $0x04
-	JLT            part697
-	VMOVUPS        X3, (R12)
-	VMOVUPS        X4, (R12)(DI*1)
-	JMP            stored698
+	CMPQ           DX, $0x04
+	JLT            part1342
+	VMOVUPS        X3, (DI)
+	VMOVUPS        X4, (DI)(SI*1)
+	JMP            stored1343
 
-part697:
-	VMASKMOVPS X3, X2, (R12)
-	VMASKMOVPS X4, X2, (R12)(DI*1)
+part1342:
+	VMASKMOVPS X3, X2, (DI)
+	VMASKMOVPS X4, X2, (DI)(SI*1)
 
-stored698:
-	ADDQ         $0x10, R12
-	SUBQ         $0x04, R13
-	JG           block686
+stored1343:
+	ADDQ         $0x10, DI
+	SUBQ         $0x04, R8
+	JG           block1316
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -14905,161 +20496,170 @@ stored698:
 	VZEROUPPER
 	RET
 
-rows662:
+rows1262:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         d+32(FP), R8
-	SHLQ         $0x02, R8
-	MOVQ         s+0(FP), R10
-	MOVQ         keys+64(FP), R11
-	MOVL         $0xff800000, SI
-	VMOVD        SI, X1
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DI
+	ANDQ         $0x07, DI
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         DI, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), R10
+	SHLQ         $0x02, R10
+	MOVQ         s+0(FP), R12
+	MOVQ         keys+64(FP), R13
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block699:
+block1344:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
-	MOVQ    q+24(FP), R9
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, AX
+	MOVQ    q+24(FP), R11
+	MOVQ    AX, R8
+	MOVQ    R8, R9
+	ADDQ    stride+56(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done702
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), R14
+	SUBQ    $+32, R14
+	JLT     done1347
 
-loop701:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	VCVTPH2PS   (SI), Y8
-	VCVTPH2PS   (DI), Y9
-	VMOVUPS     (R9), Y10
-	VFMADD231PS Y8, Y10, Y2
-	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R9)(R8*1), Y10
-	VFMADD231PS Y8, Y10, Y4
-	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R9)(R8*2), Y10
-	VFMADD231PS Y8, Y10, Y6
-	VFMADD231PS Y9, Y10, Y7
-	VCVTPH2PS   16(SI), Y8
-	VCVTPH2PS   16(DI), Y9
-	VMOVUPS     32(R9), Y10
-	VFMADD231PS Y8, Y10, Y2
-	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     32(R9)(R8*1), Y10
-	VFMADD231PS Y8, Y10, Y4
-	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     32(R9)(R8*2), Y10
-	VFMADD231PS Y8, Y10, Y6
-	VFMADD231PS Y9, Y10, Y7
-	VCVTPH2PS   32(SI), Y8
-	VCVTPH2PS   32(DI), Y9
-	VMOVUPS     64(R9), Y10
-	VFMADD231PS Y8, Y10, Y2
-	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     64(R9)(R8*1), Y10
-	VFMADD231PS Y8, Y10, Y4
-	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     64(R9)(R8*2), Y10
-	VFMADD231PS Y8, Y10, Y6
-	VFMADD231PS Y9, Y10, Y7
-	VCVTPH2PS   48(SI), Y8
-	VCVTPH2PS   48(DI), Y9
-	VMOVUPS     96(R9), Y10
-	VFMADD231PS Y8, Y10, Y2
-	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     96(R9)(R8*1), Y10
-	VFMADD231PS Y8, Y10, Y4
-	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     96(R9)(R8*2), Y10
-	VFMADD231PS Y8, Y10, Y6
-	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop701
+loop1346:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	ADDQ       $+128, BX
+	CMPQ       BX, SI
+	JLT        within1348
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
 
-done702:
-	ADDQ $+32, R12
-	SUBQ $+8, R12
-	JLT  done704
-
-loop703:
-	VCVTPH2PS   (SI), Y8
-	VCVTPH2PS   (DI), Y9
-	VMOVUPS     (R9), Y10
+within1348:
+	VCVTPH2PS   (R8), Y8
+	VCVTPH2PS   (R9), Y9
+	VMOVUPS     (R11), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R9)(R8*1), Y10
+	VMOVUPS     (R11)(R10*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R9)(R8*2), Y10
+	VMOVUPS     (R11)(R10*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
-	ADDQ        $+32, R9
-	SUBQ        $+8, R12
-	JGE         loop703
+	VCVTPH2PS   16(R8), Y8
+	VCVTPH2PS   16(R9), Y9
+	VMOVUPS     32(R11), Y10
+	VFMADD231PS Y8, Y10, Y2
+	VFMADD231PS Y9, Y10, Y3
+	VMOVUPS     32(R11)(R10*1), Y10
+	VFMADD231PS Y8, Y10, Y4
+	VFMADD231PS Y9, Y10, Y5
+	VMOVUPS     32(R11)(R10*2), Y10
+	VFMADD231PS Y8, Y10, Y6
+	VFMADD231PS Y9, Y10, Y7
+	VCVTPH2PS   32(R8), Y8
+	VCVTPH2PS   32(R9), Y9
+	VMOVUPS     64(R11), Y10
+	VFMADD231PS Y8, Y10, Y2
+	VFMADD231PS Y9, Y10, Y3
+	VMOVUPS     64(R11)(R10*1), Y10
+	VFMADD231PS Y8, Y10, Y4
+	VFMADD231PS Y9, Y10, Y5
+	VMOVUPS     64(R11)(R10*2), Y10
+	VFMADD231PS Y8, Y10, Y6
+	VFMADD231PS Y9, Y10, Y7
+	VCVTPH2PS   48(R8), Y8
+	VCVTPH2PS   48(R9), Y9
+	VMOVUPS     96(R11), Y10
+	VFMADD231PS Y8, Y10, Y2
+	VFMADD231PS Y9, Y10, Y3
+	VMOVUPS     96(R11)(R10*1), Y10
+	VFMADD231PS Y8, Y10, Y4
+	VFMADD231PS Y9, Y10, Y5
+	VMOVUPS     96(R11)(R10*2), Y10
+	VFMADD231PS Y8, Y10, Y6
+	VFMADD231PS Y9, Y10, Y7
+	ADDQ        $+64, R8
+	ADDQ        $+64, R9
+	ADDQ        $+128, R11
+	SUBQ        $+32, R14
+	JGE         loop1346
 
-done704:
-	ADDQ    $+8, R12
-	TESTQ   R12, R12
-	JZ      done705
+done1347:
+	ADDQ $+32, R14
+	SUBQ $+8, R14
+	JLT  done1350
+
+loop1349:
+	VCVTPH2PS   (R8), Y8
+	VCVTPH2PS   (R9), Y9
+	VMOVUPS     (R11), Y10
+	VFMADD231PS Y8, Y10, Y2
+	VFMADD231PS Y9, Y10, Y3
+	VMOVUPS     (R11)(R10*1), Y10
+	VFMADD231PS Y8, Y10, Y4
+	VFMADD231PS Y9, Y10, Y5
+	VMOVUPS     (R11)(R10*2), Y10
+	VFMADD231PS Y8, Y10, Y6
+	VFMADD231PS Y9, Y10, Y7
+	ADDQ        $+16, R8
+	ADDQ        $+16, R9
+	ADDQ        $+32, R11
+	SUBQ        $+8, R14
+	JGE         loop1349
+
+done1350:
+	ADDQ    $+8, R14
+	TESTQ   R14, R14
+	JZ      done1351
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
-	MOVQ    BX, R12
+	MOVQ    DI, DX
 
-copy706:
-	MOVWLZX   -2(SI)(R12*2), R13
-	MOVW      R13, -2(SP)(R12*2)
-	DECQ      R12
-	JNZ       copy706
+copy1352:
+	MOVWLZX   -2(R8)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1352
 	VMOVDQU   (SP), X8
 	VCVTPH2PS X8, Y8
 	VPXOR     X9, X9, X9
 	VMOVDQU   X9, (SP)
-	MOVQ      BX, SI
+	MOVQ      DI, DX
 
-copy707:
-	MOVWLZX     -2(DI)(SI*2), R12
-	MOVW        R12, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy707
+copy1353:
+	MOVWLZX     -2(R9)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1353
 	VMOVDQU     (SP), X9
 	VCVTPH2PS   X9, Y9
-	VMASKMOVPS  (R9), Y0, Y10
+	VMASKMOVPS  (R11), Y0, Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMASKMOVPS  (R9)(R8*1), Y0, Y10
+	VMASKMOVPS  (R11)(R10*1), Y0, Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMASKMOVPS  (R9)(R8*2), Y0, Y10
+	VMASKMOVPS  (R11)(R10*2), Y0, Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done705:
+done1351:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -15081,37 +20681,37 @@ done705:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R11, SI
-	MOVQ         $0x00000002, DI
-	CMPQ         SI, DI
-	CMOVQGT      DI, SI
-	MOVQ         ldS+8(FP), DI
-	SHLQ         $0x02, DI
-	LEAQ         (DI)(DI*2), R9
-	LEAQ         rowsMask<>+32(SB), R9
-	MOVQ         SI, R12
-	SHLQ         $0x02, R12
-	SUBQ         R12, R9
-	VBROADCASTSD (R9), Y2
+	MOVQ         R13, DX
+	MOVQ         $0x00000002, BX
+	CMPQ         DX, BX
+	CMOVQGT      BX, DX
+	MOVQ         ldS+8(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), R8
+	LEAQ         rowsMask<>+32(SB), R8
+	MOVQ         DX, R9
+	SHLQ         $0x02, R9
+	SUBQ         R9, R8
+	VBROADCASTSD (R8), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
-	CMPQ         SI, $0x02
-	JLT          part708
-	VMOVLPS      X3, (R10)
-	VMOVHPS      X3, (R10)(DI*1)
-	VMOVLPS      X2, (R10)(DI*2)
-	JMP          stored709
+	CMPQ         DX, $0x02
+	JLT          part1354
+	VMOVLPS      X3, (R12)
+	VMOVHPS      X3, (R12)(BX*1)
+	VMOVLPS      X2, (R12)(BX*2)
+	JMP          stored1355
 
-part708:
-	VEXTRACTPS $0x00, X3, (R10)
-	VEXTRACTPS $0x02, X3, (R10)(DI*1)
-	VEXTRACTPS $0x00, X2, (R10)(DI*2)
+part1354:
+	VEXTRACTPS $0x00, X3, (R12)
+	VEXTRACTPS $0x02, X3, (R12)(BX*1)
+	VEXTRACTPS $0x00, X2, (R12)(BX*2)
 
-stored709:
-	ADDQ         $0x08, R10
-	SUBQ         $0x02, R11
-	JG           block699
+stored1355:
+	ADDQ         $0x08, R12
+	SUBQ         $0x02, R13
+	JG           block1344
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -15128,31 +20728,31 @@ stored709:
 	VZEROUPPER
 	RET
 
-rows663:
+rows1263:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
-	MOVQ         stride+56(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+32(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         d+32(FP), R8
-	SHLQ         $0x02, R8
-	LEAQ         (R8)(R8*2), R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
-	MOVL         $0xff800000, SI
-	VMOVD        SI, X1
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DI
+	ANDQ         $0x07, DI
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         DI, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), R10
+	SHLQ         $0x02, R10
+	LEAQ         (R10)(R10*2), R11
+	MOVQ         s+0(FP), R13
+	MOVQ         keys+64(FP), R14
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block710:
+block1356:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -15161,149 +20761,158 @@ block710:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, AX
+	MOVQ    q+24(FP), R12
+	MOVQ    AX, R8
+	MOVQ    R8, R9
+	ADDQ    stride+56(FP), R9
+	CMPQ    R9, CX
+	CMOVQHI CX, R9
+	MOVQ    R9, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done713
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+32(FP), R15
+	SUBQ    $+32, R15
+	JLT     done1359
 
-loop712:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	VCVTPH2PS   (SI), Y10
-	VCVTPH2PS   (DI), Y11
-	VMOVUPS     (R10), Y12
-	VFMADD231PS Y10, Y12, Y2
-	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R10)(R8*1), Y12
-	VFMADD231PS Y10, Y12, Y4
-	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R10)(R8*2), Y12
-	VFMADD231PS Y10, Y12, Y6
-	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R10)(R9*1), Y12
-	VFMADD231PS Y10, Y12, Y8
-	VFMADD231PS Y11, Y12, Y9
-	VCVTPH2PS   16(SI), Y10
-	VCVTPH2PS   16(DI), Y11
-	VMOVUPS     32(R10), Y12
-	VFMADD231PS Y10, Y12, Y2
-	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     32(R10)(R8*1), Y12
-	VFMADD231PS Y10, Y12, Y4
-	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     32(R10)(R8*2), Y12
-	VFMADD231PS Y10, Y12, Y6
-	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     32(R10)(R9*1), Y12
-	VFMADD231PS Y10, Y12, Y8
-	VFMADD231PS Y11, Y12, Y9
-	VCVTPH2PS   32(SI), Y10
-	VCVTPH2PS   32(DI), Y11
-	VMOVUPS     64(R10), Y12
-	VFMADD231PS Y10, Y12, Y2
-	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     64(R10)(R8*1), Y12
-	VFMADD231PS Y10, Y12, Y4
-	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     64(R10)(R8*2), Y12
-	VFMADD231PS Y10, Y12, Y6
-	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     64(R10)(R9*1), Y12
-	VFMADD231PS Y10, Y12, Y8
-	VFMADD231PS Y11, Y12, Y9
-	VCVTPH2PS   48(SI), Y10
-	VCVTPH2PS   48(DI), Y11
-	VMOVUPS     96(R10), Y12
-	VFMADD231PS Y10, Y12, Y2
-	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     96(R10)(R8*1), Y12
-	VFMADD231PS Y10, Y12, Y4
-	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     96(R10)(R8*2), Y12
-	VFMADD231PS Y10, Y12, Y6
-	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     96(R10)(R9*1), Y12
-	VFMADD231PS Y10, Y12, Y8
-	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop712
+loop1358:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	ADDQ       $+128, BX
+	CMPQ       BX, SI
+	JLT        within1360
+	ADDQ       stride+56(FP), DX
+	XORQ       BX, BX
 
-done713:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done715
-
-loop714:
-	VCVTPH2PS   (SI), Y10
-	VCVTPH2PS   (DI), Y11
-	VMOVUPS     (R10), Y12
+within1360:
+	VCVTPH2PS   (R8), Y10
+	VCVTPH2PS   (R9), Y11
+	VMOVUPS     (R12), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R10)(R8*1), Y12
+	VMOVUPS     (R12)(R10*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R10)(R8*2), Y12
+	VMOVUPS     (R12)(R10*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R10)(R9*1), Y12
+	VMOVUPS     (R12)(R11*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
-	ADDQ        $+32, R10
-	SUBQ        $+8, R13
-	JGE         loop714
+	VCVTPH2PS   16(R8), Y10
+	VCVTPH2PS   16(R9), Y11
+	VMOVUPS     32(R12), Y12
+	VFMADD231PS Y10, Y12, Y2
+	VFMADD231PS Y11, Y12, Y3
+	VMOVUPS     32(R12)(R10*1), Y12
+	VFMADD231PS Y10, Y12, Y4
+	VFMADD231PS Y11, Y12, Y5
+	VMOVUPS     32(R12)(R10*2), Y12
+	VFMADD231PS Y10, Y12, Y6
+	VFMADD231PS Y11, Y12, Y7
+	VMOVUPS     32(R12)(R11*1), Y12
+	VFMADD231PS Y10, Y12, Y8
+	VFMADD231PS Y11, Y12, Y9
+	VCVTPH2PS   32(R8), Y10
+	VCVTPH2PS   32(R9), Y11
+	VMOVUPS     64(R12), Y12
+	VFMADD231PS Y10, Y12, Y2
+	VFMADD231PS Y11, Y12, Y3
+	VMOVUPS     64(R12)(R10*1), Y12
+	VFMADD231PS Y10, Y12, Y4
+	VFMADD231PS Y11, Y12, Y5
+	VMOVUPS     64(R12)(R10*2), Y12
+	VFMADD231PS Y10, Y12, Y6
+	VFMADD231PS Y11, Y12, Y7
+	VMOVUPS     64(R12)(R11*1), Y12
+	VFMADD231PS Y10, Y12, Y8
+	VFMADD231PS Y11, Y12, Y9
+	VCVTPH2PS   48(R8), Y10
+	VCVTPH2PS   48(R9), Y11
+	VMOVUPS     96(R12), Y12
+	VFMADD231PS Y10, Y12, Y2
+	VFMADD231PS Y11, Y12, Y3
+	VMOVUPS     96(R12)(R10*1), Y12
+	VFMADD231PS Y10, Y12, Y4
+	VFMADD231PS Y11, Y12, Y5
+	VMOVUPS     96(R12)(R10*2), Y12
+	VFMADD231PS Y10, Y12, Y6
+	VFMADD231PS Y11, Y12, Y7
+	VMOVUPS     96(R12)(R11*1), Y12
+	VFMADD231PS Y10, Y12, Y8
+	VFMADD231PS Y11, Y12, Y9
+	ADDQ        $+64, R8
+	ADDQ        $+64, R9
+	ADDQ        $+128, R12
+	SUBQ        $+32, R15
+	JGE         loop1358
 
-done715:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done716
+done1359:
+	ADDQ $+32, R15
+	SUBQ $+8, R15
+	JLT  done1362
+
+loop1361:
+	VCVTPH2PS   (R8), Y10
+	VCVTPH2PS   (R9), Y11
+	VMOVUPS     (R12), Y12
+	VFMADD231PS Y10, Y12, Y2
+	VFMADD231PS Y11, Y12, Y3
+	VMOVUPS     (R12)(R10*1), Y12
+	VFMADD231PS Y10, Y12, Y4
+	VFMADD231PS Y11, Y12, Y5
+	VMOVUPS     (R12)(R10*2), Y12
+	VFMADD231PS Y10, Y12, Y6
+	VFMADD231PS Y11, Y12, Y7
+	VMOVUPS     (R12)(R11*1), Y12
+	VFMADD231PS Y10, Y12, Y8
+	VFMADD231PS Y11, Y12, Y9
+	ADDQ        $+16, R8
+	ADDQ        $+16, R9
+	ADDQ        $+32, R12
+	SUBQ        $+8, R15
+	JGE         loop1361
+
+done1362:
+	ADDQ    $+8, R15
+	TESTQ   R15, R15
+	JZ      done1363
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    BX, R13
+	MOVQ    DI, DX
 
-copy717:
-	MOVWLZX   -2(SI)(R13*2), R14
-	MOVW      R14, -2(SP)(R13*2)
-	DECQ      R13
-	JNZ       copy717
+copy1364:
+	MOVWLZX   -2(R8)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1364
 	VMOVDQU   (SP), X10
 	VCVTPH2PS X10, Y10
 	VPXOR     X11, X11, X11
 	VMOVDQU   X11, (SP)
-	MOVQ      BX, SI
+	MOVQ      DI, DX
 
-copy718:
-	MOVWLZX     -2(DI)(SI*2), R13
-	MOVW        R13, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy718
+copy1365:
+	MOVWLZX     -2(R9)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1365
 	VMOVDQU     (SP), X11
 	VCVTPH2PS   X11, Y11
-	VMASKMOVPS  (R10), Y0, Y12
+	VMASKMOVPS  (R12), Y0, Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMASKMOVPS  (R10)(R8*1), Y0, Y12
+	VMASKMOVPS  (R12)(R10*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMASKMOVPS  (R10)(R8*2), Y0, Y12
+	VMASKMOVPS  (R12)(R10*2), Y0, Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMASKMOVPS  (R10)(R9*1), Y0, Y12
+	VMASKMOVPS  (R12)(R11*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done716:
+done1363:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -15325,39 +20934,39 @@ done716:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R12, SI
-	MOVQ         $0x00000002, DI
-	CMPQ         SI, DI
-	CMOVQGT      DI, SI
-	MOVQ         ldS+8(FP), DI
-	SHLQ         $0x02, DI
-	LEAQ         (DI)(DI*2), R10
-	LEAQ         rowsMask<>+32(SB), R13
-	MOVQ         SI, R14
-	SHLQ         $0x02, R14
-	SUBQ         R14, R13
-	VBROADCASTSD (R13), Y2
+	MOVQ         R14, DX
+	MOVQ         $0x00000002, BX
+	CMPQ         DX, BX
+	CMOVQGT      BX, DX
+	MOVQ         ldS+8(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), R8
+	LEAQ         rowsMask<>+32(SB), R9
+	MOVQ         DX, R12
+	SHLQ         $0x02, R12
+	SUBQ         R12, R9
+	VBROADCASTSD (R9), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
-	CMPQ         SI, $0x02
-	JLT          part719
-	VMOVLPS      X3, (R11)
-	VMOVHPS      X3, (R11)(DI*1)
-	VMOVLPS      X2, (R11)(DI*2)
-	VMOVHPS      X2, (R11)(R10*1)
-	JMP          stored720
+	CMPQ         DX, $0x02
+	JLT          part1366
+	VMOVLPS      X3, (R13)
+	VMOVHPS      X3, (R13)(BX*1)
+	VMOVLPS      X2, (R13)(BX*2)
+	VMOVHPS      X2, (R13)(R8*1)
+	JMP          stored1367
 
-part719:
-	VEXTRACTPS $0x00, X3, (R11)
-	VEXTRACTPS $0x02, X3, (R11)(DI*1)
-	VEXTRACTPS $0x00, X2, (R11)(DI*2)
-	VEXTRACTPS $0x02, X2, (R11)(R10*1)
+part1366:
+	VEXTRACTPS $0x00, X3, (R13)
+	VEXTRACTPS $0x02, X3, (R13)(BX*1)
+	VEXTRACTPS $0x00, X2, (R13)(BX*2)
+	VEXTRACTPS $0x02, X2, (R13)(R8*1)
 
-stored720:
-	ADDQ         $0x08, R11
-	SUBQ         $0x02, R12
-	JG           block710
+stored1367:
+	ADDQ         $0x08, R13
+	SUBQ         $0x02, R14
+	JG           block1356
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -15379,66 +20988,83 @@ stored720:
 	RET
 
 // func combineF16AVX2(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
-// Requires: AVX, F16C, FMA3, MMX+
+// Requires: AVX, CMOV, F16C, FMA3
 TEXT ·combineF16AVX2(SB), NOSPLIT, $16-64
-	MOVQ   r+24(FP), AX
-	CMPQ   AX, $0x02
-	JE     rows721
-	CMPQ   AX, $0x03
-	JE     rows722
-	CMPQ   AX, $0x04
-	JE     rows723
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), BX
-	MOVQ   dv+56(FP), BX
-	SUBQ   $+64, BX
-	JLT    done725
+	MOVQ r+24(FP), AX
+	CMPQ AX, $0x02
+	JE   rows1368
+	CMPQ AX, $0x03
+	JE   rows1369
+	CMPQ AX, $0x04
+	JE   rows1370
+	MOVQ ldP+16(FP), AX
+	SHLQ $0x02, AX
+	MOVQ dv+56(FP), AX
+	SHLQ $0x02, AX
+	XORQ AX, AX
 
-loop724:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
+block1371:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), SI
+	SUBQ  $+64, SI
+	JLT   done1373
 
-key726:
-	PREFETCHT0   (SI)(CX*1)
-	PREFETCHT0   64(SI)(CX*1)
-	VBROADCASTSS (DI), Y8
-	VCVTPH2PS    (SI), Y9
+loop1372:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first1374
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS 128(DX), Y4
+	VMOVUPS 160(DX), Y5
+	VMOVUPS 192(DX), Y6
+	VMOVUPS 224(DX), Y7
+
+first1374:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1375:
+	VBROADCASTSS (R8), Y8
+	VCVTPH2PS    (DI), Y9
 	VFMADD231PS  Y9, Y8, Y0
-	VCVTPH2PS    16(SI), Y9
+	VCVTPH2PS    16(DI), Y9
 	VFMADD231PS  Y9, Y8, Y1
-	VCVTPH2PS    32(SI), Y9
+	VCVTPH2PS    32(DI), Y9
 	VFMADD231PS  Y9, Y8, Y2
-	VCVTPH2PS    48(SI), Y9
+	VCVTPH2PS    48(DI), Y9
 	VFMADD231PS  Y9, Y8, Y3
-	VCVTPH2PS    64(SI), Y9
+	VCVTPH2PS    64(DI), Y9
 	VFMADD231PS  Y9, Y8, Y4
-	VCVTPH2PS    80(SI), Y9
+	VCVTPH2PS    80(DI), Y9
 	VFMADD231PS  Y9, Y8, Y5
-	VCVTPH2PS    96(SI), Y9
+	VCVTPH2PS    96(DI), Y9
 	VFMADD231PS  Y9, Y8, Y6
-	VCVTPH2PS    112(SI), Y9
+	VCVTPH2PS    112(DI), Y9
 	VFMADD231PS  Y9, Y8, Y7
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key726
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key1375
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -15447,684 +21073,425 @@ key726:
 	VMOVUPS      Y5, 160(DX)
 	VMOVUPS      Y6, 192(DX)
 	VMOVUPS      Y7, 224(DX)
-	ADDQ         $+128, AX
+	ADDQ         $+128, CX
 	ADDQ         $+256, DX
-	SUBQ         $+64, BX
-	JGE          loop724
+	SUBQ         $+64, SI
+	JGE          loop1372
 
-done725:
-	ADDQ $+64, BX
-	SUBQ $+32, BX
-	JLT  done728
+done1373:
+	ADDQ $+64, SI
+	SUBQ $+32, SI
+	JLT  done1377
 
-loop727:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
-
-key729:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Y4
-	VCVTPH2PS    (SI), Y5
-	VFMADD231PS  Y5, Y4, Y0
-	VCVTPH2PS    16(SI), Y5
-	VFMADD231PS  Y5, Y4, Y1
-	VCVTPH2PS    32(SI), Y5
-	VFMADD231PS  Y5, Y4, Y2
-	VCVTPH2PS    48(SI), Y5
-	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key729
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, 64(DX)
-	VMOVUPS      Y3, 96(DX)
-	ADDQ         $+64, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, BX
-	JGE          loop727
-
-done728:
-	ADDQ $+32, BX
-	SUBQ $+16, BX
-	JLT  done731
-
-loop730:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
-
-key732:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Y2
-	VCVTPH2PS    (SI), Y3
-	VFMADD231PS  Y3, Y2, Y0
-	VCVTPH2PS    16(SI), Y3
-	VFMADD231PS  Y3, Y2, Y1
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key732
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, BX
-	JGE          loop730
-
-done731:
-	ADDQ $+16, BX
-	SUBQ $+8, BX
-	JLT  done734
-
-loop733:
-	VXORPS Y0, Y0, Y0
-	MOVQ   p+8(FP), DI
-	MOVQ   keys+48(FP), R8
-	MOVQ   AX, SI
-
-key735:
-	PREFETCHT0   (SI)(CX*1)
-	VBROADCASTSS (DI), Y1
-	VCVTPH2PS    (SI), Y2
-	VFMADD231PS  Y2, Y1, Y0
-	ADDQ         stride+40(FP), SI
-	ADDQ         $0x04, DI
-	DECQ         R8
-	JNZ          key735
-	VMOVUPS      Y0, (DX)
-	ADDQ         $+16, AX
-	ADDQ         $+32, DX
-	SUBQ         $+8, BX
-	JGE          loop733
-
-done734:
-	ADDQ    $+8, BX
-	TESTQ   BX, BX
-	JZ      done736
-	LEAQ    rowsMask<>+32(SB), SI
-	MOVQ    BX, DI
-	SHLQ    $0x02, DI
-	SUBQ    DI, SI
-	VMOVUPS (SI), Y0
-	VXORPS  Y1, Y1, Y1
-	MOVQ    p+8(FP), SI
-	MOVQ    keys+48(FP), DI
-
-key737:
-	PREFETCHT0   (AX)(CX*1)
-	VBROADCASTSS (SI), Y2
-	VPXOR        X3, X3, X3
-	VMOVDQU      X3, (SP)
-	MOVQ         BX, R8
-
-copy738:
-	MOVWLZX     -2(AX)(R8*2), R9
-	MOVW        R9, -2(SP)(R8*2)
-	DECQ        R8
-	JNZ         copy738
-	VMOVDQU     (SP), X3
-	VCVTPH2PS   X3, Y3
-	VFMADD231PS Y3, Y2, Y1
-	ADDQ        stride+40(FP), AX
-	ADDQ        $0x04, SI
-	DECQ        DI
-	JNZ         key737
-	VMASKMOVPS  Y1, Y0, (DX)
-
-done736:
-	VZEROUPPER
-	RET
-
-rows721:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+32, DI
-	JLT    done740
-
-loop739:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key741:
-	PREFETCHT0   (R8)(CX*1)
-	VBROADCASTSS (R9), Y8
-	VBROADCASTSS (R9)(BX*1), Y9
-	VCVTPH2PS    (R8), Y10
-	VFMADD231PS  Y10, Y8, Y0
-	VFMADD231PS  Y10, Y9, Y4
-	VCVTPH2PS    16(R8), Y10
-	VFMADD231PS  Y10, Y8, Y1
-	VFMADD231PS  Y10, Y9, Y5
-	VCVTPH2PS    32(R8), Y10
-	VFMADD231PS  Y10, Y8, Y2
-	VFMADD231PS  Y10, Y9, Y6
-	VCVTPH2PS    48(R8), Y10
-	VFMADD231PS  Y10, Y8, Y3
-	VFMADD231PS  Y10, Y9, Y7
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key741
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, 64(DX)
-	VMOVUPS      Y3, 96(DX)
-	VMOVUPS      Y4, (DX)(SI*1)
-	VMOVUPS      Y5, 32(DX)(SI*1)
-	VMOVUPS      Y6, 64(DX)(SI*1)
-	VMOVUPS      Y7, 96(DX)(SI*1)
-	ADDQ         $+64, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, DI
-	JGE          loop739
-
-done740:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done743
-
-loop742:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key744:
-	PREFETCHT0   (R8)(CX*1)
-	VBROADCASTSS (R9), Y4
-	VBROADCASTSS (R9)(BX*1), Y5
-	VCVTPH2PS    (R8), Y6
-	VFMADD231PS  Y6, Y4, Y0
-	VFMADD231PS  Y6, Y5, Y2
-	VCVTPH2PS    16(R8), Y6
-	VFMADD231PS  Y6, Y4, Y1
-	VFMADD231PS  Y6, Y5, Y3
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key744
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, (DX)(SI*1)
-	VMOVUPS      Y3, 32(DX)(SI*1)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop742
-
-done743:
-	ADDQ $+16, DI
-	SUBQ $+8, DI
-	JLT  done746
-
-loop745:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key747:
-	PREFETCHT0   (R8)(CX*1)
-	VCVTPH2PS    (R8), Y2
-	VBROADCASTSS (R9), Y3
-	VFMADD231PS  Y2, Y3, Y0
-	VBROADCASTSS (R9)(BX*1), Y3
-	VFMADD231PS  Y2, Y3, Y1
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key747
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(SI*1)
-	ADDQ         $+16, AX
-	ADDQ         $+32, DX
-	SUBQ         $+8, DI
-	JGE          loop745
-
-done746:
-	ADDQ    $+8, DI
-	TESTQ   DI, DI
-	JZ      done748
-	LEAQ    rowsMask<>+32(SB), R8
-	MOVQ    DI, R9
-	SHLQ    $0x02, R9
-	SUBQ    R9, R8
-	VMOVUPS (R8), Y0
-	VXORPS  Y1, Y1, Y1
-	VXORPS  Y2, Y2, Y2
-	MOVQ    p+8(FP), R8
-	MOVQ    keys+48(FP), R9
-
-key749:
-	PREFETCHT0 (AX)(CX*1)
-	VPXOR      X3, X3, X3
-	VMOVDQU    X3, (SP)
-	MOVQ       DI, R10
-
-copy750:
-	MOVWLZX      -2(AX)(R10*2), R11
-	MOVW         R11, -2(SP)(R10*2)
-	DECQ         R10
-	JNZ          copy750
-	VMOVDQU      (SP), X3
-	VCVTPH2PS    X3, Y3
-	VBROADCASTSS (R8), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (R8)(BX*1), Y4
-	VFMADD231PS  Y3, Y4, Y2
-	ADDQ         stride+40(FP), AX
-	ADDQ         $0x04, R8
-	DECQ         R9
-	JNZ          key749
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(SI*1)
-
-done748:
-	VZEROUPPER
-	RET
-
-rows722:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), SI
-	SHLQ   $0x02, SI
-	LEAQ   (SI)(SI*2), DI
-	MOVQ   dv+56(FP), DI
-	SUBQ   $+32, DI
-	JLT    done752
-
-loop751:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VXORPS Y10, Y10, Y10
-	VXORPS Y11, Y11, Y11
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key753:
-	PREFETCHT0   (R8)(CX*1)
-	VBROADCASTSS (R9), Y12
-	VBROADCASTSS (R9)(BX*1), Y13
-	VBROADCASTSS (R9)(BX*2), Y14
-	VCVTPH2PS    (R8), Y15
-	VFMADD231PS  Y15, Y12, Y0
-	VFMADD231PS  Y15, Y13, Y4
-	VFMADD231PS  Y15, Y14, Y8
-	VCVTPH2PS    16(R8), Y15
-	VFMADD231PS  Y15, Y12, Y1
-	VFMADD231PS  Y15, Y13, Y5
-	VFMADD231PS  Y15, Y14, Y9
-	VCVTPH2PS    32(R8), Y15
-	VFMADD231PS  Y15, Y12, Y2
-	VFMADD231PS  Y15, Y13, Y6
-	VFMADD231PS  Y15, Y14, Y10
-	VCVTPH2PS    48(R8), Y15
-	VFMADD231PS  Y15, Y12, Y3
-	VFMADD231PS  Y15, Y13, Y7
-	VFMADD231PS  Y15, Y14, Y11
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key753
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, 64(DX)
-	VMOVUPS      Y3, 96(DX)
-	VMOVUPS      Y4, (DX)(SI*1)
-	VMOVUPS      Y5, 32(DX)(SI*1)
-	VMOVUPS      Y6, 64(DX)(SI*1)
-	VMOVUPS      Y7, 96(DX)(SI*1)
-	VMOVUPS      Y8, (DX)(SI*2)
-	VMOVUPS      Y9, 32(DX)(SI*2)
-	VMOVUPS      Y10, 64(DX)(SI*2)
-	VMOVUPS      Y11, 96(DX)(SI*2)
-	ADDQ         $+64, AX
-	ADDQ         $+128, DX
-	SUBQ         $+32, DI
-	JGE          loop751
-
-done752:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done755
-
-loop754:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key756:
-	PREFETCHT0   (R8)(CX*1)
-	VCVTPH2PS    (R8), Y6
-	VCVTPH2PS    16(R8), Y7
-	VBROADCASTSS (R9), Y8
-	VFMADD231PS  Y6, Y8, Y0
-	VFMADD231PS  Y7, Y8, Y1
-	VBROADCASTSS (R9)(BX*1), Y8
-	VFMADD231PS  Y6, Y8, Y2
-	VFMADD231PS  Y7, Y8, Y3
-	VBROADCASTSS (R9)(BX*2), Y8
-	VFMADD231PS  Y6, Y8, Y4
-	VFMADD231PS  Y7, Y8, Y5
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key756
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, (DX)(SI*1)
-	VMOVUPS      Y3, 32(DX)(SI*1)
-	VMOVUPS      Y4, (DX)(SI*2)
-	VMOVUPS      Y5, 32(DX)(SI*2)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, DI
-	JGE          loop754
-
-done755:
-	ADDQ $+16, DI
-	SUBQ $+8, DI
-	JLT  done758
-
-loop757:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	MOVQ   p+8(FP), R9
-	MOVQ   keys+48(FP), R10
-	MOVQ   AX, R8
-
-key759:
-	PREFETCHT0   (R8)(CX*1)
-	VCVTPH2PS    (R8), Y3
-	VBROADCASTSS (R9), Y4
-	VFMADD231PS  Y3, Y4, Y0
-	VBROADCASTSS (R9)(BX*1), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (R9)(BX*2), Y4
-	VFMADD231PS  Y3, Y4, Y2
-	ADDQ         stride+40(FP), R8
-	ADDQ         $0x04, R9
-	DECQ         R10
-	JNZ          key759
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(SI*1)
-	VMOVUPS      Y2, (DX)(SI*2)
-	ADDQ         $+16, AX
-	ADDQ         $+32, DX
-	SUBQ         $+8, DI
-	JGE          loop757
-
-done758:
-	ADDQ    $+8, DI
-	TESTQ   DI, DI
-	JZ      done760
-	LEAQ    rowsMask<>+32(SB), R8
-	MOVQ    DI, R9
-	SHLQ    $0x02, R9
-	SUBQ    R9, R8
-	VMOVUPS (R8), Y0
+loop1376:
+	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
-	MOVQ    p+8(FP), R8
+	TESTQ   AX, AX
+	JZ      first1378
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+
+first1378:
 	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
 
-key761:
-	PREFETCHT0 (AX)(CX*1)
-	VPXOR      X4, X4, X4
-	VMOVDQU    X4, (SP)
-	MOVQ       DI, R10
-
-copy762:
-	MOVWLZX      -2(AX)(R10*2), R11
-	MOVW         R11, -2(SP)(R10*2)
-	DECQ         R10
-	JNZ          copy762
-	VMOVDQU      (SP), X4
-	VCVTPH2PS    X4, Y4
-	VBROADCASTSS (R8), Y5
-	VFMADD231PS  Y4, Y5, Y1
-	VBROADCASTSS (R8)(BX*1), Y5
-	VFMADD231PS  Y4, Y5, Y2
-	VBROADCASTSS (R8)(BX*2), Y5
-	VFMADD231PS  Y4, Y5, Y3
-	ADDQ         stride+40(FP), AX
+key1379:
+	VBROADCASTSS (R8), Y4
+	VCVTPH2PS    (DI), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VCVTPH2PS    16(DI), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VCVTPH2PS    32(DI), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VCVTPH2PS    48(DI), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key761
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(SI*1)
-	VMASKMOVPS   Y3, Y0, (DX)(SI*2)
+	JNZ          key1379
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
+	ADDQ         $+64, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, SI
+	JGE          loop1376
 
-done760:
+done1377:
+	ADDQ $+32, SI
+	SUBQ $+16, SI
+	JLT  done1381
+
+loop1380:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	TESTQ   AX, AX
+	JZ      first1382
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+
+first1382:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1383:
+	VBROADCASTSS (R8), Y2
+	VCVTPH2PS    (DI), Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VCVTPH2PS    16(DI), Y3
+	VFMADD231PS  Y3, Y2, Y1
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key1383
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, SI
+	JGE          loop1380
+
+done1381:
+	ADDQ $+16, SI
+	SUBQ $+8, SI
+	JLT  done1385
+
+loop1384:
+	VXORPS  Y0, Y0, Y0
+	TESTQ   AX, AX
+	JZ      first1386
+	VMOVUPS (DX), Y0
+
+first1386:
+	MOVQ    keys+48(FP), R9
+	MOVQ    CX, DI
+	MOVQ    BX, R8
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1387:
+	VBROADCASTSS (R8), Y1
+	VCVTPH2PS    (DI), Y2
+	VFMADD231PS  Y2, Y1, Y0
+	ADDQ         stride+40(FP), DI
+	ADDQ         $0x04, R8
+	DECQ         R9
+	JNZ          key1387
+	VMOVUPS      Y0, (DX)
+	ADDQ         $+16, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, SI
+	JGE          loop1384
+
+done1385:
+	ADDQ       $+8, SI
+	TESTQ      SI, SI
+	JZ         done1388
+	LEAQ       rowsMask<>+32(SB), DI
+	MOVQ       SI, R8
+	SHLQ       $0x02, R8
+	SUBQ       R8, DI
+	VMOVUPS    (DI), Y0
+	VXORPS     Y1, Y1, Y1
+	TESTQ      AX, AX
+	JZ         first1389
+	VMASKMOVPS (DX), Y0, Y1
+
+first1389:
+	MOVQ    keys+48(FP), DI
+	MOVQ    BX, BX
+	SUBQ    AX, DI
+	MOVQ    $0x00000040, R8
+	CMPQ    DI, R8
+	CMOVQGT R8, DI
+
+key1390:
+	VBROADCASTSS (BX), Y2
+	VPXOR        X3, X3, X3
+	VMOVDQU      X3, (SP)
+	MOVQ         SI, R8
+
+copy1391:
+	MOVWLZX     -2(CX)(R8*2), R9
+	MOVW        R9, -2(SP)(R8*2)
+	DECQ        R8
+	JNZ         copy1391
+	VMOVDQU     (SP), X3
+	VCVTPH2PS   X3, Y3
+	VFMADD231PS Y3, Y2, Y1
+	ADDQ        stride+40(FP), CX
+	ADDQ        $0x04, BX
+	DECQ        DI
+	JNZ         key1390
+	VMASKMOVPS  Y1, Y0, (DX)
+
+done1388:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block1371
 	VZEROUPPER
 	RET
 
-rows723:
-	MOVQ   v+32(FP), AX
-	MOVQ   stride+40(FP), CX
-	MOVQ   o+0(FP), DX
-	IMUL3Q $0x10, CX, CX
-	MOVQ   ldP+16(FP), BX
-	SHLQ   $0x02, BX
-	LEAQ   (BX)(BX*2), SI
-	MOVQ   dv+56(FP), DI
-	SHLQ   $0x02, DI
-	LEAQ   (DI)(DI*2), R8
-	MOVQ   dv+56(FP), R9
-	SUBQ   $+16, R9
-	JLT    done764
+rows1368:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
 
-loop763:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	VXORPS Y4, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VXORPS Y6, Y6, Y6
-	VXORPS Y7, Y7, Y7
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
+block1392:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+32, R8
+	JLT   done1394
 
-key765:
-	PREFETCHT0   (R10)(CX*1)
-	VCVTPH2PS    (R10), Y8
-	VCVTPH2PS    16(R10), Y9
-	VBROADCASTSS (R11), Y10
-	VFMADD231PS  Y8, Y10, Y0
-	VFMADD231PS  Y9, Y10, Y1
-	VBROADCASTSS (R11)(BX*1), Y10
-	VFMADD231PS  Y8, Y10, Y2
-	VFMADD231PS  Y9, Y10, Y3
-	VBROADCASTSS (R11)(BX*2), Y10
-	VFMADD231PS  Y8, Y10, Y4
-	VFMADD231PS  Y9, Y10, Y5
-	VBROADCASTSS (R11)(SI*1), Y10
-	VFMADD231PS  Y8, Y10, Y6
-	VFMADD231PS  Y9, Y10, Y7
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key765
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, 32(DX)
-	VMOVUPS      Y2, (DX)(DI*1)
-	VMOVUPS      Y3, 32(DX)(DI*1)
-	VMOVUPS      Y4, (DX)(DI*2)
-	VMOVUPS      Y5, 32(DX)(DI*2)
-	VMOVUPS      Y6, (DX)(R8*1)
-	VMOVUPS      Y7, 32(DX)(R8*1)
-	ADDQ         $+32, AX
-	ADDQ         $+64, DX
-	SUBQ         $+16, R9
-	JGE          loop763
-
-done764:
-	ADDQ $+16, R9
-	SUBQ $+8, R9
-	JLT  done767
-
-loop766:
-	VXORPS Y0, Y0, Y0
-	VXORPS Y1, Y1, Y1
-	VXORPS Y2, Y2, Y2
-	VXORPS Y3, Y3, Y3
-	MOVQ   p+8(FP), R11
-	MOVQ   keys+48(FP), R12
-	MOVQ   AX, R10
-
-key768:
-	PREFETCHT0   (R10)(CX*1)
-	VCVTPH2PS    (R10), Y4
-	VBROADCASTSS (R11), Y5
-	VFMADD231PS  Y4, Y5, Y0
-	VBROADCASTSS (R11)(BX*1), Y5
-	VFMADD231PS  Y4, Y5, Y1
-	VBROADCASTSS (R11)(BX*2), Y5
-	VFMADD231PS  Y4, Y5, Y2
-	VBROADCASTSS (R11)(SI*1), Y5
-	VFMADD231PS  Y4, Y5, Y3
-	ADDQ         stride+40(FP), R10
-	ADDQ         $0x04, R11
-	DECQ         R12
-	JNZ          key768
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(DI*1)
-	VMOVUPS      Y2, (DX)(DI*2)
-	VMOVUPS      Y3, (DX)(R8*1)
-	ADDQ         $+16, AX
-	ADDQ         $+32, DX
-	SUBQ         $+8, R9
-	JGE          loop766
-
-done767:
-	ADDQ    $+8, R9
-	TESTQ   R9, R9
-	JZ      done769
-	LEAQ    rowsMask<>+32(SB), R10
-	MOVQ    R9, R11
-	SHLQ    $0x02, R11
-	SUBQ    R11, R10
-	VMOVUPS (R10), Y0
+loop1393:
+	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
-	MOVQ    p+8(FP), R10
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first1395
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS (DX)(DI*1), Y4
+	VMOVUPS 32(DX)(DI*1), Y5
+	VMOVUPS 64(DX)(DI*1), Y6
+	VMOVUPS 96(DX)(DI*1), Y7
+
+first1395:
 	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
 
-key770:
-	PREFETCHT0 (AX)(CX*1)
-	VPXOR      X5, X5, X5
-	VMOVDQU    X5, (SP)
-	MOVQ       R9, R12
-
-copy771:
-	MOVWLZX      -2(AX)(R12*2), R13
-	MOVW         R13, -2(SP)(R12*2)
-	DECQ         R12
-	JNZ          copy771
-	VMOVDQU      (SP), X5
-	VCVTPH2PS    X5, Y5
-	VBROADCASTSS (R10), Y6
-	VFMADD231PS  Y5, Y6, Y1
-	VBROADCASTSS (R10)(BX*1), Y6
-	VFMADD231PS  Y5, Y6, Y2
-	VBROADCASTSS (R10)(BX*2), Y6
-	VFMADD231PS  Y5, Y6, Y3
-	VBROADCASTSS (R10)(SI*1), Y6
-	VFMADD231PS  Y5, Y6, Y4
-	ADDQ         stride+40(FP), AX
+key1396:
+	VBROADCASTSS (R10), Y8
+	VBROADCASTSS (R10)(SI*1), Y9
+	VCVTPH2PS    (R9), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VCVTPH2PS    16(R9), Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VFMADD231PS  Y10, Y9, Y5
+	VCVTPH2PS    32(R9), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VCVTPH2PS    48(R9), Y10
+	VFMADD231PS  Y10, Y8, Y3
+	VFMADD231PS  Y10, Y9, Y7
+	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key770
+	JNZ          key1396
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
+	VMOVUPS      Y4, (DX)(DI*1)
+	VMOVUPS      Y5, 32(DX)(DI*1)
+	VMOVUPS      Y6, 64(DX)(DI*1)
+	VMOVUPS      Y7, 96(DX)(DI*1)
+	ADDQ         $+64, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop1393
+
+done1394:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done1398
+
+loop1397:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	TESTQ   AX, AX
+	JZ      first1399
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+
+first1399:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1400:
+	VBROADCASTSS (R10), Y4
+	VBROADCASTSS (R10)(SI*1), Y5
+	VCVTPH2PS    (R9), Y6
+	VFMADD231PS  Y6, Y4, Y0
+	VFMADD231PS  Y6, Y5, Y2
+	VCVTPH2PS    16(R9), Y6
+	VFMADD231PS  Y6, Y4, Y1
+	VFMADD231PS  Y6, Y5, Y3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1400
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	VMOVUPS      Y3, 32(DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop1397
+
+done1398:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1402
+
+loop1401:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	TESTQ   AX, AX
+	JZ      first1403
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+
+first1403:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1404:
+	VCVTPH2PS    (R9), Y2
+	VBROADCASTSS (R10), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VBROADCASTSS (R10)(SI*1), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1404
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	ADDQ         $+16, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop1401
+
+done1402:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done1405
+	LEAQ       rowsMask<>+32(SB), R9
+	MOVQ       R8, R10
+	SHLQ       $0x02, R10
+	SUBQ       R10, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	TESTQ      AX, AX
+	JZ         first1406
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+
+first1406:
+	MOVQ    keys+48(FP), R9
+	MOVQ    BX, BX
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1407:
+	VPXOR   X3, X3, X3
+	VMOVDQU X3, (SP)
+	MOVQ    R8, R10
+
+copy1408:
+	MOVWLZX      -2(CX)(R10*2), R11
+	MOVW         R11, -2(SP)(R10*2)
+	DECQ         R10
+	JNZ          copy1408
+	VMOVDQU      (SP), X3
+	VCVTPH2PS    X3, Y3
+	VBROADCASTSS (BX), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (BX)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R9
+	JNZ          key1407
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
-	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
-	VMASKMOVPS   Y4, Y0, (DX)(R8*1)
 
-done769:
+done1405:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block1392
 	VZEROUPPER
 	RET
 
-// func normF16AVX2(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, F16C, FMA3, MMX+
-TEXT ·normF16AVX2(SB), NOSPLIT, $16-36
-	MOVQ         p+0(FP), AX
-	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
-	DECQ         CX
-	IMULQ        DX, CX
-	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         rows+16(FP), R10
-	MOVL         $0x7f800000, SI
-	VMOVD        SI, X0
-	VBROADCASTSS X0, Y0
-	VXORPS       Y1, Y1, Y1
+rows1369:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	LEAQ (SI)(SI*2), AX
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	LEAQ (DI)(DI*2), AX
+	XORQ AX, AX
 
-block772:
+block1409:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+32, R8
+	JLT   done1411
+
+loop1410:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -16133,285 +21500,990 @@ block772:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
+	VXORPS  Y10, Y10, Y10
+	VXORPS  Y11, Y11, Y11
+	TESTQ   AX, AX
+	JZ      first1412
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS (DX)(DI*1), Y4
+	VMOVUPS 32(DX)(DI*1), Y5
+	VMOVUPS 64(DX)(DI*1), Y6
+	VMOVUPS 96(DX)(DI*1), Y7
+	VMOVUPS (DX)(DI*2), Y8
+	VMOVUPS 32(DX)(DI*2), Y9
+	VMOVUPS 64(DX)(DI*2), Y10
+	VMOVUPS 96(DX)(DI*2), Y11
+
+first1412:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1413:
+	VBROADCASTSS (R10), Y12
+	VBROADCASTSS (R10)(SI*1), Y13
+	VBROADCASTSS (R10)(SI*2), Y14
+	VCVTPH2PS    (R9), Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VCVTPH2PS    16(R9), Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VCVTPH2PS    32(R9), Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VCVTPH2PS    48(R9), Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1413
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
+	VMOVUPS      Y4, (DX)(DI*1)
+	VMOVUPS      Y5, 32(DX)(DI*1)
+	VMOVUPS      Y6, 64(DX)(DI*1)
+	VMOVUPS      Y7, 96(DX)(DI*1)
+	VMOVUPS      Y8, (DX)(DI*2)
+	VMOVUPS      Y9, 32(DX)(DI*2)
+	VMOVUPS      Y10, 64(DX)(DI*2)
+	VMOVUPS      Y11, 96(DX)(DI*2)
+	ADDQ         $+64, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop1410
+
+done1411:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done1415
+
+loop1414:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	TESTQ   AX, AX
+	JZ      first1416
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+	VMOVUPS (DX)(DI*2), Y4
+	VMOVUPS 32(DX)(DI*2), Y5
+
+first1416:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1417:
+	VCVTPH2PS    (R9), Y6
+	VCVTPH2PS    16(R9), Y7
+	VBROADCASTSS (R10), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y1
+	VBROADCASTSS (R10)(SI*1), Y8
+	VFMADD231PS  Y6, Y8, Y2
+	VFMADD231PS  Y7, Y8, Y3
+	VBROADCASTSS (R10)(SI*2), Y8
+	VFMADD231PS  Y6, Y8, Y4
+	VFMADD231PS  Y7, Y8, Y5
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1417
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	VMOVUPS      Y3, 32(DX)(DI*1)
+	VMOVUPS      Y4, (DX)(DI*2)
+	VMOVUPS      Y5, 32(DX)(DI*2)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop1414
+
+done1415:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1419
+
+loop1418:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	TESTQ   AX, AX
+	JZ      first1420
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+	VMOVUPS (DX)(DI*2), Y2
+
+first1420:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1421:
+	VCVTPH2PS    (R9), Y3
+	VBROADCASTSS (R10), Y4
+	VFMADD231PS  Y3, Y4, Y0
+	VBROADCASTSS (R10)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (R10)(SI*2), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1421
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	VMOVUPS      Y2, (DX)(DI*2)
+	ADDQ         $+16, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop1418
+
+done1419:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done1422
+	LEAQ       rowsMask<>+32(SB), R9
+	MOVQ       R8, R10
+	SHLQ       $0x02, R10
+	SUBQ       R10, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	TESTQ      AX, AX
+	JZ         first1423
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+	VMASKMOVPS (DX)(DI*2), Y0, Y3
+
+first1423:
+	MOVQ    keys+48(FP), R9
+	MOVQ    BX, BX
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1424:
+	VPXOR   X4, X4, X4
+	VMOVDQU X4, (SP)
+	MOVQ    R8, R10
+
+copy1425:
+	MOVWLZX      -2(CX)(R10*2), R11
+	MOVW         R11, -2(SP)(R10*2)
+	DECQ         R10
+	JNZ          copy1425
+	VMOVDQU      (SP), X4
+	VCVTPH2PS    X4, Y4
+	VBROADCASTSS (BX), Y5
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS (BX)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (BX)(SI*2), Y5
+	VFMADD231PS  Y4, Y5, Y3
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R9
+	JNZ          key1424
+	VMASKMOVPS   Y1, Y0, (DX)
+	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
+
+done1422:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block1409
+	VZEROUPPER
+	RET
+
+rows1370:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
+
+block1426:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+32, R8
+	JLT   done1428
+
+loop1427:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first1429
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS (DX)(DI*1), Y4
+	VMOVUPS 32(DX)(DI*1), Y5
+	VMOVUPS 64(DX)(DI*1), Y6
+	VMOVUPS 96(DX)(DI*1), Y7
+
+first1429:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1430:
+	VBROADCASTSS (R10), Y8
+	VBROADCASTSS (R10)(SI*1), Y9
+	VCVTPH2PS    (R9), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VCVTPH2PS    16(R9), Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VFMADD231PS  Y10, Y9, Y5
+	VCVTPH2PS    32(R9), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VCVTPH2PS    48(R9), Y10
+	VFMADD231PS  Y10, Y8, Y3
+	VFMADD231PS  Y10, Y9, Y7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1430
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
+	VMOVUPS      Y4, (DX)(DI*1)
+	VMOVUPS      Y5, 32(DX)(DI*1)
+	VMOVUPS      Y6, 64(DX)(DI*1)
+	VMOVUPS      Y7, 96(DX)(DI*1)
+	ADDQ         $+64, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop1427
+
+done1428:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done1432
+
+loop1431:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	TESTQ   AX, AX
+	JZ      first1433
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+
+first1433:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1434:
+	VBROADCASTSS (R10), Y4
+	VBROADCASTSS (R10)(SI*1), Y5
+	VCVTPH2PS    (R9), Y6
+	VFMADD231PS  Y6, Y4, Y0
+	VFMADD231PS  Y6, Y5, Y2
+	VCVTPH2PS    16(R9), Y6
+	VFMADD231PS  Y6, Y4, Y1
+	VFMADD231PS  Y6, Y5, Y3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1434
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	VMOVUPS      Y3, 32(DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop1431
+
+done1432:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1436
+
+loop1435:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	TESTQ   AX, AX
+	JZ      first1437
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+
+first1437:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1438:
+	VCVTPH2PS    (R9), Y2
+	VBROADCASTSS (R10), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VBROADCASTSS (R10)(SI*1), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1438
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	ADDQ         $+16, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop1435
+
+done1436:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done1439
+	LEAQ       rowsMask<>+32(SB), R9
+	MOVQ       R8, R10
+	SHLQ       $0x02, R10
+	SUBQ       R10, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	TESTQ      AX, AX
+	JZ         first1440
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+
+first1440:
+	MOVQ    keys+48(FP), R9
+	MOVQ    BX, BX
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1441:
+	VPXOR   X3, X3, X3
+	VMOVDQU X3, (SP)
+	MOVQ    R8, R10
+
+copy1442:
+	MOVWLZX      -2(CX)(R10*2), R11
+	MOVW         R11, -2(SP)(R10*2)
+	DECQ         R10
+	JNZ          copy1442
+	VMOVDQU      (SP), X3
+	VCVTPH2PS    X3, Y3
+	VBROADCASTSS (BX), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (BX)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R9
+	JNZ          key1441
+	VMASKMOVPS   Y1, Y0, (DX)
+	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+
+done1439:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	LEAQ  (BX)(SI*2), BX
+	LEAQ  (DX)(DI*2), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+32, R8
+	JLT   done1444
+
+loop1443:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	TESTQ   AX, AX
+	JZ      first1445
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMOVUPS 96(DX), Y3
+	VMOVUPS (DX)(DI*1), Y4
+	VMOVUPS 32(DX)(DI*1), Y5
+	VMOVUPS 64(DX)(DI*1), Y6
+	VMOVUPS 96(DX)(DI*1), Y7
+
+first1445:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1446:
+	VBROADCASTSS (R10), Y8
+	VBROADCASTSS (R10)(SI*1), Y9
+	VCVTPH2PS    (R9), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VCVTPH2PS    16(R9), Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VFMADD231PS  Y10, Y9, Y5
+	VCVTPH2PS    32(R9), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VCVTPH2PS    48(R9), Y10
+	VFMADD231PS  Y10, Y8, Y3
+	VFMADD231PS  Y10, Y9, Y7
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1446
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, 64(DX)
+	VMOVUPS      Y3, 96(DX)
+	VMOVUPS      Y4, (DX)(DI*1)
+	VMOVUPS      Y5, 32(DX)(DI*1)
+	VMOVUPS      Y6, 64(DX)(DI*1)
+	VMOVUPS      Y7, 96(DX)(DI*1)
+	ADDQ         $+64, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R8
+	JGE          loop1443
+
+done1444:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done1448
+
+loop1447:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	TESTQ   AX, AX
+	JZ      first1449
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS 32(DX)(DI*1), Y3
+
+first1449:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1450:
+	VBROADCASTSS (R10), Y4
+	VBROADCASTSS (R10)(SI*1), Y5
+	VCVTPH2PS    (R9), Y6
+	VFMADD231PS  Y6, Y4, Y0
+	VFMADD231PS  Y6, Y5, Y2
+	VCVTPH2PS    16(R9), Y6
+	VFMADD231PS  Y6, Y4, Y1
+	VFMADD231PS  Y6, Y5, Y3
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1450
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, 32(DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	VMOVUPS      Y3, 32(DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop1447
+
+done1448:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1452
+
+loop1451:
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	TESTQ   AX, AX
+	JZ      first1453
+	VMOVUPS (DX), Y0
+	VMOVUPS (DX)(DI*1), Y1
+
+first1453:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1454:
+	VCVTPH2PS    (R9), Y2
+	VBROADCASTSS (R10), Y3
+	VFMADD231PS  Y2, Y3, Y0
+	VBROADCASTSS (R10)(SI*1), Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1454
+	VMOVUPS      Y0, (DX)
+	VMOVUPS      Y1, (DX)(DI*1)
+	ADDQ         $+16, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop1451
+
+done1452:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done1455
+	LEAQ       rowsMask<>+32(SB), R9
+	MOVQ       R8, R10
+	SHLQ       $0x02, R10
+	SUBQ       R10, R9
+	VMOVUPS    (R9), Y0
+	VXORPS     Y1, Y1, Y1
+	VXORPS     Y2, Y2, Y2
+	TESTQ      AX, AX
+	JZ         first1456
+	VMASKMOVPS (DX), Y0, Y1
+	VMASKMOVPS (DX)(DI*1), Y0, Y2
+
+first1456:
+	MOVQ    keys+48(FP), R9
+	MOVQ    BX, BX
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1457:
+	VPXOR   X3, X3, X3
+	VMOVDQU X3, (SP)
+	MOVQ    R8, R10
+
+copy1458:
+	MOVWLZX      -2(CX)(R10*2), R11
+	MOVW         R11, -2(SP)(R10*2)
+	DECQ         R10
+	JNZ          copy1458
+	VMOVDQU      (SP), X3
+	VCVTPH2PS    X3, Y3
+	VBROADCASTSS (BX), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (BX)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R9
+	JNZ          key1457
+	VMASKMOVPS   Y1, Y0, (DX)
+	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+
+done1455:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block1426
+	VZEROUPPER
+	RET
+
+// func normF16AVX2(p *uint16, stride int, rows int, d int) float32
+// Requires: AVX, AVX2, CMOV, F16C, FMA3, MMX+
+TEXT ·normF16AVX2(SB), NOSPLIT, $16-36
+	MOVQ         p+0(FP), AX
+	MOVQ         rows+16(FP), CX
+	DECQ         CX
+	IMULQ        stride+8(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+24(FP), DI
+	ANDQ         $0x07, DI
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         DI, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         rows+16(FP), R12
+	MOVL         $0x7f800000, DX
+	VMOVD        DX, X0
+	VBROADCASTSS X0, Y0
+	VXORPS       Y1, Y1, Y1
+
+block1459:
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	VXORPS  Y8, Y8, Y8
+	VXORPS  Y9, Y9, Y9
+	MOVQ    AX, R8
 	MOVQ    R8, R9
 	ADDQ    stride+8(FP), R9
 	CMPQ    R9, CX
 	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, R11
+	ADDQ    stride+8(FP), R11
+	CMPQ    R11, CX
+	CMOVQHI CX, R11
+	MOVQ    R11, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R11
-	SUBQ    $+32, R11
-	JLT     done775
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R13
+	SUBQ    $+32, R13
+	JLT     done1462
 
-loop774:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	PREFETCHT0  (R9)(DX*1)
-	VCVTPH2PS   (SI), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   (DI), Y10
-	VFMADD231PS Y10, Y10, Y3
+loop1461:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within1463
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within1463:
 	VCVTPH2PS   (R8), Y10
-	VFMADD231PS Y10, Y10, Y4
+	VFMADD231PS Y10, Y10, Y2
 	VCVTPH2PS   (R9), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   16(SI), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   16(DI), Y10
 	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   (R10), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   (R11), Y10
+	VFMADD231PS Y10, Y10, Y5
 	VCVTPH2PS   16(R8), Y10
-	VFMADD231PS Y10, Y10, Y4
+	VFMADD231PS Y10, Y10, Y2
 	VCVTPH2PS   16(R9), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   32(SI), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   32(DI), Y10
 	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   16(R10), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   16(R11), Y10
+	VFMADD231PS Y10, Y10, Y5
 	VCVTPH2PS   32(R8), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   32(R9), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   48(SI), Y10
 	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   48(DI), Y10
+	VCVTPH2PS   32(R9), Y10
 	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   48(R8), Y10
+	VCVTPH2PS   32(R10), Y10
 	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   48(R9), Y10
+	VCVTPH2PS   32(R11), Y10
 	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
+	VCVTPH2PS   48(R8), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   48(R9), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   48(R10), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   48(R11), Y10
+	VFMADD231PS Y10, Y10, Y5
 	ADDQ        $+64, R8
 	ADDQ        $+64, R9
-	SUBQ        $+32, R11
-	JGE         loop774
+	ADDQ        $+64, R10
+	ADDQ        $+64, R11
+	SUBQ        $+32, R13
+	JGE         loop1461
 
-done775:
-	ADDQ $+32, R11
-	SUBQ $+8, R11
-	JLT  done777
+done1462:
+	ADDQ $+32, R13
+	SUBQ $+8, R13
+	JLT  done1465
 
-loop776:
-	VCVTPH2PS   (SI), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   (DI), Y10
-	VFMADD231PS Y10, Y10, Y3
+loop1464:
 	VCVTPH2PS   (R8), Y10
-	VFMADD231PS Y10, Y10, Y4
+	VFMADD231PS Y10, Y10, Y2
 	VCVTPH2PS   (R9), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   (R10), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   (R11), Y10
 	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
 	ADDQ        $+16, R8
 	ADDQ        $+16, R9
-	SUBQ        $+8, R11
-	JGE         loop776
+	ADDQ        $+16, R10
+	ADDQ        $+16, R11
+	SUBQ        $+8, R13
+	JGE         loop1464
 
-done777:
-	ADDQ    $+8, R11
-	TESTQ   R11, R11
-	JZ      done778
+done1465:
+	ADDQ    $+8, R13
+	TESTQ   R13, R13
+	JZ      done1466
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    BX, R11
+	MOVQ    DI, DX
 
-copy779:
-	MOVWLZX     -2(SI)(R11*2), R12
-	MOVW        R12, -2(SP)(R11*2)
-	DECQ        R11
-	JNZ         copy779
+copy1467:
+	MOVWLZX     -2(R8)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1467
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y2
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy780:
-	MOVWLZX     -2(DI)(SI*2), R11
-	MOVW        R11, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy780
+copy1468:
+	MOVWLZX     -2(R9)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1468
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y3
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy781:
-	MOVWLZX     -2(R8)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy781
+copy1469:
+	MOVWLZX     -2(R10)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1469
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y4
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy782:
-	MOVWLZX     -2(R9)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy782
+copy1470:
+	MOVWLZX     -2(R11)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1470
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y5
 
-done778:
-	CMPQ    R10, $0x04
-	JLE     fold773
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
+done1466:
+	CMPQ    R12, $0x04
+	JLE     fold1460
+	MOVQ    AX, R8
 	MOVQ    R8, R9
 	ADDQ    stride+8(FP), R9
 	CMPQ    R9, CX
 	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, R11
+	ADDQ    stride+8(FP), R11
+	CMPQ    R11, CX
+	CMOVQHI CX, R11
+	MOVQ    R11, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R11
-	SUBQ    $+32, R11
-	JLT     done784
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R13
+	SUBQ    $+32, R13
+	JLT     done1472
 
-loop783:
-	PREFETCHT0  (SI)(DX*1)
-	PREFETCHT0  (DI)(DX*1)
-	PREFETCHT0  (R8)(DX*1)
-	PREFETCHT0  (R9)(DX*1)
-	VCVTPH2PS   (SI), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   (DI), Y10
-	VFMADD231PS Y10, Y10, Y7
+loop1471:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within1473
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
+
+within1473:
 	VCVTPH2PS   (R8), Y10
-	VFMADD231PS Y10, Y10, Y8
+	VFMADD231PS Y10, Y10, Y6
 	VCVTPH2PS   (R9), Y10
-	VFMADD231PS Y10, Y10, Y9
-	VCVTPH2PS   16(SI), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   16(DI), Y10
 	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   (R10), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   (R11), Y10
+	VFMADD231PS Y10, Y10, Y9
 	VCVTPH2PS   16(R8), Y10
-	VFMADD231PS Y10, Y10, Y8
+	VFMADD231PS Y10, Y10, Y6
 	VCVTPH2PS   16(R9), Y10
-	VFMADD231PS Y10, Y10, Y9
-	VCVTPH2PS   32(SI), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   32(DI), Y10
 	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   16(R10), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   16(R11), Y10
+	VFMADD231PS Y10, Y10, Y9
 	VCVTPH2PS   32(R8), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   32(R9), Y10
-	VFMADD231PS Y10, Y10, Y9
-	VCVTPH2PS   48(SI), Y10
 	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   48(DI), Y10
+	VCVTPH2PS   32(R9), Y10
 	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   48(R8), Y10
+	VCVTPH2PS   32(R10), Y10
 	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   48(R9), Y10
+	VCVTPH2PS   32(R11), Y10
 	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
+	VCVTPH2PS   48(R8), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   48(R9), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   48(R10), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   48(R11), Y10
+	VFMADD231PS Y10, Y10, Y9
 	ADDQ        $+64, R8
 	ADDQ        $+64, R9
-	SUBQ        $+32, R11
-	JGE         loop783
+	ADDQ        $+64, R10
+	ADDQ        $+64, R11
+	SUBQ        $+32, R13
+	JGE         loop1471
 
-done784:
-	ADDQ $+32, R11
-	SUBQ $+8, R11
-	JLT  done786
+done1472:
+	ADDQ $+32, R13
+	SUBQ $+8, R13
+	JLT  done1475
 
-loop785:
-	VCVTPH2PS   (SI), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   (DI), Y10
-	VFMADD231PS Y10, Y10, Y7
+loop1474:
 	VCVTPH2PS   (R8), Y10
-	VFMADD231PS Y10, Y10, Y8
+	VFMADD231PS Y10, Y10, Y6
 	VCVTPH2PS   (R9), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   (R10), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   (R11), Y10
 	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+16, SI
-	ADDQ        $+16, DI
 	ADDQ        $+16, R8
 	ADDQ        $+16, R9
-	SUBQ        $+8, R11
-	JGE         loop785
+	ADDQ        $+16, R10
+	ADDQ        $+16, R11
+	SUBQ        $+8, R13
+	JGE         loop1474
 
-done786:
-	ADDQ    $+8, R11
-	TESTQ   R11, R11
-	JZ      done787
+done1475:
+	ADDQ    $+8, R13
+	TESTQ   R13, R13
+	JZ      done1476
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    BX, R11
+	MOVQ    DI, DX
 
-copy788:
-	MOVWLZX     -2(SI)(R11*2), R12
-	MOVW        R12, -2(SP)(R11*2)
-	DECQ        R11
-	JNZ         copy788
+copy1477:
+	MOVWLZX     -2(R8)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1477
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y6
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy789:
-	MOVWLZX     -2(DI)(SI*2), R11
-	MOVW        R11, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy789
+copy1478:
+	MOVWLZX     -2(R9)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1478
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y7
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy790:
-	MOVWLZX     -2(R8)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy790
+copy1479:
+	MOVWLZX     -2(R10)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1479
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y8
 	VPXOR       X10, X10, X10
 	VMOVDQU     X10, (SP)
-	MOVQ        BX, SI
+	MOVQ        DI, DX
 
-copy791:
-	MOVWLZX     -2(R9)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy791
+copy1480:
+	MOVWLZX     -2(R11)(DX*2), BX
+	MOVW        BX, -2(SP)(DX*2)
+	DECQ        DX
+	JNZ         copy1480
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y9
 
-done787:
-fold773:
+done1476:
+fold1460:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -16435,8 +22507,8 @@ fold773:
 	VADDPS       Y3, Y2, Y3
 	VMINPS       Y0, Y3, Y3
 	VMAXPS       Y3, Y1, Y1
-	SUBQ         $0x08, R10
-	JG           block772
+	SUBQ         $0x08, R12
+	JG           block1459
 	VEXTRACTF128 $0x01, Y1, X0
 	VMAXPS       X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -16452,192 +22524,201 @@ fold773:
 TEXT ·peakF16AVX2(SB), NOSPLIT, $16-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
-	MOVQ         stride+8(FP), DX
 	DECQ         CX
-	IMULQ        DX, CX
+	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	IMUL3Q       $0x10, DX, DX
-	MOVQ         d+24(FP), BX
-	ANDQ         $0x07, BX
-	LEAQ         rowsMask<>+32(SB), SI
-	MOVQ         BX, DI
-	SHLQ         $0x02, DI
-	SUBQ         DI, SI
-	VMOVUPS      (SI), Y0
-	MOVQ         rows+16(FP), R10
-	MOVL         $0x7fffffff, SI
-	VMOVD        SI, X0
+	MOVQ         d+24(FP), SI
+	SHLQ         $0x01, SI
+	MOVQ         d+24(FP), DI
+	ANDQ         $0x07, DI
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         DI, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         rows+16(FP), R12
+	MOVL         $0x7fffffff, DX
+	VMOVD        DX, X0
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 	VXORPS       Y2, Y2, Y2
 	VXORPS       Y3, Y3, Y3
 	VXORPS       Y4, Y4, Y4
 
-block792:
-	MOVQ    AX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+8(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
+block1481:
+	MOVQ    AX, R8
 	MOVQ    R8, R9
 	ADDQ    stride+8(FP), R9
 	CMPQ    R9, CX
 	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    R9, R10
+	ADDQ    stride+8(FP), R10
+	CMPQ    R10, CX
+	CMOVQHI CX, R10
+	MOVQ    R10, R11
+	ADDQ    stride+8(FP), R11
+	CMPQ    R11, CX
+	CMOVQHI CX, R11
+	MOVQ    R11, AX
 	ADDQ    stride+8(FP), AX
-	MOVQ    d+24(FP), R11
-	SUBQ    $+32, R11
-	JLT     done794
+	MOVQ    AX, DX
+	XORQ    BX, BX
+	MOVQ    d+24(FP), R13
+	SUBQ    $+32, R13
+	JLT     done1483
 
-loop793:
-	PREFETCHT0 (SI)(DX*1)
-	PREFETCHT0 (DI)(DX*1)
-	PREFETCHT0 (R8)(DX*1)
-	PREFETCHT0 (R9)(DX*1)
-	VCVTPH2PS  (SI), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y1, Y1
-	VCVTPH2PS  (DI), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y2, Y2
-	VCVTPH2PS  (R8), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y3, Y3
-	VCVTPH2PS  (R9), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y4, Y4
-	VCVTPH2PS  16(SI), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y1, Y1
-	VCVTPH2PS  16(DI), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y2, Y2
-	VCVTPH2PS  16(R8), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y3, Y3
-	VCVTPH2PS  16(R9), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y4, Y4
-	VCVTPH2PS  32(SI), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y1, Y1
-	VCVTPH2PS  32(DI), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y2, Y2
-	VCVTPH2PS  32(R8), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y3, Y3
-	VCVTPH2PS  32(R9), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y4, Y4
-	VCVTPH2PS  48(SI), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y1, Y1
-	VCVTPH2PS  48(DI), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y2, Y2
-	VCVTPH2PS  48(R8), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y3, Y3
-	VCVTPH2PS  48(R9), Y5
-	VPAND      Y0, Y5, Y5
-	VPMAXUD    Y5, Y4, Y4
-	ADDQ       $+64, SI
-	ADDQ       $+64, DI
-	ADDQ       $+64, R8
-	ADDQ       $+64, R9
-	SUBQ       $+32, R11
-	JGE        loop793
+loop1482:
+	PREFETCHT0 (DX)(BX*1)
+	PREFETCHT0 64(DX)(BX*1)
+	PREFETCHT0 128(DX)(BX*1)
+	PREFETCHT0 192(DX)(BX*1)
+	ADDQ       $+256, BX
+	CMPQ       BX, SI
+	JLT        within1484
+	ADDQ       stride+8(FP), DX
+	XORQ       BX, BX
 
-done794:
-	ADDQ $+32, R11
-	SUBQ $+8, R11
-	JLT  done796
-
-loop795:
-	VCVTPH2PS (SI), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VCVTPH2PS (DI), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
+within1484:
 	VCVTPH2PS (R8), Y5
 	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
+	VPMAXUD   Y5, Y1, Y1
 	VCVTPH2PS (R9), Y5
 	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y2, Y2
+	VCVTPH2PS (R10), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y3, Y3
+	VCVTPH2PS (R11), Y5
+	VPAND     Y0, Y5, Y5
 	VPMAXUD   Y5, Y4, Y4
-	ADDQ      $+16, SI
-	ADDQ      $+16, DI
+	VCVTPH2PS 16(R8), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y1, Y1
+	VCVTPH2PS 16(R9), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y2, Y2
+	VCVTPH2PS 16(R10), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y3, Y3
+	VCVTPH2PS 16(R11), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y4, Y4
+	VCVTPH2PS 32(R8), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y1, Y1
+	VCVTPH2PS 32(R9), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y2, Y2
+	VCVTPH2PS 32(R10), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y3, Y3
+	VCVTPH2PS 32(R11), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y4, Y4
+	VCVTPH2PS 48(R8), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y1, Y1
+	VCVTPH2PS 48(R9), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y2, Y2
+	VCVTPH2PS 48(R10), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y3, Y3
+	VCVTPH2PS 48(R11), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y4, Y4
+	ADDQ      $+64, R8
+	ADDQ      $+64, R9
+	ADDQ      $+64, R10
+	ADDQ      $+64, R11
+	SUBQ      $+32, R13
+	JGE       loop1482
+
+done1483:
+	ADDQ $+32, R13
+	SUBQ $+8, R13
+	JLT  done1486
+
+loop1485:
+	VCVTPH2PS (R8), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y1, Y1
+	VCVTPH2PS (R9), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y2, Y2
+	VCVTPH2PS (R10), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y3, Y3
+	VCVTPH2PS (R11), Y5
+	VPAND     Y0, Y5, Y5
+	VPMAXUD   Y5, Y4, Y4
 	ADDQ      $+16, R8
 	ADDQ      $+16, R9
-	SUBQ      $+8, R11
-	JGE       loop795
+	ADDQ      $+16, R10
+	ADDQ      $+16, R11
+	SUBQ      $+8, R13
+	JGE       loop1485
 
-done796:
-	ADDQ    $+8, R11
-	TESTQ   R11, R11
-	JZ      done797
+done1486:
+	ADDQ    $+8, R13
+	TESTQ   R13, R13
+	JZ      done1487
 	VPXOR   X5, X5, X5
 	VMOVDQU X5, (SP)
-	MOVQ    BX, R11
+	MOVQ    DI, DX
 
-copy798:
-	MOVWLZX   -2(SI)(R11*2), R12
-	MOVW      R12, -2(SP)(R11*2)
-	DECQ      R11
-	JNZ       copy798
+copy1488:
+	MOVWLZX   -2(R8)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1488
 	VMOVDQU   (SP), X5
 	VCVTPH2PS X5, Y5
 	VPAND     Y0, Y5, Y5
 	VPMAXUD   Y5, Y1, Y1
 	VPXOR     X5, X5, X5
 	VMOVDQU   X5, (SP)
-	MOVQ      BX, SI
+	MOVQ      DI, DX
 
-copy799:
-	MOVWLZX   -2(DI)(SI*2), R11
-	MOVW      R11, -2(SP)(SI*2)
-	DECQ      SI
-	JNZ       copy799
+copy1489:
+	MOVWLZX   -2(R9)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1489
 	VMOVDQU   (SP), X5
 	VCVTPH2PS X5, Y5
 	VPAND     Y0, Y5, Y5
 	VPMAXUD   Y5, Y2, Y2
 	VPXOR     X5, X5, X5
 	VMOVDQU   X5, (SP)
-	MOVQ      BX, SI
+	MOVQ      DI, DX
 
-copy800:
-	MOVWLZX   -2(R8)(SI*2), DI
-	MOVW      DI, -2(SP)(SI*2)
-	DECQ      SI
-	JNZ       copy800
+copy1490:
+	MOVWLZX   -2(R10)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1490
 	VMOVDQU   (SP), X5
 	VCVTPH2PS X5, Y5
 	VPAND     Y0, Y5, Y5
 	VPMAXUD   Y5, Y3, Y3
 	VPXOR     X5, X5, X5
 	VMOVDQU   X5, (SP)
-	MOVQ      BX, SI
+	MOVQ      DI, DX
 
-copy801:
-	MOVWLZX   -2(R9)(SI*2), DI
-	MOVW      DI, -2(SP)(SI*2)
-	DECQ      SI
-	JNZ       copy801
+copy1491:
+	MOVWLZX   -2(R11)(DX*2), BX
+	MOVW      BX, -2(SP)(DX*2)
+	DECQ      DX
+	JNZ       copy1491
 	VMOVDQU   (SP), X5
 	VCVTPH2PS X5, Y5
 	VPAND     Y0, Y5, Y5
 	VPMAXUD   Y5, Y4, Y4
 
-done797:
-	SUBQ         $0x04, R10
-	JG           block792
+done1487:
+	SUBQ         $0x04, R12
+	JG           block1481
 	VPMAXUD      Y2, Y1, Y1
 	VPMAXUD      Y4, Y3, Y3
 	VPMAXUD      Y3, Y1, Y1
@@ -16663,9 +22744,9 @@ TEXT ·widenF16AVX2(SB), NOSPLIT, $16-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+32, DX
-	JLT  done803
+	JLT  done1493
 
-loop802:
+loop1492:
 	VCVTPH2PS (CX), Y0
 	VMOVUPS   Y0, (AX)
 	VCVTPH2PS 16(CX), Y0
@@ -16677,25 +22758,25 @@ loop802:
 	ADDQ      $+64, CX
 	ADDQ      $+128, AX
 	SUBQ      $+32, DX
-	JGE       loop802
+	JGE       loop1492
 
-done803:
+done1493:
 	ADDQ $+32, DX
 	SUBQ $+8, DX
-	JLT  done805
+	JLT  done1495
 
-loop804:
+loop1494:
 	VCVTPH2PS (CX), Y0
 	VMOVUPS   Y0, (AX)
 	ADDQ      $+16, CX
 	ADDQ      $+32, AX
 	SUBQ      $+8, DX
-	JGE       loop804
+	JGE       loop1494
 
-done805:
+done1495:
 	ADDQ    $+8, DX
 	TESTQ   DX, DX
-	JZ      done806
+	JZ      done1496
 	LEAQ    rowsMask<>+32(SB), BX
 	MOVQ    DX, SI
 	SHLQ    $0x02, SI
@@ -16704,16 +22785,16 @@ done805:
 	VPXOR   X1, X1, X1
 	VMOVDQU X1, (SP)
 
-copy807:
+copy1497:
 	MOVWLZX    -2(CX)(DX*2), BX
 	MOVW       BX, -2(SP)(DX*2)
 	DECQ       DX
-	JNZ        copy807
+	JNZ        copy1497
 	VMOVDQU    (SP), X1
 	VCVTPH2PS  X1, Y1
 	VMASKMOVPS Y1, Y0, (AX)
 
-done806:
+done1496:
 	VZEROUPPER
 	RET
 
@@ -16732,9 +22813,9 @@ TEXT ·weightsAVX2(SB), NOSPLIT, $0-36
 	VXORPS       Y3, Y3, Y3
 	VXORPS       Y4, Y4, Y4
 	SUBQ         $+16, CX
-	JLT          done809
+	JLT          done1499
 
-loop808:
+loop1498:
 	VMOVUPS     (AX), Y5
 	VMOVAPS     Y2, Y6
 	VFMADD231PS Y5, Y1, Y6
@@ -16787,14 +22868,14 @@ loop808:
 	VADDPS      Y8, Y4, Y4
 	ADDQ        $+64, AX
 	SUBQ        $+16, CX
-	JGE         loop808
+	JGE         loop1498
 
-done809:
+done1499:
 	ADDQ $+16, CX
 	SUBQ $+8, CX
-	JLT  done811
+	JLT  done1501
 
-loop810:
+loop1500:
 	VMOVUPS     (AX), Y5
 	VMOVAPS     Y2, Y6
 	VFMADD231PS Y5, Y1, Y6
@@ -16822,12 +22903,12 @@ loop810:
 	VADDPS      Y8, Y3, Y3
 	ADDQ        $+32, AX
 	SUBQ        $+8, CX
-	JGE         loop810
+	JGE         loop1500
 
-done811:
+done1501:
 	ADDQ        $+8, CX
 	TESTQ       CX, CX
-	JZ          done812
+	JZ          done1502
 	LEAQ        rowsMask<>+32(SB), DX
 	SHLQ        $0x02, CX
 	SUBQ        CX, DX
@@ -16859,7 +22940,7 @@ done811:
 	VMASKMOVPS  Y1, Y5, (AX)
 	VADDPS      Y1, Y3, Y3
 
-done812:
+done1502:
 	VADDPS       Y4, Y3, Y3
 	VEXTRACTF128 $0x01, Y3, X0
 	VADDPS       X0, X3, X0
@@ -16995,9 +23076,9 @@ TEXT ·readPeakAVX2(SB), NOSPLIT, $0-16
 	VXORPS Y6, Y6, Y6
 	VXORPS Y7, Y7, Y7
 	SUBQ   $+256, CX
-	JLT    done814
+	JLT    done1504
 
-loop813:
+loop1503:
 	VMOVUPS (AX), Y8
 	VPADDD  Y8, Y0, Y0
 	VMOVUPS 32(AX), Y8
@@ -17016,23 +23097,23 @@ loop813:
 	VPADDD  Y8, Y7, Y7
 	ADDQ    $+256, AX
 	SUBQ    $+256, CX
-	JGE     loop813
+	JGE     loop1503
 
-done814:
+done1504:
 	ADDQ $+256, CX
 	SUBQ $+64, CX
-	JLT  done816
+	JLT  done1506
 
-loop815:
+loop1505:
 	VMOVUPS (AX), Y2
 	VPADDD  Y2, Y0, Y0
 	VMOVUPS 32(AX), Y2
 	VPADDD  Y2, Y1, Y1
 	ADDQ    $+64, AX
 	SUBQ    $+64, CX
-	JGE     loop815
+	JGE     loop1505
 
-done816:
+done1506:
 	ADDQ $+64, CX
 	VZEROUPPER
 	RET

@@ -8,9 +8,6 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// ahead is how many rows of K the prefetch runs before the reading.
-const ahead = 16
-
 // walker walks along the features of up to 4 neighbouring rows at a time.
 type walker struct {
 	tier
@@ -18,19 +15,28 @@ type walker struct {
 	rows    []reg.GPVirtual // where the walk is in each of them
 	next    reg.GPVirtual   // the first row of the next group
 	last    reg.GPVirtual   // the last row of all
-	far     reg.GPVirtual   // bytes from a row to the one to prefetch
+	touch   reg.GPVirtual   // what to prefetch next, at offset x from a row's start
+	touched reg.GPVirtual   // x
+	bytes   reg.GPVirtual   // of a row
 	tail    tail
 	slot    operand.Mem
 	advance func(bytes int) // moves what the caller reads beside the rows
 }
 
 // newWalker starts before the first of count rows.
+//
+// Memory is read fastest in one sequence, without prefetch instructions: that is
+// what hardware foresees. Several rows side by side are therefore touched
+// beforehand, one after the other, while the ones before them are worked on.
 func newWalker(t tier, e element, rows, count string, group int) walker {
-	w := walker{tier: t, e: e, slot: t.slot(e), next: load(rows), last: load(count), far: load("stride")}
+	w := walker{tier: t, e: e, slot: t.slot(e), next: load(rows), last: load(count)}
 	build.DECQ(w.last)
-	build.IMULQ(w.far, w.last)
+	build.IMULQ(param("stride"), w.last)
 	build.ADDQ(w.next, w.last)
-	build.IMUL3Q(operand.U8(ahead), w.far, w.far)
+	if group > 1 {
+		w.touch, w.touched, w.bytes = build.GP64(), build.GP64(), load("d")
+		build.SHLQ(operand.U8(e.bytes/2), w.bytes)
+	}
 	n := load("d")
 	build.ANDQ(operand.U8(t.lanes-1), n)
 	w.tail = t.tail(n)
@@ -53,15 +59,17 @@ func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m op
 	build.MOVQ(w.rows[len(w.rows)-1], w.next)
 	build.ADDQ(param("stride"), w.next)
 
+	if w.touch != nil {
+		build.MOVQ(w.next, w.touch)
+		build.XORQ(w.touched, w.touched)
+	}
 	x := load("d")
 	vector := w.lanes * w.e.bytes
 	line := 64 / vector // vectors of a cache line
 	plain := func(m operand.Mem) reg.VecVirtual { return w.load(f32, m) }
 	step := func(vectors int, prefetch bool) {
 		if prefetch {
-			for _, r := range w.rows {
-				build.PREFETCHT0(at(r, w.far, 0))
-			}
+			w.prefetch()
 		}
 		for u := range vectors {
 			body(func(i int) reg.VecVirtual { return w.load(w.e, at(w.rows[i], nil, u*vector)) },
@@ -74,7 +82,7 @@ func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m op
 			w.advance(vectors * w.lanes * 4)
 		}
 	}
-	w.loop(x, line, func() { step(line, true) })
+	w.loop(x, line, func() { step(line, w.touch != nil) })
 	if line > 1 {
 		w.loop(x, 1, func() { step(1, false) })
 	}
@@ -84,6 +92,20 @@ func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m op
 	body(func(i int) reg.VecVirtual { return w.tail.load(w.e, at(w.rows[i], nil, 0), w.slot) },
 		func(m operand.Mem) reg.VecVirtual { return w.tail.load(f32, m, w.slot) })
 	build.Label(done)
+}
+
+// prefetch touches as many lines as a step reads.
+func (w walker) prefetch() {
+	for i := range w.rows {
+		build.PREFETCHT0(at(w.touch, w.touched, 64*i))
+	}
+	within := label("within")
+	build.ADDQ(operand.I32(64*len(w.rows)), w.touched)
+	build.CMPQ(w.touched, w.bytes)
+	build.JLT(ref(within))
+	build.ADDQ(param("stride"), w.touch)
+	build.XORQ(w.touched, w.touched)
+	build.Label(within)
 }
 
 // loop runs body while x, which it counts down, has that many vectors left.
@@ -123,7 +145,10 @@ func dots(t tier, e element) {
 // together, row by row, and each of them by the same tree.
 func dotRows(t tier, e element, rows int) {
 	per := t.lanes / []int{1, 2, 4, 4}[rows-1] // keys of a block
-	group := min(per, 4)
+	group := 1
+	if rows > 2 {
+		group = min(per, 4)
+	}
 	w := newWalker(t, e, "k", "keys", group)
 	var q reg.GPVirtual
 	var d4, d12 reg.GPVirtual // bytes of a row, and of three, of q
