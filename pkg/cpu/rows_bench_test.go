@@ -1,0 +1,98 @@
+package cpu
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// decodeBytes is what the benchmarks stream: far more than the caches hold.
+const decodeBytes = 1 << 30
+
+var decodeMemory = sync.OnceValue(func() []byte {
+	b, err := unix.Mmap(-1, 0, decodeBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		panic(err)
+	}
+	_ = unix.Madvise(b, unix.MADV_HUGEPAGE)
+	for i := 0; i < len(b); i += 2 { // 2^-7 or so in every format
+		b[i], b[i+1] = byte(i>>1), 0x3c
+	}
+	return b
+})
+
+// decode applies the keys of a share of K and V, tile by tile, to rows query rows.
+func decode(k rowKernels, e rowFormat, kv []byte, rows, d, tile int) {
+	const maxTile, maxRows, maxD = 512, 16, 256
+	var s [maxRows * maxTile]float32
+	var o, q [maxRows * maxD]float32
+	var top [maxRows]float32
+	rowBytes := d * e.bytes
+	keys := len(kv) / 2 / rowBytes
+	kp, vp := unsafe.Pointer(&kv[0]), unsafe.Pointer(&kv[len(kv)/2])
+	for j := 0; j < keys; j += tile {
+		n := min(tile, keys-j)
+		for i := 0; i < rows; i += 4 {
+			e.dots(&s[i*tile], tile, &top[i], &q[i*d], d, min(4, rows-i), unsafe.Add(kp, j*rowBytes), rowBytes, n)
+		}
+		for i := range rows {
+			k.weights(&s[i*tile], n, 0, 1, 0)
+		}
+		for i := 0; i < rows; i += 4 {
+			e.combine(&o[i*d], &s[i*tile], tile, min(4, rows-i), unsafe.Add(vp, j*rowBytes), rowBytes, n, d)
+		}
+	}
+}
+
+// onThreads runs f on equal shares of the memory and returns the time.
+func onThreads(threads int, f func(share []byte)) time.Duration {
+	m := decodeMemory()
+	size := len(m) / threads
+	start := time.Now()
+	var wg sync.WaitGroup
+	for i := range threads {
+		wg.Go(func() { f(m[i*size : (i+1)*size]) })
+	}
+	wg.Wait()
+	return time.Since(start)
+}
+
+// BenchmarkRowDecode reports the share of the bandwidth that plain reading of the
+// same memory has.
+func BenchmarkRowDecode(b *testing.B) {
+	for _, k := range rowTiers() {
+		for _, e := range rowFormats(k) {
+			for _, d := range []int{64, 128} {
+				for _, rows := range []int{1, 2, 4, 8, 16} {
+					for _, threads := range []int{1, 2} {
+						for _, tile := range []int{128, 512} {
+							b.Run(fmt.Sprintf("%s/%s/d=%d/rows=%d/threads=%d/tile=%d", k.name, e.name, d, rows, threads, tile), func(b *testing.B) {
+								benchmarkDecode(b, k, e, d, rows, threads, tile)
+							})
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+func benchmarkDecode(b *testing.B, k rowKernels, e rowFormat, d, rows, threads, tile int) {
+	read := func(kv []byte) { k.readPeak(&kv[0], len(kv)) }
+	onThreads(threads, read)
+	b.SetBytes(decodeBytes)
+	b.ResetTimer()
+	var mine, peak time.Duration
+	for range b.N {
+		peak += onThreads(threads, read)
+		mine += onThreads(threads, func(kv []byte) { decode(k, e, kv, rows, d, tile) })
+	}
+	b.ReportMetric(0, "MB/s")
+	b.ReportMetric(float64(b.N)*decodeBytes/float64(mine), "GB/s")
+	b.ReportMetric(float64(b.N)*decodeBytes/float64(peak), "GB/s-read")
+	b.ReportMetric(100*float64(peak)/float64(mine), "%read")
+}
