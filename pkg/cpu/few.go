@@ -101,7 +101,7 @@ func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head,
 // applyFew applies up to fewKeys keys to the few rows of a tile: with vectors
 // along features if it can, else as to any tile.
 func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
-	if d.path(t.norm, kv, k0, k1) != narrow || d.row.dotsF32 == nil {
+	if d.path(t.norm, kv, k0, k1) != narrow {
 		for ; k0 < k1; k0 += keyTile {
 			sc.holds = nothing
 			d.applyTile(sc, t, kv, k0, min(k0+keyTile, k1))
