@@ -8,7 +8,7 @@ DEMO    := .cache/demo
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help build test test-short test-race test-long test-interop test-torch fuzz lint vet-ports demo bench notices clean
+.PHONY: help build test test-short test-race test-long test-interop test-torch fuzz lint generate check-generated vet-ports demo bench notices clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,13 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
 	$(GO) run $(STATICCHECK) ./...
+
+generate: ## generate the assembly of pkg/cpu again
+	$(GO) generate ./pkg/cpu
+
+check-generated: generate ## fail if the assembly is not what its generator makes
+	git diff --exit-code -- pkg/cpu
+	cd pkg/cpu/_generate && $(GO) vet ./... && test -z "$$(gofmt -l .)"
 
 vet-ports: ## vet for the other systems and processors that should build
 	GOOS=linux GOARCH=arm64 $(GO) vet ./...

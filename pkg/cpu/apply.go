@@ -97,17 +97,26 @@ func (d *Device) do(sc *scratch, w attention.Work, task, step int) {
 			pairs += tiles[i].look(s, first+i, ref, kv.n)
 			most = max(most, tiles[i].most)
 		}
-		for k0 := 0; k0 < most; k0 += keyTile {
+		keys := d.tileKeys()
+		for k0 := 0; k0 < most; k0 += keys {
 			if d.interrupted.Load() {
 				return
 			}
-			sc.holds = nothing
+			sc.next(k0, keys)
 			for i := range tiles {
-				d.applyTile(sc, &tiles[i], kv, k0, min(k0+keyTile, tiles[i].most))
+				d.applyTile(sc, &tiles[i], kv, k0, min(k0+keys, tiles[i].most))
 			}
 		}
 	}
 	d.book(func(s *attention.Stats) { s.Pairs += float64(pairs) })
+}
+
+// tileKeys is the number of keys that are applied to a tile at once.
+func (d *Device) tileKeys() int {
+	if d.lane == nil {
+		return keyTile
+	}
+	return d.lane.keys
 }
 
 // Limits of what the vector kernels compute in float32; see docs/numerics.md.

@@ -102,9 +102,10 @@ func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head,
 // along features if it can, else as to any tile.
 func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
 	if d.path(t.norm, kv, k0, k1) != narrow {
-		for ; k0 < k1; k0 += keyTile {
-			sc.holds = nothing
-			d.applyTile(sc, t, kv, k0, min(k0+keyTile, k1))
+		keys := d.tileKeys()
+		for ; k0 < k1; k0 += keys {
+			sc.next(k0, keys)
+			d.applyTile(sc, t, kv, k0, min(k0+keys, k1))
 		}
 		return
 	}

@@ -11,6 +11,7 @@ package cpu
 type laneKernels struct {
 	name   string
 	chains int // of float32 sums that make a score
+	keys   int // of a tile, at most keyTile: as many as run best
 
 	// scores computes s[j][i], the sum over x of k[j][x]*q[x][i], in ascending
 	// order by FMA from 0 in one chain or two, and raises top[i] to the greatest of its scores. A NaN

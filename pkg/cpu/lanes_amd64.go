@@ -9,7 +9,7 @@ func laneTiers() (tiers []laneKernels) {
 	x := &cpu.X86
 	if x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL {
 		k := laneKernels{
-			name: "avx512", chains: 2, scores: scoresAVX512, scoresWide: scoresWideAVX512,
+			name: "avx512", chains: 2, keys: 256, scores: scoresAVX512, scoresWide: scoresWideAVX512,
 			mask: maskAVX512, maskWide: maskWideAVX512,
 			rebase: rebaseAVX512, rebaseWide: rebaseWideAVX512,
 			softmax: softmaxAVX512, softmaxWide: softmaxWideAVX512, values: valuesAVX512,
@@ -21,7 +21,7 @@ func laneTiers() (tiers []laneKernels) {
 	}
 	if x.HasAVX2 && x.HasFMA && x.HasF16C {
 		tiers = append(tiers, laneKernels{
-			name: "avx2", chains: 1, scores: scoresAVX2, scoresWide: scoresWideAVX2,
+			name: "avx2", chains: 1, keys: 128, scores: scoresAVX2, scoresWide: scoresWideAVX2,
 			mask: maskAVX2, maskWide: maskWideAVX2,
 			rebase: rebaseAVX2, rebaseWide: rebaseWideAVX2,
 			softmax: softmaxAVX2, softmaxWide: softmaxWideAVX2, values: valuesAVX2,

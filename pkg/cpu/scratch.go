@@ -15,7 +15,9 @@ type scratch struct {
 	top, base, alpha [tileLanes]float64
 	top32, base32    [tileLanes]float32
 
-	holds content // of keys and values, for the tile of keys in work
+	k0    int     // first key of the tile of keys in work
+	keys  int     // and the most that it has
+	holds content // what of its keys and values has been converted
 
 	// vector kernels
 	s      []float32 // keyTile x lanes: scores, then weights
@@ -40,6 +42,9 @@ const (
 	v32
 	kv64 // by the portable kernel, which shares the memory of the others
 )
+
+// next begins with another tile of keys.
+func (sc *scratch) next(k0, keys int) { sc.k0, sc.keys, sc.holds = k0, keys, nothing }
 
 // carve takes n elements from the front of *b.
 func carve[T float32 | float64](b *[]byte, n int) []T {
@@ -94,10 +99,10 @@ func (sc *scratch) widened(what content, to []float32, from []byte, t attention.
 	if sc.holds&kv64 != 0 {
 		sc.holds = nothing
 	}
-	k0 := key / keyTile * keyTile
+	k0 := sc.k0
 	if sc.holds&what == 0 {
 		from = from[k0*width*t.Size():]
-		n = min(keyTile, n-k0) * width
+		n = min(sc.keys, n-k0) * width
 		if t == attention.BF16 {
 			row.widenBF16(&to[0], at[uint16](from), n)
 		} else {
