@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,6 +21,8 @@ type benchOptions struct {
 	kernel  string
 	tokens  int
 	seconds float64
+	dir     string
+	save    bool
 	json    bool
 }
 
@@ -25,10 +30,15 @@ func newBenchCommand() *cobra.Command {
 	var o benchOptions
 	cmd := &cobra.Command{
 		Use:   "bench",
-		Short: "Measure this machine: the kernel, and loading chunks",
-		Long: `Measure the kernel on data in memory, without files and without division: rate by
-the usual count, 2 (D + Dv) per query-key pair, and the rate at which chunks are
-loaded into slots. Each figure is the best of several runs.`,
+		Short: "Measure this machine, and how much of it the kernel uses",
+		Long: `Measure what the machine can do (multiply-adds in registers, reading memory, and
+with --dir reading a disk) and what the kernel makes of it, for each element type:
+with many queries, where arithmetic sets the pace, and with four, where reading K and
+V does. A GFLOP is 2 (D + Dv) for each query-key pair. Each figure is the best of
+several runs; percentages compare with the peak measured beside it.
+
+The result is kept under the user's cache directory, and plan predicts times with it.
+It changes predictions, never a plan.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runBench(cmd.Context(), cmd.OutOrStdout(), &o)
 		},
@@ -36,18 +46,12 @@ loaded into slots. Each figure is the best of several runs.`,
 	f := cmd.Flags()
 	f.IntVar(&o.threads, "threads", 0, "threads (default: one for each core)")
 	addKernelFlag(f, &o.kernel)
-	f.IntVar(&o.tokens, "tokens", 2048, "queries and keys")
-	f.Float64Var(&o.seconds, "seconds", 1, "time for each figure")
+	f.IntVar(&o.tokens, "tokens", 4096, "queries and keys where there are many")
+	f.Float64Var(&o.seconds, "seconds", 0.5, "time for each figure")
+	f.StringVar(&o.dir, "dir", "", "measure the disk of this directory too, with a file of 1 GiB")
+	f.BoolVar(&o.save, "save", true, "keep the result for plan")
 	f.BoolVar(&o.json, "json", false, "write one JSON document")
 	return cmd
-}
-
-type benchRow struct {
-	DType  string  `json:"dtype"`
-	D      int     `json:"d"`
-	Causal bool    `json:"causal"`
-	FLOPS  float64 `json:"kernel_flops_per_second"`
-	Load   float64 `json:"load_bytes_per_second"`
 }
 
 func runBench(ctx context.Context, w io.Writer, o *benchOptions) error {
@@ -58,68 +62,158 @@ func runBench(ctx context.Context, w io.Writer, o *benchOptions) error {
 	if err != nil {
 		return err
 	}
-	var rows []benchRow
-	for _, c := range []struct {
-		t      attention.DType
-		d      int
-		causal bool
-	}{{attention.F32, 64, false}, {attention.F32, 128, false}, {attention.F32, 64, true}, {attention.BF16, 64, false}, {attention.F16, 64, false}} {
-		r, err := benchKernel(ctx, o, dev, c.t, c.d, c.causal)
-		if err != nil {
+	m := &cpu.Measurement{CPU: processorName(), Kernel: dev.Kernel(), Threads: dev.Threads(), Time: time.Now().UTC().Truncate(time.Second)}
+	t := time.Duration(o.seconds * float64(time.Second))
+	m.Peak1, m.Read1, m.Read = dev.Peak(1, t), dev.ReadRate(1, t), dev.ReadRate(m.Threads, t)
+	for _, typ := range []attention.DType{attention.F32, attention.BF16, attention.F16} {
+		for _, d := range []int{64, 128} {
+			m.Peak = max(m.Peak, dev.Peak(m.Threads, t))
+			many, err := benchKernel(ctx, dev, typ, o.tokens, o.tokens, d, t)
+			if err != nil {
+				return err
+			}
+			few, err := benchKernel(ctx, dev, typ, 4, max(1, min(32*o.tokens, (64<<20)/(d*typ.Size()))), d, t)
+			if err != nil {
+				return err
+			}
+			m.Many, m.Few = append(m.Many, many), append(m.Few, few)
+		}
+	}
+	if o.dir != "" {
+		if m.Disk, err = benchDisk(o.dir); err != nil {
 			return err
 		}
-		rows = append(rows, r)
+	}
+	if o.save {
+		if err := saveMeasurement(m); err != nil {
+			return err
+		}
 	}
 	if o.json {
-		return writeJSON(w, map[string]any{"type": "bench", "device": "cpu", "kernel": dev.Kernel(), "threads": dev.Threads(), "tokens": o.tokens, "rates": rows})
+		return writeJSON(w, struct {
+			Type string `json:"type"`
+			*cpu.Measurement
+		}{"bench", m})
 	}
-	fmt.Fprintf(w, "cpu, %s kernel, %d threads, %d tokens\n", dev.Kernel(), dev.Threads(), o.tokens)
-	for _, r := range rows {
-		mask := "full  "
-		if r.Causal {
-			mask = "causal"
-		}
-		if _, err := fmt.Fprintf(w, "%-4s  D = %-3d  %s  kernel %7.2f GFLOP/s  load %6.2f GB/s\n", r.DType, r.D, mask, r.FLOPS/1e9, r.Load/1e9); err != nil {
-			return err
-		}
-	}
-	return nil
+	return writeBench(w, m)
 }
 
-// buffer is a tensor in memory.
-type buffer []byte
-
-func (b buffer) Path() string      { return "memory" }
-func (b buffer) Bytes() []byte     { return b }
-func (buffer) WillNeed(_, _ int64) {}
-func (buffer) DontNeed(_, _ int64) {}
-func (b buffer) fill(t attention.DType) buffer {
-	for i := 0; i < len(b); i += t.Size() {
-		t.Put(b[i:], float64(i*2654435761>>4%1000)/1000-0.5)
+func writeBench(w io.Writer, m *cpu.Measurement) error {
+	var b strings.Builder
+	share := func(x, of float64) string {
+		if of == 0 {
+			return ""
+		}
+		return fmt.Sprintf("  %3.0f%%", 100*x/of)
 	}
-	return b
+	fmt.Fprintf(&b, "%s, %s kernel, %d threads\n", m.CPU, m.Kernel, m.Threads)
+	if m.Peak > 0 {
+		fmt.Fprintf(&b, "multiply-adds  %8.1f GFLOP/s (1 thread %.1f)\n", m.Peak/1e9, m.Peak1/1e9)
+		fmt.Fprintf(&b, "memory reads   %8.1f GB/s (1 thread %.1f)\n", m.Read/1e9, m.Read1/1e9)
+	}
+	if m.Disk > 0 {
+		fmt.Fprintf(&b, "disk reads     %8.2f GB/s\n", m.Disk/1e9)
+	}
+	for _, r := range m.Many {
+		fmt.Fprintf(&b, "many queries   %8.1f GFLOP/s%s of the multiply-adds  %-4s  D = %d\n", r.FLOPS/1e9, share(r.FLOPS, m.Peak), r.DType, r.D)
+	}
+	for _, r := range m.Few {
+		fmt.Fprintf(&b, "four queries   %8.1f GB/s%s of the memory reads  %-4s  D = %-3d  load %.1f GB/s\n", r.Bytes/1e9, share(r.Bytes, m.Read), r.DType, r.D, r.Load/1e9)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
-// benchKernel repeats one whole problem for the time asked for.
-func benchKernel(ctx context.Context, o *benchOptions, dev *cpu.Device, t attention.DType, d int, causal bool) (benchRow, error) {
-	p := attention.Problem{B: 1, Hq: 1, Hkv: 1, Nq: o.tokens, Nk: o.tokens, D: d, Dv: d, DType: t, OutDType: t, Layout: attention.ND, Scale: attention.DefaultScale(d)}
-	if causal {
-		p.Causal = attention.TopLeft
+// benchSource is a tensor in a temporary file, in the page cache.
+type benchSource struct {
+	*os.File
+	b []byte
+}
+
+func (s benchSource) Path() string      { return s.Name() }
+func (s benchSource) Bytes() []byte     { return s.b }
+func (benchSource) WillNeed(_, _ int64) {}
+func (benchSource) DontNeed(_, _ int64) {}
+func (s benchSource) Close() error      { return errors.Join(s.File.Close(), os.Remove(s.Name())) }
+func newBenchSource(t attention.DType, n int) (s benchSource, err error) {
+	if s.File, err = os.CreateTemp("", "streamcqsa-bench-*"); err != nil {
+		return s, err
 	}
-	row := benchRow{DType: t.String(), D: d, Causal: causal}
-	n := o.tokens * d * t.Size()
-	x := stream.Tensors{Q: make(buffer, n).fill(t), K: make(buffer, n).fill(t), V: make(buffer, n).fill(t), O: make(buffer, n)}
+	s.b = make([]byte, n*t.Size())
+	for i := range n {
+		t.Put(s.b[i*t.Size():], float64(i*2654435761>>4%1000)/1000-0.5)
+	}
+	if _, err = s.Write(s.b); err != nil {
+		err = errors.Join(fmt.Errorf("write %d bytes to %s: %w", len(s.b), s.Name(), err), s.Close())
+	}
+	return s, err
+}
+
+// benchSink is a tensor in memory.
+type benchSink []byte
+
+func (benchSink) Path() string    { return "memory" }
+func (b benchSink) Bytes() []byte { return b }
+
+// benchKernel repeats one whole problem, in one chunk, for about the time asked for.
+func benchKernel(ctx context.Context, dev *cpu.Device, typ attention.DType, queries, keys, d int, t time.Duration) (row cpu.KernelRate, err error) {
+	p := attention.Problem{B: 1, Hq: 1, Hkv: 1, Nq: queries, Nk: keys, D: d, Dv: d, DType: typ, OutDType: typ, Layout: attention.ND, Scale: attention.DefaultScale(d)}
+	var sources [3]benchSource
+	for i, n := range []int{queries * d, keys * d, keys * d} {
+		if sources[i], err = newBenchSource(typ, n); err != nil {
+			return row, err
+		}
+		defer func() { err = errors.Join(err, sources[i].Close()) }()
+	}
+	x := stream.Tensors{Q: sources[0], K: sources[1], V: sources[2], O: make(benchSink, queries*d*typ.Size())}
 	plan, _, err := stream.New(stream.Request{Problem: p, Budget: 1 << 40, Divide: "cqs", Chunks: 1, Host: stream.Host{Cache: 1 << 40, Disk: 1e9}}, dev)
 	if err != nil {
 		return row, err
 	}
-	for start := time.Now(); time.Since(start).Seconds() < o.seconds || row.FLOPS == 0; {
+	row = cpu.KernelRate{DType: typ.String(), D: d, Threads: dev.Threads()}
+	for start, n := time.Now(), 0; time.Since(start) < t || n < 2; n++ {
 		rep, err := stream.Run(ctx, plan, dev, x, stream.Options{})
 		if err != nil {
 			return row, err
 		}
-		row.FLOPS = max(row.FLOPS, p.FLOPs()/rep.Stats.ApplySeconds)
-		row.Load = max(row.Load, float64(rep.Stats.InBytes)/rep.Stats.InSeconds)
+		s := rep.Stats
+		row.FLOPS = max(row.FLOPS, p.FLOPs()/s.ApplySeconds)
+		row.Bytes = max(row.Bytes, float64(len(sources[1].b)+len(sources[2].b))/s.ApplySeconds)
+		row.Load = max(row.Load, float64(s.InBytes)/s.InSeconds)
+		row.Store = max(row.Store, float64(s.OutBytes)/s.OutSeconds)
 	}
 	return row, nil
+}
+
+// benchDisk reads a file that was just written, after asking the system to forget
+// it.
+func benchDisk(dir string) (rate float64, err error) {
+	f, err := os.CreateTemp(dir, "streamcqsa-bench-*")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
+	const size, step = 1 << 30, 4 << 20
+	buf := make([]byte, step)
+	for i := range buf {
+		buf[i] = byte(i * 2654435761 >> 8)
+	}
+	for range size / step {
+		if _, err := f.Write(buf); err != nil {
+			return 0, fmt.Errorf("write %d bytes to %s: %w", size, f.Name(), err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return 0, err
+	}
+	if err := forget(f); err != nil {
+		return 0, classify(errTemporary, fmt.Errorf("take %s out of the page cache: %w", f.Name(), err))
+	}
+	start := time.Now()
+	for at := int64(0); at < size; at += step {
+		if _, err := f.ReadAt(buf, at); err != nil {
+			return 0, fmt.Errorf("read %s: %w", f.Name(), err)
+		}
+	}
+	return size / time.Since(start).Seconds(), nil
 }

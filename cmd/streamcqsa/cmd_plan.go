@@ -62,7 +62,7 @@ func runPlan(w io.Writer, o *planOptions) error {
 	} else if p, err = o.fromShape(); err != nil {
 		return err
 	}
-	plan, others, _, err := o.plan(p, in, &o.outFlags)
+	plan, others, dev, err := o.plan(p, in, &o.outFlags)
 	if err != nil {
 		return err
 	}
@@ -72,9 +72,9 @@ func runPlan(w io.Writer, o *planOptions) error {
 		}
 	}
 	if o.json {
-		return writeJSON(w, planDocument(plan, others))
+		return writeJSON(w, planDocument(plan, others, basisOf(dev)))
 	}
-	return writePlan(w, plan, others)
+	return writePlan(w, plan, others, basisOf(dev))
 }
 
 func drawPlan(path string, plan *stream.Plan) error {
@@ -93,12 +93,12 @@ func drawPlan(path string, plan *stream.Plan) error {
 }
 
 // writePlan writes a plan for people.
-func writePlan(out io.Writer, p *stream.Plan, others []*stream.Plan) error {
+func writePlan(out io.Writer, p *stream.Plan, others []*stream.Plan, from basis) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	line := func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
 	line("problem\t%s", problemLine(p.Problem))
 	line("arithmetic\t%s, %s query-key pairs", quantity(p.FLOPs, "FLOP"), quantity(p.Problem.Pairs()*float64(p.Problem.B*p.Problem.Hq), ""))
-	line("device\t%s, budget %s (%s bytes)", p.Device, sizeText(p.Budget), grouped(p.Budget))
+	line("device\t%s%s, budget %s (%s bytes)", p.Device, from.text(), sizeText(p.Budget), grouped(p.Budget))
 	line("division\t%s", divisionLine(p))
 	line("\t%s; %d of %d query slots and %d of %d KV slots in one batch", subproblemLine(p),
 		p.Active.Query, p.Geometry.QuerySlots, p.Active.KV, p.Geometry.KVSlots)
@@ -137,6 +137,7 @@ func writePlan(out io.Writer, p *stream.Plan, others []*stream.Plan) error {
 		line("time\t%s\t%s\t%s%s", l.name, moved, duration(l.sec), mark)
 	}
 	line("\ttotal\t\t%s", duration(s.Total))
+	line("\t%s", from.rates())
 	for _, o := range others {
 		line("")
 		line("instead\t%s", divisionLine(o))

@@ -82,7 +82,7 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, out.abort()) }()
-	say.plan(plan, others)
+	say.plan(plan, others, basisOf(dev))
 	t := stream.Tensors{Q: in.q, K: in.k, V: in.v, O: out.o}
 	if out.lse != nil {
 		t.LSE = out.lse

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 	"github.com/streamcqsa/streamcqsa/pkg/stream"
@@ -92,6 +93,9 @@ type planDoc struct {
 	Type     string          `json:"type"` // plan
 	Problem  problemDoc      `json:"problem"`
 	Device   string          `json:"device"`
+	Kernel   string          `json:"kernel,omitempty"` // of the cpu device
+	Threads  int             `json:"threads,omitempty"`
+	Measured *time.Time      `json:"rates_measured,omitempty"` // by bench; predictions count with its rates
 	Budget   int64           `json:"mem_budget"`
 	Division divisionDoc     `json:"division"`
 	Memory   []attention.Use `json:"memory"` // of the device, by purpose
@@ -110,12 +114,16 @@ type alternative struct {
 	Seconds  secondsDoc  `json:"seconds"`
 }
 
-func planDocument(p *stream.Plan, others []*stream.Plan) planDoc {
+func planDocument(p *stream.Plan, others []*stream.Plan, from basis) planDoc {
 	d := planDoc{
 		Type: "plan", Problem: problemDocument(p.Problem), Device: p.Device, Budget: p.Budget,
 		Division: divisionDocument(p), Memory: p.Memory, Total: p.Memory.Total(),
 		Disk:    diskDoc{p.StateDisk, p.OutputBytes, p.LSEBytes},
 		Traffic: trafficDocument(p), Seconds: secondsDocument(p),
+		Kernel: from.kernel, Threads: from.threads,
+	}
+	if !from.measured.IsZero() {
+		d.Measured = &from.measured
 	}
 	for _, o := range others {
 		d.Others = append(d.Others, alternative{divisionDocument(o), o.Memory.Total(), trafficDocument(o), secondsDocument(o)})

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -88,7 +89,12 @@ func addKernelFlag(f *pflag.FlagSet, kernel *string) {
 func (o *planFlags) open() (stream.Device, error) {
 	switch o.device {
 	case "auto", "cpu":
-		return openCPU(o.threads, o.kernel)
+		dev, err := openCPU(o.threads, o.kernel)
+		if err != nil {
+			return nil, err
+		}
+		calibrate(dev)
+		return dev, nil
 	case "cuda":
 		return nil, classify(errTemporary, fmt.Errorf("--device cuda: this binary was built without CUDA support (%s/%s)", runtime.GOOS, runtime.GOARCH))
 	}
@@ -139,6 +145,37 @@ func (o *planFlags) request(p attention.Problem, to *outFlags) (stream.Request, 
 	}, nil
 }
 
+// basis is what predictions rest on.
+type basis struct {
+	kernel   string
+	threads  int
+	measured time.Time // zero if never
+}
+
+func basisOf(dev stream.Device) (b basis) {
+	if d, ok := dev.(*cpu.Device); ok {
+		b.kernel, b.threads = d.Kernel(), d.Threads()
+		if m := d.Measured(); m != nil {
+			b.measured = m.Time
+		}
+	}
+	return b
+}
+
+func (b basis) text() string {
+	if b.kernel == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (%s, %d %s)", b.kernel, b.threads, plural(b.threads, "thread"))
+}
+
+func (b basis) rates() string {
+	if b.measured.IsZero() {
+		return "by assumed rates; streamcqsa bench measures them"
+	}
+	return "by rates measured on this machine, " + ageText(b.measured)
+}
+
 // plan opens the device asked for and plans the problem for it, and gives the
 // best plan of each other division for comparison. in is nil for a plan without
 // files.
@@ -149,6 +186,9 @@ func (o *planFlags) plan(p attention.Problem, in *inputs, to *outFlags) (plan *s
 	req, err := o.request(p, to)
 	if err != nil {
 		return nil, nil, nil, err
+	}
+	if d, ok := dev.(*cpu.Device); ok && d.Measured() != nil {
+		req.Host.MeasuredDisk = d.Measured().Disk
 	}
 	if in != nil {
 		req.Host.Resident = in.q.Cached() + in.k.Cached() + in.v.Cached()

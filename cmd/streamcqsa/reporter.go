@@ -17,7 +17,7 @@ import (
 // reporter tells the user how a run goes: a bar on a terminal, a plain line a
 // minute elsewhere, JSON lines on request, nothing when quiet.
 type reporter interface {
-	plan(p *stream.Plan, others []*stream.Plan)
+	plan(p *stream.Plan, others []*stream.Plan, from basis)
 	every() time.Duration
 	progress(stream.Progress)
 	summary(p *stream.Plan, r *stream.Report, peak int64, commit time.Duration) error
@@ -41,10 +41,10 @@ func newReporter(stdout, stderr io.Writer, json, quiet bool) reporter {
 // silent says nothing.
 type silent struct{}
 
-func (silent) plan(*stream.Plan, []*stream.Plan) {}
-func (silent) every() time.Duration              { return time.Hour }
-func (silent) progress(stream.Progress)          {}
-func (silent) failed(error)                      {}
+func (silent) plan(*stream.Plan, []*stream.Plan, basis) {}
+func (silent) every() time.Duration                     { return time.Hour }
+func (silent) progress(stream.Progress)                 {}
+func (silent) failed(error)                             {}
 func (silent) summary(*stream.Plan, *stream.Report, int64, time.Duration) error {
 	return nil
 }
@@ -57,7 +57,7 @@ type lineReporter struct {
 
 func (l *lineReporter) every() time.Duration { return time.Second }
 
-func (l *lineReporter) plan(p *stream.Plan, _ []*stream.Plan) {
+func (l *lineReporter) plan(p *stream.Plan, _ []*stream.Plan, _ basis) {
 	fmt.Fprintf(l.out, "problem  %s\n", problemLine(p.Problem))
 	fmt.Fprintf(l.out, "plan     %s; %s of a budget of %s (%s bytes); %s predicted\n",
 		divisionLine(p), sizeText(p.Memory.Total()), sizeText(p.Budget), grouped(p.Budget), duration(p.Seconds.Total))
@@ -141,8 +141,10 @@ func (j *jsonReporter) line(doc any) {
 	}
 }
 
-func (j *jsonReporter) every() time.Duration                       { return time.Second }
-func (j *jsonReporter) plan(p *stream.Plan, others []*stream.Plan) { j.line(planDocument(p, others)) }
+func (j *jsonReporter) every() time.Duration { return time.Second }
+func (j *jsonReporter) plan(p *stream.Plan, others []*stream.Plan, from basis) {
+	j.line(planDocument(p, others, from))
+}
 
 type statusDoc struct {
 	Type    string  `json:"type"` // status

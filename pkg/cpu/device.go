@@ -20,6 +20,7 @@ type Device struct {
 	threads int
 
 	tier
+	measured *Measurement // of this machine, for predictions; may be nil
 
 	geo      attention.Geometry
 	exp      exponent
@@ -65,34 +66,6 @@ func (d *Device) Name() string { return "cpu" }
 
 // Threads is the number of threads that apply pairs.
 func (d *Device) Threads() int { return d.threads }
-
-const nominal = 4 // threads
-
-// Rates are those of four threads of a current server core with the kernels that
-// this machine has, whatever the number of threads. A batch with less than a task
-// for each thread leaves threads idle.
-func (d *Device) Rates(g attention.Geometry) attention.Rates {
-	perThread := 4e9
-	if d.lane != nil {
-		perThread = 100e9
-	}
-	tasks := g.KVHeads * ceilDiv(g.Group*g.QueryRows, tileLanes)
-	if fewQueries(g) {
-		tasks = partsOf(g)
-	}
-	return attention.Rates{
-		FLOPS: float64(min(max(tasks, 1), nominal)) * perThread,
-		In:    nominal * 3e9, Out: nominal * 0.5e9,
-		Launch: 20e-6,
-		Shared: 1}
-}
-
-// Expected are the rates of the device's own number of threads.
-func (d *Device) Expected(g attention.Geometry) attention.Rates {
-	r, speed := d.Rates(g), float64(d.threads)/nominal
-	r.FLOPS, r.In, r.Out, r.Launch = r.FLOPS*speed, r.In*speed, r.Out*speed, r.Launch/speed
-	return r
-}
 
 // StateBytes is the size of a saved state of the longest query chunk: per lane
 // acc[Dv], m and l in float64.

@@ -25,18 +25,21 @@ func (d *Device) SaveState(slot int, to io.WriterAt, after ...attention.Event) a
 func (d *Device) Finish(slot, empty int, out, lse []attention.Rows, after ...attention.Event) attention.Event {
 	return d.submit(d.out, after, func() error {
 		s, g := &d.query[slot], d.geo
-		var t tile
-		for head := range s.heads {
-			for i := range s.tiles() {
-				s.tile(g, head, i, &t)
-				for lane := range t.rows {
-					h, row := head*g.Group+(i*tileLanes+lane)/s.rows, (i*tileLanes+lane)%s.rows
-					finishRow(out[h].DType, out[h].Row(row), t.state, lane, row < empty)
-					if lse != nil {
-						attention.F32.Put(lse[h].Row(row), (t.m[lane]+math.Log2(t.l[lane]))*math.Ln2)
-					}
+		err := d.spread(min(d.threads, loadThreads), s.heads*s.tiles(), func(_, i int) error {
+			head, i := i/s.tiles(), i%s.tiles()
+			var t tile
+			s.tile(g, head, i, &t)
+			for lane := range t.rows {
+				h, row := head*g.Group+(i*tileLanes+lane)/s.rows, (i*tileLanes+lane)%s.rows
+				finishRow(out[h].DType, out[h].Row(row), t.state, lane, row < empty)
+				if lse != nil {
+					attention.F32.Put(lse[h].Row(row), (t.m[lane]+math.Log2(t.l[lane]))*math.Ln2)
 				}
 			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		var bytes int64
 		for _, rows := range [][]attention.Rows{out, lse} {

@@ -1,0 +1,181 @@
+package cpu
+
+import (
+	"math"
+	"time"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+)
+
+// Measurement is what a machine does with one kernel and a number of threads.
+// Rates are per second, of all threads together unless they say otherwise.
+type Measurement struct {
+	CPU     string    `json:"cpu"`
+	Kernel  string    `json:"kernel"`
+	Threads int       `json:"threads"`
+	Time    time.Time `json:"time"`
+
+	Peak1 float64 `json:"peak_flops_1_thread"` // float32 multiply-adds in registers; 0 where there are no vector kernels
+	Peak  float64 `json:"peak_flops"`
+	Read1 float64 `json:"memory_read_bytes_1_thread"` // from memory, by vector loads; 0 likewise
+	Read  float64 `json:"memory_read_bytes"`
+	Disk  float64 `json:"disk_read_bytes,omitempty"` // a cold file; 0: not measured
+
+	Many []KernelRate `json:"many_queries"`
+	Few  []KernelRate `json:"few_queries"` // four queries
+}
+
+// KernelRate is how fast the kernel is for one type and head dimension. FLOPS are
+// 2 (D + Dv) for a query-key pair.
+type KernelRate struct {
+	DType   string  `json:"dtype"`
+	D       int     `json:"d"`
+	Threads int     `json:"threads"`
+	FLOPS   float64 `json:"flops"`
+	Bytes   float64 `json:"kv_bytes"` // of K and V that the kernel goes through
+	Load    float64 `json:"load_bytes"`
+	Store   float64 `json:"store_bytes"`
+}
+
+// Calibrate makes predictions count with a measurement of the same kernel. It
+// changes no plan.
+func (d *Device) Calibrate(m *Measurement) {
+	if m != nil && m.Kernel == d.Kernel() && m.Threads > 0 && len(m.Many) > 0 && len(m.Few) > 0 {
+		d.measured = m
+	}
+}
+
+// Measured is what Calibrate was given, if that was of this kernel; else nil.
+func (d *Device) Measured() *Measurement { return d.measured }
+
+// speed is what rates are made of.
+type speed struct {
+	threads   int
+	flops     float64 // many queries
+	few       float64 // bytes/s of K and V, few queries
+	in, out   float64
+	batch     float64 // seconds
+	inThreads int
+}
+
+// rates are those of a geometry. A batch with less than a task for each thread
+// leaves threads idle, and lanes without a row do work for nothing.
+func (s speed) rates(g attention.Geometry) attention.Rates {
+	rows := g.Group * g.QueryRows
+	flops, tasks := s.flops*float64(rows)/float64(lanesOf(rows)), g.KVHeads*ceilDiv(rows, tileLanes)
+	if fewQueries(g) {
+		// 2 (D + Dv) FLOP a row for (D + Dv) elements.
+		flops, tasks = min(s.few*2*float64(rows)/float64(g.DType.Size()), s.flops), partsOf(g)
+	}
+	if tasks < s.threads {
+		flops *= float64(max(tasks, 1)) / float64(s.threads)
+	}
+	return attention.Rates{
+		FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch,
+		Shared: min(1, float64(s.inThreads)/float64(s.threads)),
+	}
+}
+
+// nominal is four threads of a current server core.
+const nominal = 4
+
+func (d *Device) nominal(t attention.DType) speed {
+	s := speed{threads: nominal, flops: nominal * 4e9, few: nominal * 3e9, in: nominal * 3e9, out: nominal * 0.5e9, batch: 20e-6, inThreads: nominal}
+	if d.lane != nil {
+		s.flops, s.few = nominal*100e9, nominal*10e9
+		if t == attention.BF16 {
+			s.flops = nominal * 130e9
+		}
+	}
+	return s
+}
+
+// Rates are those of four threads of a current server core with the kernels that
+// this machine has, whatever the number of threads.
+func (d *Device) Rates(g attention.Geometry) attention.Rates { return d.nominal(g.DType).rates(g) }
+
+// Expected are the rates of the device's own threads, as measured if they were.
+func (d *Device) Expected(g attention.Geometry) attention.Rates {
+	s, m := d.nominal(g.DType), d.measured
+	if m == nil {
+		scale := float64(d.threads) / nominal
+		s.threads = d.threads
+		s.flops, s.few, s.in, s.out = s.flops*scale, s.few*min(scale, 1), s.in*min(scale, 1), s.out*min(scale, 1)
+		s.inThreads = min(d.threads, loadThreads)
+		return s.rates(g)
+	}
+	many, few := nearest(m.Many, g.DType, g.D), nearest(m.Few, g.DType, g.D)
+	scale := float64(d.threads) / float64(m.Threads)
+	s = speed{threads: d.threads, flops: many.FLOPS * scale, few: few.Bytes * min(scale, 1), in: few.Load, out: many.Store, batch: 20e-6,
+		inThreads: min(d.threads, loadThreads, 2*g.KVHeads)}
+	return s.rates(g)
+}
+
+// nearest is the rate measured for a type at the head dimension closest to d.
+func nearest(list []KernelRate, t attention.DType, d int) KernelRate {
+	best, distance := list[0], math.Inf(1)
+	for _, r := range list {
+		far := math.Abs(math.Log(float64(r.D) / float64(d)))
+		if r.DType != t.String() {
+			far += 100
+		}
+		if far < distance {
+			best, distance = r, far
+		}
+	}
+	return best
+}
+
+// Peak is how many float32 FLOP/s that many threads reach in registers; 0 for the
+// portable kernel.
+func (d *Device) Peak(threads int, t time.Duration) float64 {
+	run, flops := fmaPeak(d.Kernel())
+	if run == nil {
+		return 0
+	}
+	const n = 200_000
+	return rate(threads, t, func(int) float64 { run(n); return n * float64(flops) })
+}
+
+// ReadRate is how many bytes a second that many threads read from memory; 0 for
+// the portable kernel.
+func (d *Device) ReadRate(threads int, t time.Duration) float64 {
+	if d.row == nil {
+		return 0
+	}
+	const size = 128 << 20 // each, far more than caches hold
+	bufs := make([][]byte, threads)
+	for i := range bufs {
+		bufs[i] = make([]byte, size)
+		for at := 0; at < size; at += 4096 {
+			bufs[i][at] = 1
+		}
+	}
+	return rate(threads, t, func(i int) float64 { d.row.readPeak(&bufs[i][0], size); return size })
+}
+
+// rate runs work on some threads for about t and returns the best rate of all
+// together in a few stretches.
+func rate(threads int, t time.Duration, work func(thread int) float64) float64 {
+	const stretches = 4
+	var best float64
+	for range stretches {
+		done := make(chan float64, threads)
+		start := time.Now()
+		for i := range threads {
+			go func() {
+				var sum float64
+				for time.Since(start) < t/stretches {
+					sum += work(i)
+				}
+				done <- sum / time.Since(start).Seconds()
+			}()
+		}
+		var sum float64
+		for range threads {
+			sum += <-done
+		}
+		best = max(best, sum)
+	}
+	return best
+}
