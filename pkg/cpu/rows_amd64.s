@@ -3,8 +3,8 @@
 #include "textflag.h"
 
 // func dotsF32AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int)
-// Requires: AVX, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·dotsF32AVX512(SB), NOSPLIT, $8-72
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
+TEXT ·dotsF32AVX512(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
 	JE           rows1
@@ -942,28 +942,29 @@ fold55:
 	RET
 
 rows2:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000040
+	JGT          long80
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x02, SI
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	MOVQ         s+0(FP), R13
-	MOVQ         keys+64(FP), R14
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	MOVQ         s+0(FP), R10
+	MOVQ         keys+64(FP), R11
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block80:
+block81:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -976,87 +977,74 @@ block80:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R12
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R9
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R15
-	SUBQ    $+16, R15
-	JLT     done83
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R12
+	SUBQ    $+16, R12
+	JLT     done84
 
-loop82:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within84
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within84:
-	VMOVUPS     (R12), Z13
-	VMOVUPS     (R12)(R11*1), Z14
-	VMOVUPS     (R12)(R11*2), Z15
-	VMOVUPS     (DI), Z16
+loop83:
+	VMOVUPS     (R9), Z13
+	VMOVUPS     (R9)(R8*1), Z14
+	VMOVUPS     (R9)(R8*2), Z15
+	VMOVUPS     (DX), Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VMOVUPS     (R8), Z16
+	VMOVUPS     (BX), Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VMOVUPS     (R9), Z16
+	VMOVUPS     (SI), Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VMOVUPS     (R10), Z16
+	VMOVUPS     (DI), Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
 	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+64, R12
-	SUBQ        $+16, R15
-	JGE         loop82
+	SUBQ        $+16, R12
+	JGE         loop83
 
-done83:
-	ADDQ        $+16, R15
-	TESTQ       R15, R15
+done84:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
 	JZ          done85
-	VMOVUPS.Z   (R12), K1, Z13
-	VMOVUPS.Z   (R12)(R11*1), K1, Z14
-	VMOVUPS.Z   (R12)(R11*2), K1, Z15
-	VMOVUPS.Z   (DI), K1, Z16
+	VMOVUPS.Z   (R9), K1, Z13
+	VMOVUPS.Z   (R9)(R8*1), K1, Z14
+	VMOVUPS.Z   (R9)(R8*2), K1, Z15
+	VMOVUPS.Z   (DX), K1, Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VMOVUPS.Z   (R8), K1, Z16
+	VMOVUPS.Z   (BX), K1, Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VMOVUPS.Z   (R9), K1, Z16
+	VMOVUPS.Z   (SI), K1, Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VMOVUPS.Z   (R10), K1, Z16
+	VMOVUPS.Z   (DI), K1, Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
@@ -1107,27 +1095,286 @@ done85:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R14, DX
+	MOVQ          R11, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, DI
-	SHLXL         DX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00001111, DI, DI
-	KMOVW         DI, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, SI
+	SHLXL         DX, SI, SI
+	DECL          SI
+	IMUL3L        $0x00001111, SI, SI
+	KMOVW         SI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R13)
+	VMOVUPS       X3, K2, (R10)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*1)
+	VMOVUPS       X1, K2, (R10)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*2)
-	ADDQ          $0x10, R13
-	SUBQ          $0x04, R14
-	JG            block80
+	VMOVUPS       X1, K2, (R10)(BX*2)
+	ADDQ          $0x10, R10
+	SUBQ          $0x04, R11
+	JG            block81
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X0
+	VMAXSS        8(AX), X0, X0
+	VMOVSS        X0, 8(AX)
+	VZEROUPPER
+	RET
+
+long80:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block86:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+16, R8
+	JLT    done89
+
+loop88:
+	VMOVUPS     (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z1
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z5
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z9
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop88
+
+done89:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done90
+	VMOVUPS.Z   (CX), K1, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z1
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z5
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z9
+
+done90:
+	CMPQ DI, $0x01
+	JLE  fold87
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done92
+
+loop91:
+	VMOVUPS     (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z2
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z6
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop91
+
+done92:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done93
+	VMOVUPS.Z   (CX), K1, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z2
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z6
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z10
+
+done93:
+	CMPQ DI, $0x02
+	JLE  fold87
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done95
+
+loop94:
+	VMOVUPS     (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z3
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z7
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop94
+
+done95:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done96
+	VMOVUPS.Z   (CX), K1, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z3
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z7
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z11
+
+done96:
+	CMPQ DI, $0x03
+	JLE  fold87
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done98
+
+loop97:
+	VMOVUPS     (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z4
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z8
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop97
+
+done98:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done99
+	VMOVUPS.Z   (CX), K1, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z4
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z8
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z12
+
+done99:
+fold87:
+	VSHUFF32X4    $0x44, Z5, Z1, Z13
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z13, Z1, Z13
+	VSHUFF32X4    $0x44, Z9, Z9, Z1
+	VSHUFF32X4    $0xee, Z9, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z13, Z5
+	VSHUFF32X4    $0xdd, Z1, Z13, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z10, Z10, Z2
+	VSHUFF32X4    $0xee, Z10, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z11, Z11, Z2
+	VSHUFF32X4    $0xee, Z11, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z12, Z12, Z2
+	VSHUFF32X4    $0xee, Z12, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          DI, CX
+	MOVQ          $0x00000004, BX
+	CMPQ          CX, BX
+	CMOVQGT       BX, CX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R8
+	SHLXL         CX, R8, R8
+	DECL          R8
+	IMUL3L        $0x00001111, R8, R8
+	KMOVW         R8, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (SI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*2)
+	ADDQ          $0x10, SI
+	SUBQ          $0x04, DI
+	JG            block86
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -1146,29 +1393,30 @@ done85:
 	RET
 
 rows3:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000040
+	JGT          long100
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x02, SI
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	LEAQ         (R11)(R11*2), R12
-	MOVQ         s+0(FP), R14
-	MOVQ         keys+64(FP), R15
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (R8)(R8*2), R9
+	MOVQ         s+0(FP), R11
+	MOVQ         keys+64(FP), R12
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block86:
+block101:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -1185,102 +1433,89 @@ block86:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R13
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R10
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), BP
-	SUBQ    $+16, BP
-	JLT     done89
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R13
+	SUBQ    $+16, R13
+	JLT     done104
 
-loop88:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within90
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within90:
-	VMOVUPS     (DI), Z17
-	VMOVUPS     (R8), Z18
-	VMOVUPS     (R9), Z19
-	VMOVUPS     (R10), Z20
-	VMOVUPS     (R13), Z21
+loop103:
+	VMOVUPS     (DX), Z17
+	VMOVUPS     (BX), Z18
+	VMOVUPS     (SI), Z19
+	VMOVUPS     (DI), Z20
+	VMOVUPS     (R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R13)(R11*1), Z21
+	VMOVUPS     (R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R13)(R11*2), Z21
+	VMOVUPS     (R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R13)(R12*1), Z21
+	VMOVUPS     (R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
 	ADDQ        $+64, R10
-	ADDQ        $+64, R13
-	SUBQ        $+16, BP
-	JGE         loop88
+	SUBQ        $+16, R13
+	JGE         loop103
 
-done89:
-	ADDQ        $+16, BP
-	TESTQ       BP, BP
-	JZ          done91
-	VMOVUPS.Z   (DI), K1, Z17
-	VMOVUPS.Z   (R8), K1, Z18
-	VMOVUPS.Z   (R9), K1, Z19
-	VMOVUPS.Z   (R10), K1, Z20
-	VMOVUPS.Z   (R13), K1, Z21
+done104:
+	ADDQ        $+16, R13
+	TESTQ       R13, R13
+	JZ          done105
+	VMOVUPS.Z   (DX), K1, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VMOVUPS.Z   (SI), K1, Z19
+	VMOVUPS.Z   (DI), K1, Z20
+	VMOVUPS.Z   (R10), K1, Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R13)(R11*1), K1, Z21
+	VMOVUPS.Z   (R10)(R8*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R13)(R11*2), K1, Z21
+	VMOVUPS.Z   (R10)(R8*2), K1, Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R13)(R12*1), K1, Z21
+	VMOVUPS.Z   (R10)(R9*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done91:
+done105:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -1326,29 +1561,314 @@ done91:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R15, DX
+	MOVQ          R12, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, R8
-	SHLXL         DX, R8, R8
-	DECL          R8
-	IMUL3L        $0x00001111, R8, R8
-	KMOVW         R8, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, DI
+	SHLXL         DX, DI, DI
+	DECL          DI
+	IMUL3L        $0x00001111, DI, DI
+	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R14)
+	VMOVUPS       X3, K2, (R11)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*1)
+	VMOVUPS       X1, K2, (R11)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*2)
+	VMOVUPS       X1, K2, (R11)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R14)(DI*1)
-	ADDQ          $0x10, R14
-	SUBQ          $0x04, R15
-	JG            block86
+	VMOVUPS       X1, K2, (R11)(SI*1)
+	ADDQ          $0x10, R11
+	SUBQ          $0x04, R12
+	JG            block101
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X1
+	VMAXSS        8(AX), X1, X1
+	VMOVSS        X1, 8(AX)
+	VEXTRACTF32X4 $0x03, Z0, X0
+	VMAXSS        12(AX), X0, X0
+	VMOVSS        X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long100:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	LEAQ         (DX)(DX*2), BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block106:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+16, R9
+	JLT    done109
+
+loop108:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop108
+
+done109:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done110
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z9
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z13
+
+done110:
+	CMPQ R8, $0x01
+	JLE  fold107
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+16, R9
+	JLT  done112
+
+loop111:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop111
+
+done112:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done113
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z10
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z14
+
+done113:
+	CMPQ R8, $0x02
+	JLE  fold107
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+16, R9
+	JLT  done115
+
+loop114:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop114
+
+done115:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done116
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z11
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z15
+
+done116:
+	CMPQ R8, $0x03
+	JLE  fold107
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+16, R9
+	JLT  done118
+
+loop117:
+	VMOVUPS     (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+64, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop117
+
+done118:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done119
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z12
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z16
+
+done119:
+fold107:
+	VSHUFF32X4    $0x44, Z5, Z1, Z17
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z17, Z1, Z17
+	VSHUFF32X4    $0x44, Z13, Z9, Z1
+	VSHUFF32X4    $0xee, Z13, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z17, Z5
+	VSHUFF32X4    $0xdd, Z1, Z17, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z14, Z10, Z2
+	VSHUFF32X4    $0xee, Z14, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z15, Z11, Z2
+	VSHUFF32X4    $0xee, Z15, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z16, Z12, Z2
+	VSHUFF32X4    $0xee, Z16, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          R8, CX
+	MOVQ          $0x00000004, SI
+	CMPQ          CX, SI
+	CMOVQGT       SI, CX
+	MOVQ          ldS+8(FP), SI
+	SHLQ          $0x02, SI
+	LEAQ          (SI)(SI*2), R9
+	MOVL          $0x00000001, R10
+	SHLXL         CX, R10, R10
+	DECL          R10
+	IMUL3L        $0x00001111, R10, R10
+	KMOVW         R10, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (DI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*2)
+	VEXTRACTF32X4 $0x03, Z3, X1
+	VMOVUPS       X1, K2, (DI)(R9*1)
+	ADDQ          $0x10, DI
+	SUBQ          $0x04, R8
+	JG            block106
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -1374,18 +1894,18 @@ done91:
 TEXT ·combineF32AVX512(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows92
+	JE   rows120
 	CMPQ AX, $0x03
-	JE   rows93
+	JE   rows121
 	CMPQ AX, $0x04
-	JE   rows94
+	JE   rows122
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block95:
+block123:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -1394,9 +1914,9 @@ block95:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done97
+	JLT   done125
 
-loop96:
+loop124:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -1414,7 +1934,7 @@ loop96:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first98
+	JZ      first126
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -1432,7 +1952,7 @@ loop96:
 	VMOVUPS 896(DX), Z14
 	VMOVUPS 960(DX), Z15
 
-first98:
+first126:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -1441,7 +1961,7 @@ first98:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key99:
+key127:
 	VBROADCASTSS (R8), Z16
 	VMOVUPS      (DI), Z17
 	VFMADD231PS  Z17, Z16, Z0
@@ -1478,7 +1998,7 @@ key99:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key99
+	JNZ          key127
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1498,14 +2018,14 @@ key99:
 	ADDQ         $+1024, CX
 	ADDQ         $+1024, DX
 	SUBQ         $+256, SI
-	JGE          loop96
+	JGE          loop124
 
-done97:
+done125:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done101
+	JLT  done129
 
-loop100:
+loop128:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -1515,7 +2035,7 @@ loop100:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first102
+	JZ      first130
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -1525,7 +2045,7 @@ loop100:
 	VMOVUPS 384(DX), Z6
 	VMOVUPS 448(DX), Z7
 
-first102:
+first130:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -1534,7 +2054,7 @@ first102:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key103:
+key131:
 	VBROADCASTSS (R8), Z8
 	VMOVUPS      (DI), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -1555,7 +2075,7 @@ key103:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key103
+	JNZ          key131
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1567,26 +2087,26 @@ key103:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, SI
-	JGE          loop100
+	JGE          loop128
 
-done101:
+done129:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done105
+	JLT  done133
 
-loop104:
+loop132:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first106
+	JZ      first134
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
 	VMOVUPS 192(DX), Z3
 
-first106:
+first134:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -1595,7 +2115,7 @@ first106:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key107:
+key135:
 	VBROADCASTSS (R8), Z4
 	VMOVUPS      (DI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -1608,7 +2128,7 @@ key107:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key107
+	JNZ          key135
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1616,22 +2136,22 @@ key107:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop104
+	JGE          loop132
 
-done105:
+done133:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done109
+	JLT  done137
 
-loop108:
+loop136:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first110
+	JZ      first138
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 
-first110:
+first138:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -1640,7 +2160,7 @@ first110:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key111:
+key139:
 	VBROADCASTSS (R8), Z2
 	VMOVUPS      (DI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -1649,26 +2169,26 @@ key111:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key111
+	JNZ          key139
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop108
+	JGE          loop136
 
-done109:
+done137:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done113
+	JLT  done141
 
-loop112:
+loop140:
 	VXORPS  Z0, Z0, Z0
 	TESTQ   AX, AX
-	JZ      first114
+	JZ      first142
 	VMOVUPS (DX), Z0
 
-first114:
+first142:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -1677,34 +2197,34 @@ first114:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key115:
+key143:
 	VBROADCASTSS (R8), Z1
 	VMOVUPS      (DI), Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key115
+	JNZ          key143
 	VMOVUPS      Z0, (DX)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop112
+	JGE          loop140
 
-done113:
+done141:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done116
+	JZ        done144
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
 	VXORPS    Z0, Z0, Z0
 	TESTQ     AX, AX
-	JZ        first117
+	JZ        first145
 	VMOVUPS.Z (DX), K1, Z0
 
-first117:
+first145:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -1712,31 +2232,31 @@ first117:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key118:
+key146:
 	VBROADCASTSS (BX), Z1
 	VMOVUPS.Z    (CX), K1, Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key118
+	JNZ          key146
 	VMOVUPS      Z0, K1, (DX)
 
-done116:
+done144:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block95
+	JLT  block123
 	VZEROUPPER
 	RET
 
-rows92:
+rows120:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block119:
+block147:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -1745,9 +2265,9 @@ block119:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done121
+	JLT   done149
 
-loop120:
+loop148:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -1765,7 +2285,7 @@ loop120:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first122
+	JZ      first150
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -1783,7 +2303,7 @@ loop120:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first122:
+first150:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -1792,7 +2312,7 @@ first122:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key123:
+key151:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -1822,7 +2342,7 @@ key123:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key123
+	JNZ          key151
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1842,14 +2362,14 @@ key123:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop120
+	JGE          loop148
 
-done121:
+done149:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done125
+	JLT  done153
 
-loop124:
+loop152:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -1859,7 +2379,7 @@ loop124:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first126
+	JZ      first154
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -1869,7 +2389,7 @@ loop124:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first126:
+first154:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -1878,7 +2398,7 @@ first126:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key127:
+key155:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -1896,7 +2416,7 @@ key127:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key127
+	JNZ          key155
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1908,26 +2428,26 @@ key127:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop124
+	JGE          loop152
 
-done125:
+done153:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done129
+	JLT  done157
 
-loop128:
+loop156:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first130
+	JZ      first158
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first130:
+first158:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -1936,7 +2456,7 @@ first130:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key131:
+key159:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -1948,7 +2468,7 @@ key131:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key131
+	JNZ          key159
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -1956,22 +2476,22 @@ key131:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop128
+	JGE          loop156
 
-done129:
+done157:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done133
+	JLT  done161
 
-loop132:
+loop160:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first134
+	JZ      first162
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first134:
+first162:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -1980,7 +2500,7 @@ first134:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key135:
+key163:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -1989,18 +2509,18 @@ key135:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key135
+	JNZ          key163
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop132
+	JGE          loop160
 
-done133:
+done161:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done136
+	JZ        done164
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -2008,11 +2528,11 @@ done133:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first137
+	JZ        first165
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first137:
+first165:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -2020,7 +2540,7 @@ first137:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key138:
+key166:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -2029,18 +2549,18 @@ key138:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key138
+	JNZ          key166
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done136:
+done164:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block119
+	JLT  block147
 	VZEROUPPER
 	RET
 
-rows93:
+rows121:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -2049,7 +2569,7 @@ rows93:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block139:
+block167:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -2058,9 +2578,9 @@ block139:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done141
+	JLT   done169
 
-loop140:
+loop168:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2086,7 +2606,7 @@ loop140:
 	VXORPS  Z22, Z22, Z22
 	VXORPS  Z23, Z23, Z23
 	TESTQ   AX, AX
-	JZ      first142
+	JZ      first170
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2112,7 +2632,7 @@ loop140:
 	VMOVUPS 384(DX)(DI*2), Z22
 	VMOVUPS 448(DX)(DI*2), Z23
 
-first142:
+first170:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2121,7 +2641,7 @@ first142:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key143:
+key171:
 	VBROADCASTSS (R10), Z24
 	VBROADCASTSS (R10)(SI*1), Z25
 	VBROADCASTSS (R10)(SI*2), Z26
@@ -2160,7 +2680,7 @@ key143:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key143
+	JNZ          key171
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2188,14 +2708,14 @@ key143:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop140
+	JGE          loop168
 
-done141:
+done169:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done145
+	JLT  done173
 
-loop144:
+loop172:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2209,7 +2729,7 @@ loop144:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	TESTQ   AX, AX
-	JZ      first146
+	JZ      first174
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2223,7 +2743,7 @@ loop144:
 	VMOVUPS 128(DX)(DI*2), Z10
 	VMOVUPS 192(DX)(DI*2), Z11
 
-first146:
+first174:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2232,7 +2752,7 @@ first146:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key147:
+key175:
 	VBROADCASTSS (R10), Z12
 	VBROADCASTSS (R10)(SI*1), Z13
 	VBROADCASTSS (R10)(SI*2), Z14
@@ -2255,7 +2775,7 @@ key147:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key147
+	JNZ          key175
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2271,14 +2791,14 @@ key147:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop144
+	JGE          loop172
 
-done145:
+done173:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done149
+	JLT  done177
 
-loop148:
+loop176:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2286,7 +2806,7 @@ loop148:
 	VXORPS  Z4, Z4, Z4
 	VXORPS  Z5, Z5, Z5
 	TESTQ   AX, AX
-	JZ      first150
+	JZ      first178
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
@@ -2294,7 +2814,7 @@ loop148:
 	VMOVUPS (DX)(DI*2), Z4
 	VMOVUPS 64(DX)(DI*2), Z5
 
-first150:
+first178:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2303,7 +2823,7 @@ first150:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key151:
+key179:
 	VMOVUPS      (R9), Z6
 	VMOVUPS      64(R9), Z7
 	VBROADCASTSS (R10), Z8
@@ -2318,7 +2838,7 @@ key151:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key151
+	JNZ          key179
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -2328,24 +2848,24 @@ key151:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop148
+	JGE          loop176
 
-done149:
+done177:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done153
+	JLT  done181
 
-loop152:
+loop180:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first154
+	JZ      first182
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 	VMOVUPS (DX)(DI*2), Z2
 
-first154:
+first182:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2354,7 +2874,7 @@ first154:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key155:
+key183:
 	VMOVUPS      (R9), Z3
 	VBROADCASTSS (R10), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -2365,19 +2885,19 @@ key155:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key155
+	JNZ          key183
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	VMOVUPS      Z2, (DX)(DI*2)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop152
+	JGE          loop180
 
-done153:
+done181:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done156
+	JZ        done184
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -2386,12 +2906,12 @@ done153:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first157
+	JZ        first185
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 	VMOVUPS.Z (DX)(DI*2), K1, Z2
 
-first157:
+first185:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -2399,7 +2919,7 @@ first157:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key158:
+key186:
 	VMOVUPS.Z    (CX), K1, Z3
 	VBROADCASTSS (BX), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -2410,37 +2930,42 @@ key158:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key158
+	JNZ          key186
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 	VMOVUPS      Z2, K1, (DX)(DI*2)
 
-done156:
+done184:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block139
+	JLT  block167
 	VZEROUPPER
 	RET
 
-rows94:
+rows122:
+	MOVQ dv+56(FP), AX
+	CMPQ AX, $0x40
+	JGT  wide187
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
+	LEAQ (SI)(SI*2), DI
+	MOVQ dv+56(FP), R8
+	SHLQ $0x02, R8
+	LEAQ (R8)(R8*2), R9
 	XORQ AX, AX
 
-block159:
+block188:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
 	MOVQ  p+8(FP), BX
 	LEAQ  (BX)(AX*4), BX
 	MOVQ  o+0(FP), DX
-	MOVQ  dv+56(FP), R8
-	SUBQ  $+128, R8
-	JLT   done161
+	MOVQ  dv+56(FP), R10
+	SUBQ  $+64, R10
+	JLT   done190
 
-loop160:
+loop189:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2458,7 +2983,288 @@ loop160:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first162
+	JZ      first191
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(R8*1), Z4
+	VMOVUPS 64(DX)(R8*1), Z5
+	VMOVUPS 128(DX)(R8*1), Z6
+	VMOVUPS 192(DX)(R8*1), Z7
+	VMOVUPS (DX)(R8*2), Z8
+	VMOVUPS 64(DX)(R8*2), Z9
+	VMOVUPS 128(DX)(R8*2), Z10
+	VMOVUPS 192(DX)(R8*2), Z11
+	VMOVUPS (DX)(R9*1), Z12
+	VMOVUPS 64(DX)(R9*1), Z13
+	VMOVUPS 128(DX)(R9*1), Z14
+	VMOVUPS 192(DX)(R9*1), Z15
+
+first191:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000040, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key192:
+	VBROADCASTSS (R12), Z16
+	VBROADCASTSS (R12)(SI*1), Z17
+	VBROADCASTSS (R12)(SI*2), Z18
+	VBROADCASTSS (R12)(DI*1), Z19
+	VMOVUPS      (R11), Z20
+	VFMADD231PS  Z20, Z16, Z0
+	VFMADD231PS  Z20, Z17, Z4
+	VFMADD231PS  Z20, Z18, Z8
+	VFMADD231PS  Z20, Z19, Z12
+	VMOVUPS      64(R11), Z20
+	VFMADD231PS  Z20, Z16, Z1
+	VFMADD231PS  Z20, Z17, Z5
+	VFMADD231PS  Z20, Z18, Z9
+	VFMADD231PS  Z20, Z19, Z13
+	VMOVUPS      128(R11), Z20
+	VFMADD231PS  Z20, Z16, Z2
+	VFMADD231PS  Z20, Z17, Z6
+	VFMADD231PS  Z20, Z18, Z10
+	VFMADD231PS  Z20, Z19, Z14
+	VMOVUPS      192(R11), Z20
+	VFMADD231PS  Z20, Z16, Z3
+	VFMADD231PS  Z20, Z17, Z7
+	VFMADD231PS  Z20, Z18, Z11
+	VFMADD231PS  Z20, Z19, Z15
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key192
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, (DX)(R8*1)
+	VMOVUPS      Z5, 64(DX)(R8*1)
+	VMOVUPS      Z6, 128(DX)(R8*1)
+	VMOVUPS      Z7, 192(DX)(R8*1)
+	VMOVUPS      Z8, (DX)(R8*2)
+	VMOVUPS      Z9, 64(DX)(R8*2)
+	VMOVUPS      Z10, 128(DX)(R8*2)
+	VMOVUPS      Z11, 192(DX)(R8*2)
+	VMOVUPS      Z12, (DX)(R9*1)
+	VMOVUPS      Z13, 64(DX)(R9*1)
+	VMOVUPS      Z14, 128(DX)(R9*1)
+	VMOVUPS      Z15, 192(DX)(R9*1)
+	ADDQ         $+256, CX
+	ADDQ         $+256, DX
+	SUBQ         $+64, R10
+	JGE          loop189
+
+done190:
+	ADDQ $+64, R10
+	SUBQ $+32, R10
+	JLT  done194
+
+loop193:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first195
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(R8*1), Z2
+	VMOVUPS 64(DX)(R8*1), Z3
+	VMOVUPS (DX)(R8*2), Z4
+	VMOVUPS 64(DX)(R8*2), Z5
+	VMOVUPS (DX)(R9*1), Z6
+	VMOVUPS 64(DX)(R9*1), Z7
+
+first195:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000040, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key196:
+	VMOVUPS      (R11), Z8
+	VMOVUPS      64(R11), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS (R12)(SI*1), Z10
+	VFMADD231PS  Z8, Z10, Z2
+	VFMADD231PS  Z9, Z10, Z3
+	VBROADCASTSS (R12)(SI*2), Z10
+	VFMADD231PS  Z8, Z10, Z4
+	VFMADD231PS  Z9, Z10, Z5
+	VBROADCASTSS (R12)(DI*1), Z10
+	VFMADD231PS  Z8, Z10, Z6
+	VFMADD231PS  Z9, Z10, Z7
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key196
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, (DX)(R8*1)
+	VMOVUPS      Z3, 64(DX)(R8*1)
+	VMOVUPS      Z4, (DX)(R8*2)
+	VMOVUPS      Z5, 64(DX)(R8*2)
+	VMOVUPS      Z6, (DX)(R9*1)
+	VMOVUPS      Z7, 64(DX)(R9*1)
+	ADDQ         $+128, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R10
+	JGE          loop193
+
+done194:
+	ADDQ $+32, R10
+	SUBQ $+16, R10
+	JLT  done198
+
+loop197:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first199
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(R8*1), Z1
+	VMOVUPS (DX)(R8*2), Z2
+	VMOVUPS (DX)(R9*1), Z3
+
+first199:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000040, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key200:
+	VMOVUPS      (R11), Z4
+	VBROADCASTSS (R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS (R12)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (R12)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (R12)(DI*1), Z5
+	VFMADD231PS  Z4, Z5, Z3
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key200
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(R8*1)
+	VMOVUPS      Z2, (DX)(R8*2)
+	VMOVUPS      Z3, (DX)(R9*1)
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R10
+	JGE          loop197
+
+done198:
+	ADDQ      $+16, R10
+	TESTQ     R10, R10
+	JZ        done201
+	MOVL      $0x00000001, R11
+	SHLXL     R10, R11, R11
+	DECL      R11
+	KMOVW     R11, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	VXORPS    Z3, Z3, Z3
+	TESTQ     AX, AX
+	JZ        first202
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(R8*1), K1, Z1
+	VMOVUPS.Z (DX)(R8*2), K1, Z2
+	VMOVUPS.Z (DX)(R9*1), K1, Z3
+
+first202:
+	MOVQ    keys+48(FP), R10
+	MOVQ    BX, BX
+	SUBQ    AX, R10
+	MOVQ    $0x00000040, R11
+	CMPQ    R10, R11
+	CMOVQGT R11, R10
+
+key203:
+	VMOVUPS.Z    (CX), K1, Z4
+	VBROADCASTSS (BX), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS (BX)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (BX)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (BX)(DI*1), Z5
+	VFMADD231PS  Z4, Z5, Z3
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R10
+	JNZ          key203
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(R8*1)
+	VMOVUPS      Z2, K1, (DX)(R8*2)
+	VMOVUPS      Z3, K1, (DX)(R9*1)
+
+done201:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block188
+	VZEROUPPER
+	RET
+
+wide187:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
+
+block204:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done206
+
+loop205:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first207
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2476,7 +3282,7 @@ loop160:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first162:
+first207:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2485,7 +3291,7 @@ first162:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key163:
+key208:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -2515,7 +3321,7 @@ key163:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key163
+	JNZ          key208
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2535,14 +3341,14 @@ key163:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop160
+	JGE          loop205
 
-done161:
+done206:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done165
+	JLT  done210
 
-loop164:
+loop209:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2552,7 +3358,7 @@ loop164:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first166
+	JZ      first211
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2562,7 +3368,7 @@ loop164:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first166:
+first211:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2571,7 +3377,7 @@ first166:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key167:
+key212:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -2589,7 +3395,7 @@ key167:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key167
+	JNZ          key212
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2601,26 +3407,26 @@ key167:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop164
+	JGE          loop209
 
-done165:
+done210:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done169
+	JLT  done214
 
-loop168:
+loop213:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first170
+	JZ      first215
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first170:
+first215:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2629,7 +3435,7 @@ first170:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key171:
+key216:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -2641,7 +3447,7 @@ key171:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key171
+	JNZ          key216
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -2649,22 +3455,22 @@ key171:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop168
+	JGE          loop213
 
-done169:
+done214:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done173
+	JLT  done218
 
-loop172:
+loop217:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first174
+	JZ      first219
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first174:
+first219:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2673,7 +3479,7 @@ first174:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key175:
+key220:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -2682,18 +3488,18 @@ key175:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key175
+	JNZ          key220
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop172
+	JGE          loop217
 
-done173:
+done218:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done176
+	JZ        done221
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -2701,11 +3507,11 @@ done173:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first177
+	JZ        first222
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first177:
+first222:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -2713,7 +3519,7 @@ first177:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key178:
+key223:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -2722,11 +3528,11 @@ key178:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key178
+	JNZ          key223
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done176:
+done221:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -2737,9 +3543,9 @@ done176:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done180
+	JLT   done225
 
-loop179:
+loop224:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2757,7 +3563,7 @@ loop179:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first181
+	JZ      first226
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2775,7 +3581,7 @@ loop179:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first181:
+first226:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2784,7 +3590,7 @@ first181:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key182:
+key227:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -2814,7 +3620,7 @@ key182:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key182
+	JNZ          key227
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2834,14 +3640,14 @@ key182:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop179
+	JGE          loop224
 
-done180:
+done225:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done184
+	JLT  done229
 
-loop183:
+loop228:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2851,7 +3657,7 @@ loop183:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first185
+	JZ      first230
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2861,7 +3667,7 @@ loop183:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first185:
+first230:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2870,7 +3676,7 @@ first185:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key186:
+key231:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -2888,7 +3694,7 @@ key186:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key186
+	JNZ          key231
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2900,26 +3706,26 @@ key186:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop183
+	JGE          loop228
 
-done184:
+done229:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done188
+	JLT  done233
 
-loop187:
+loop232:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first189
+	JZ      first234
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first189:
+first234:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2928,7 +3734,7 @@ first189:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key190:
+key235:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -2940,7 +3746,7 @@ key190:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key190
+	JNZ          key235
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -2948,22 +3754,22 @@ key190:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop187
+	JGE          loop232
 
-done188:
+done233:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done192
+	JLT  done237
 
-loop191:
+loop236:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first193
+	JZ      first238
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first193:
+first238:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2972,7 +3778,7 @@ first193:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key194:
+key239:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -2981,18 +3787,18 @@ key194:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key194
+	JNZ          key239
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop191
+	JGE          loop236
 
-done192:
+done237:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done195
+	JZ        done240
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -3000,11 +3806,11 @@ done192:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first196
+	JZ        first241
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first196:
+first241:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -3012,7 +3818,7 @@ first196:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key197:
+key242:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -3021,311 +3827,437 @@ key197:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key197
+	JNZ          key242
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done195:
+done240:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block159
+	JLT  block204
 	VZEROUPPER
 	RET
 
 // func normF32AVX512(p *float32, stride int, rows int, d int) float32
-// Requires: AVX, AVX512DQ, AVX512F, BMI2, CMOV, MMX+
+// Requires: AVX, AVX512DQ, AVX512F, BMI2
 TEXT ·normF32AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x02, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7f800000, DX
-	VMOVD        DX, X0
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7f800000, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block198:
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	VXORPS  Z16, Z16, Z16
-	VXORPS  Z17, Z17, Z17
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done201
+block243:
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	VXORPS Z17, Z17, Z17
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), BX
+	SUBQ   $+16, BX
+	JLT    done246
 
-loop200:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within202
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within202:
-	VMOVUPS     (DI), Z18
+loop245:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VMOVUPS     (R9), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VMOVUPS     (R10), Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop200
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop245
 
-done201:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done203
-	VMOVUPS.Z   (DI), K1, Z18
+done246:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done247
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VMOVUPS.Z   (R8), K1, Z18
+
+done247:
+	CMPQ DX, $0x01
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done249
+
+loop248:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z3
-	VMOVUPS.Z   (R9), K1, Z18
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop248
+
+done249:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done250
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z3
+
+done250:
+	CMPQ DX, $0x02
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done252
+
+loop251:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z4
-	VMOVUPS.Z   (R10), K1, Z18
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop251
+
+done252:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done253
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z4
+
+done253:
+	CMPQ DX, $0x03
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done255
+
+loop254:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop254
+
+done255:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done256
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done203:
-	CMPQ    R11, $0x04
-	JLE     fold199
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done205
+done256:
+	CMPQ DX, $0x04
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done258
 
-loop204:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within206
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within206:
-	VMOVUPS     (DI), Z18
+loop257:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z6
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VMOVUPS     (R9), Z18
-	VFMADD231PS Z18, Z18, Z8
-	VMOVUPS     (R10), Z18
-	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop204
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop257
 
-done205:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done207
-	VMOVUPS.Z   (DI), K1, Z18
+done258:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done259
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VMOVUPS.Z   (R8), K1, Z18
+
+done259:
+	CMPQ DX, $0x05
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done261
+
+loop260:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z7
-	VMOVUPS.Z   (R9), K1, Z18
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop260
+
+done261:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done262
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z7
+
+done262:
+	CMPQ DX, $0x06
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done264
+
+loop263:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z8
-	VMOVUPS.Z   (R10), K1, Z18
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop263
+
+done264:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done265
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z8
+
+done265:
+	CMPQ DX, $0x07
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done267
+
+loop266:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop266
+
+done267:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done268
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done207:
-	CMPQ    R11, $0x08
-	JLE     fold199
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done209
+done268:
+	CMPQ DX, $0x08
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done270
 
-loop208:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within210
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within210:
-	VMOVUPS     (DI), Z18
+loop269:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z10
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z18, Z11
-	VMOVUPS     (R9), Z18
-	VFMADD231PS Z18, Z18, Z12
-	VMOVUPS     (R10), Z18
-	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop208
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop269
 
-done209:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done211
-	VMOVUPS.Z   (DI), K1, Z18
+done270:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done271
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VMOVUPS.Z   (R8), K1, Z18
+
+done271:
+	CMPQ DX, $0x09
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done273
+
+loop272:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z11
-	VMOVUPS.Z   (R9), K1, Z18
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop272
+
+done273:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done274
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z11
+
+done274:
+	CMPQ DX, $0x0a
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done276
+
+loop275:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z12
-	VMOVUPS.Z   (R10), K1, Z18
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop275
+
+done276:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done277
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z12
+
+done277:
+	CMPQ DX, $0x0b
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done279
+
+loop278:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop278
+
+done279:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done280
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done211:
-	CMPQ    R11, $0x0c
-	JLE     fold199
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done213
+done280:
+	CMPQ DX, $0x0c
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done282
 
-loop212:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within214
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within214:
-	VMOVUPS     (DI), Z18
+loop281:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z14
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z18, Z15
-	VMOVUPS     (R9), Z18
-	VFMADD231PS Z18, Z18, Z16
-	VMOVUPS     (R10), Z18
-	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop212
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop281
 
-done213:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done215
-	VMOVUPS.Z   (DI), K1, Z18
+done282:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done283
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VMOVUPS.Z   (R8), K1, Z18
+
+done283:
+	CMPQ DX, $0x0d
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done285
+
+loop284:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z15
-	VMOVUPS.Z   (R9), K1, Z18
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop284
+
+done285:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done286
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z15
+
+done286:
+	CMPQ DX, $0x0e
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done288
+
+loop287:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z16
-	VMOVUPS.Z   (R10), K1, Z18
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop287
+
+done288:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done289
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z16
+
+done289:
+	CMPQ DX, $0x0f
+	JLE  fold244
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done291
+
+loop290:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop290
+
+done291:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done292
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done215:
-fold199:
+done292:
+fold244:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -3373,8 +4305,8 @@ fold199:
 	VADDPS        Z4, Z2, Z4
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
-	SUBQ          $0x10, R11
-	JG            block198
+	SUBQ          $0x10, DX
+	JG            block243
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -3388,106 +4320,52 @@ fold199:
 	RET
 
 // func peakF32AVX512(p *float32, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, AVX512DQ, AVX512F, BMI2, CMOV, MMX+
+// Requires: AVX, AVX2, AVX512DQ, AVX512F, BMI2, CMOV
 TEXT ·peakF32AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x02, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7fffffff, DX
-	VMOVD        DX, X0
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7fffffff, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
-	VXORPS       Z2, Z2, Z2
-	VXORPS       Z3, Z3, Z3
-	VXORPS       Z4, Z4, Z4
 
-block216:
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done218
+block293:
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done295
 
-loop217:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within219
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop294:
+	VMOVUPS (CX), Z2
+	VPANDD  Z0, Z2, Z2
+	VPMAXUD Z2, Z1, Z1
+	ADDQ    $+64, CX
+	SUBQ    $+16, BX
+	JGE     loop294
 
-within219:
-	VMOVUPS (DI), Z5
-	VPANDD  Z0, Z5, Z5
-	VPMAXUD Z5, Z1, Z1
-	VMOVUPS (R8), Z5
-	VPANDD  Z0, Z5, Z5
-	VPMAXUD Z5, Z2, Z2
-	VMOVUPS (R9), Z5
-	VPANDD  Z0, Z5, Z5
-	VPMAXUD Z5, Z3, Z3
-	VMOVUPS (R10), Z5
-	VPANDD  Z0, Z5, Z5
-	VPMAXUD Z5, Z4, Z4
-	ADDQ    $+64, DI
-	ADDQ    $+64, R8
-	ADDQ    $+64, R9
-	ADDQ    $+64, R10
-	SUBQ    $+16, R12
-	JGE     loop217
+done295:
+	ADDQ      $+16, BX
+	TESTQ     BX, BX
+	JZ        done296
+	VMOVUPS.Z (CX), K1, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
 
-done218:
-	ADDQ      $+16, R12
-	TESTQ     R12, R12
-	JZ        done220
-	VMOVUPS.Z (DI), K1, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VMOVUPS.Z (R8), K1, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VMOVUPS.Z (R9), K1, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VMOVUPS.Z (R10), K1, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-
-done220:
-	SUBQ          $0x04, R11
-	JG            block216
-	VPMAXUD       Z2, Z1, Z1
-	VPMAXUD       Z4, Z3, Z3
-	VPMAXUD       Z3, Z1, Z1
+done296:
+	SUBQ          $0x01, DX
+	JG            block293
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -3506,15 +4384,15 @@ done220:
 	RET
 
 // func dotsBF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·dotsBF16AVX512(SB), NOSPLIT, $8-72
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
+TEXT ·dotsBF16AVX512(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows221
+	JE           rows297
 	CMPQ         AX, $0x03
-	JE           rows222
+	JE           rows298
 	CMPQ         AX, $0x04
-	JE           rows223
+	JE           rows299
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -3532,7 +4410,7 @@ TEXT ·dotsBF16AVX512(SB), NOSPLIT, $8-72
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block224:
+block300:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -3555,9 +4433,9 @@ block224:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
 	SUBQ   $+32, DI
-	JLT    done227
+	JLT    done303
 
-loop226:
+loop302:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (DX), Z18
@@ -3569,14 +4447,14 @@ loop226:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop226
+	JGE         loop302
 
-done227:
+done303:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done229
+	JLT  done305
 
-loop228:
+loop304:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (DX), Z18
@@ -3584,770 +4462,770 @@ loop228:
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop228
-
-done229:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done230
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
-
-done230:
-	CMPQ SI, $0x01
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done232
-
-loop231:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop231
-
-done232:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done234
-
-loop233:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop233
-
-done234:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done235
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
-
-done235:
-	CMPQ SI, $0x02
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done237
-
-loop236:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop236
-
-done237:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done239
-
-loop238:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop238
-
-done239:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done240
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
-
-done240:
-	CMPQ SI, $0x03
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done242
-
-loop241:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop241
-
-done242:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done244
-
-loop243:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop243
-
-done244:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done245
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
-
-done245:
-	CMPQ SI, $0x04
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done247
-
-loop246:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop246
-
-done247:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done249
-
-loop248:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop248
-
-done249:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done250
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
-
-done250:
-	CMPQ SI, $0x05
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done252
-
-loop251:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop251
-
-done252:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done254
-
-loop253:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop253
-
-done254:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done255
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
-
-done255:
-	CMPQ SI, $0x06
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done257
-
-loop256:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop256
-
-done257:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done259
-
-loop258:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop258
-
-done259:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done260
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
-
-done260:
-	CMPQ SI, $0x07
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done262
-
-loop261:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop261
-
-done262:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done264
-
-loop263:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop263
-
-done264:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done265
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
-
-done265:
-	CMPQ SI, $0x08
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done267
-
-loop266:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop266
-
-done267:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done269
-
-loop268:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop268
-
-done269:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done270
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
-
-done270:
-	CMPQ SI, $0x09
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done272
-
-loop271:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z10
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop271
-
-done272:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done274
-
-loop273:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop273
-
-done274:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done275
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
-
-done275:
-	CMPQ SI, $0x0a
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done277
-
-loop276:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop276
-
-done277:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done279
-
-loop278:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop278
-
-done279:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done280
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
-
-done280:
-	CMPQ SI, $0x0b
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done282
-
-loop281:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z12
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop281
-
-done282:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done284
-
-loop283:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop283
-
-done284:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done285
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
-
-done285:
-	CMPQ SI, $0x0c
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done287
-
-loop286:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop286
-
-done287:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done289
-
-loop288:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop288
-
-done289:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done290
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
-
-done290:
-	CMPQ SI, $0x0d
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done292
-
-loop291:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop291
-
-done292:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done294
-
-loop293:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop293
-
-done294:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done295
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
-
-done295:
-	CMPQ SI, $0x0e
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done297
-
-loop296:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop296
-
-done297:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done299
-
-loop298:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop298
-
-done299:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done300
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
-
-done300:
-	CMPQ SI, $0x0f
-	JLE  fold225
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done302
-
-loop301:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
-	VPMOVZXWD   32(CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop301
-
-done302:
-	ADDQ $+32, DI
-	SUBQ $+16, DI
-	JLT  done304
-
-loop303:
-	VPMOVZXWD   (CX), Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+32, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop303
-
-done304:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done305
-	VMOVDQU16.Z (CX), K1, Y17
-	VPMOVZXWD   Y17, Z17
-	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	JGE         loop304
 
 done305:
-fold225:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done306
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z1
+
+done306:
+	CMPQ SI, $0x01
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done308
+
+loop307:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop307
+
+done308:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done310
+
+loop309:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z2
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop309
+
+done310:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done311
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z2
+
+done311:
+	CMPQ SI, $0x02
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done313
+
+loop312:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop312
+
+done313:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done315
+
+loop314:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z3
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop314
+
+done315:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done316
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z3
+
+done316:
+	CMPQ SI, $0x03
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done318
+
+loop317:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop317
+
+done318:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done320
+
+loop319:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z4
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop319
+
+done320:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done321
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z4
+
+done321:
+	CMPQ SI, $0x04
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done323
+
+loop322:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop322
+
+done323:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done325
+
+loop324:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z5
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop324
+
+done325:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done326
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z5
+
+done326:
+	CMPQ SI, $0x05
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done328
+
+loop327:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop327
+
+done328:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done330
+
+loop329:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z6
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop329
+
+done330:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done331
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z6
+
+done331:
+	CMPQ SI, $0x06
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done333
+
+loop332:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop332
+
+done333:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done335
+
+loop334:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z7
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop334
+
+done335:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done336
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z7
+
+done336:
+	CMPQ SI, $0x07
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done338
+
+loop337:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop337
+
+done338:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done340
+
+loop339:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z8
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop339
+
+done340:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done341
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z8
+
+done341:
+	CMPQ SI, $0x08
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done343
+
+loop342:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop342
+
+done343:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done345
+
+loop344:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z9
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop344
+
+done345:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done346
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z9
+
+done346:
+	CMPQ SI, $0x09
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done348
+
+loop347:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop347
+
+done348:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done350
+
+loop349:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z10
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop349
+
+done350:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done351
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z10
+
+done351:
+	CMPQ SI, $0x0a
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done353
+
+loop352:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop352
+
+done353:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done355
+
+loop354:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z11
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop354
+
+done355:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done356
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z11
+
+done356:
+	CMPQ SI, $0x0b
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done358
+
+loop357:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop357
+
+done358:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done360
+
+loop359:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z12
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop359
+
+done360:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done361
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z12
+
+done361:
+	CMPQ SI, $0x0c
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done363
+
+loop362:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z13
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop362
+
+done363:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done365
+
+loop364:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop364
+
+done365:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done366
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z13
+
+done366:
+	CMPQ SI, $0x0d
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done368
+
+loop367:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z14
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop367
+
+done368:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done370
+
+loop369:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop369
+
+done370:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done371
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z14
+
+done371:
+	CMPQ SI, $0x0e
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done373
+
+loop372:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z15
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop372
+
+done373:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done375
+
+loop374:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop374
+
+done375:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done376
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z15
+
+done376:
+	CMPQ SI, $0x0f
+	JLE  fold301
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done378
+
+loop377:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z16
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(DX), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+64, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop377
+
+done378:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done380
+
+loop379:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (DX), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+32, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop379
+
+done380:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done381
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z17, Z18, Z16
+
+done381:
+fold301:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
 	VADDPS     Z17, Z1, Z17
@@ -4408,7 +5286,7 @@ fold225:
 	VMOVUPS    Z3, K2, (BX)
 	ADDQ       $0x40, BX
 	SUBQ       $0x10, SI
-	JG         block224
+	JG         block300
 	MOVQ       top+16(FP), AX
 	VSHUFF32X4 $0x4e, Z0, Z0, Z1
 	VMAXPS     Z1, Z0, Z0
@@ -4424,7 +5302,7 @@ fold225:
 	VZEROUPPER
 	RET
 
-rows221:
+rows297:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -4444,7 +5322,7 @@ rows221:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block306:
+block382:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -4467,9 +5345,9 @@ block306:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+32, R8
-	JLT    done309
+	JLT    done385
 
-loop308:
+loop384:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4485,14 +5363,14 @@ loop308:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop308
+	JGE         loop384
 
-done309:
+done385:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done311
+	JLT  done387
 
-loop310:
+loop386:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4502,12 +5380,12 @@ loop310:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop310
+	JGE         loop386
 
-done311:
+done387:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done312
+	JZ          done388
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -4516,18 +5394,18 @@ done311:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z9
 
-done312:
+done388:
 	CMPQ DI, $0x01
-	JLE  fold307
+	JLE  fold383
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done314
+	JLT  done390
 
-loop313:
+loop389:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4543,14 +5421,14 @@ loop313:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop313
+	JGE         loop389
 
-done314:
+done390:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done316
+	JLT  done392
 
-loop315:
+loop391:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4560,12 +5438,12 @@ loop315:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop315
+	JGE         loop391
 
-done316:
+done392:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done317
+	JZ          done393
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -4574,18 +5452,18 @@ done316:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z10
 
-done317:
+done393:
 	CMPQ DI, $0x02
-	JLE  fold307
+	JLE  fold383
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done319
+	JLT  done395
 
-loop318:
+loop394:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4601,14 +5479,14 @@ loop318:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop318
+	JGE         loop394
 
-done319:
+done395:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done321
+	JLT  done397
 
-loop320:
+loop396:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4618,12 +5496,12 @@ loop320:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop320
+	JGE         loop396
 
-done321:
+done397:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done322
+	JZ          done398
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -4632,18 +5510,18 @@ done321:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z11
 
-done322:
+done398:
 	CMPQ DI, $0x03
-	JLE  fold307
+	JLE  fold383
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done324
+	JLT  done400
 
-loop323:
+loop399:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4659,14 +5537,14 @@ loop323:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop323
+	JGE         loop399
 
-done324:
+done400:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done326
+	JLT  done402
 
-loop325:
+loop401:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4676,12 +5554,12 @@ loop325:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop325
+	JGE         loop401
 
-done326:
+done402:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done327
+	JZ          done403
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -4690,18 +5568,18 @@ done326:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z12
 
-done327:
+done403:
 	CMPQ DI, $0x04
-	JLE  fold307
+	JLE  fold383
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done329
+	JLT  done405
 
-loop328:
+loop404:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4717,14 +5595,14 @@ loop328:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop328
+	JGE         loop404
 
-done329:
+done405:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done331
+	JLT  done407
 
-loop330:
+loop406:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4734,12 +5612,12 @@ loop330:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop330
+	JGE         loop406
 
-done331:
+done407:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done332
+	JZ          done408
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -4748,18 +5626,18 @@ done331:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z13
 
-done332:
+done408:
 	CMPQ DI, $0x05
-	JLE  fold307
+	JLE  fold383
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done334
+	JLT  done410
 
-loop333:
+loop409:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4775,14 +5653,14 @@ loop333:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop333
+	JGE         loop409
 
-done334:
+done410:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done336
+	JLT  done412
 
-loop335:
+loop411:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4792,12 +5670,12 @@ loop335:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop335
+	JGE         loop411
 
-done336:
+done412:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done337
+	JZ          done413
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -4806,18 +5684,18 @@ done336:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z14
 
-done337:
+done413:
 	CMPQ DI, $0x06
-	JLE  fold307
+	JLE  fold383
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done339
+	JLT  done415
 
-loop338:
+loop414:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4833,14 +5711,14 @@ loop338:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop338
+	JGE         loop414
 
-done339:
+done415:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done341
+	JLT  done417
 
-loop340:
+loop416:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4850,12 +5728,12 @@ loop340:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop340
+	JGE         loop416
 
-done341:
+done417:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done342
+	JZ          done418
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -4864,18 +5742,18 @@ done341:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z15
 
-done342:
+done418:
 	CMPQ DI, $0x07
-	JLE  fold307
+	JLE  fold383
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done344
+	JLT  done420
 
-loop343:
+loop419:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4891,14 +5769,14 @@ loop343:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop343
+	JGE         loop419
 
-done344:
+done420:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done346
+	JLT  done422
 
-loop345:
+loop421:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS     (BX), Z18
@@ -4908,12 +5786,12 @@ loop345:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop345
+	JGE         loop421
 
-done346:
+done422:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done347
+	JZ          done423
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -4922,8 +5800,8 @@ done346:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z16
 
-done347:
-fold307:
+done423:
+fold383:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -4987,7 +5865,7 @@ fold307:
 	VMOVUPS       Y1, K2, (SI)(BX*1)
 	ADDQ          $0x20, SI
 	SUBQ          $0x08, DI
-	JG            block306
+	JG            block382
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -5004,29 +5882,30 @@ fold307:
 	VZEROUPPER
 	RET
 
-rows222:
+rows298:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long424
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	MOVQ         s+0(FP), R13
-	MOVQ         keys+64(FP), R14
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	MOVQ         s+0(FP), R10
+	MOVQ         keys+64(FP), R11
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block348:
+block425:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -5039,164 +5918,151 @@ block348:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R12
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R9
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R15
-	SUBQ    $+32, R15
-	JLT     done351
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R12
+	SUBQ    $+32, R12
+	JLT     done428
 
-loop350:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within352
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within352:
-	VMOVUPS     (R12), Z13
-	VMOVUPS     (R12)(R11*1), Z14
-	VMOVUPS     (R12)(R11*2), Z15
-	VPMOVZXWD   (DI), Z16
+loop427:
+	VMOVUPS     (R9), Z13
+	VMOVUPS     (R9)(R8*1), Z14
+	VMOVUPS     (R9)(R8*2), Z15
+	VPMOVZXWD   (DX), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   (R8), Z16
+	VPMOVZXWD   (BX), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VPMOVZXWD   (R9), Z16
+	VPMOVZXWD   (SI), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VPMOVZXWD   (R10), Z16
+	VPMOVZXWD   (DI), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
-	VMOVUPS     64(R12), Z13
-	VMOVUPS     64(R12)(R11*1), Z14
-	VMOVUPS     64(R12)(R11*2), Z15
+	VMOVUPS     64(R9), Z13
+	VMOVUPS     64(R9)(R8*1), Z14
+	VMOVUPS     64(R9)(R8*2), Z15
+	VPMOVZXWD   32(DX), Z16
+	VPSLLD      $0x10, Z16, Z16
+	VFMADD231PS Z16, Z13, Z1
+	VFMADD231PS Z16, Z14, Z5
+	VFMADD231PS Z16, Z15, Z9
+	VPMOVZXWD   32(BX), Z16
+	VPSLLD      $0x10, Z16, Z16
+	VFMADD231PS Z16, Z13, Z2
+	VFMADD231PS Z16, Z14, Z6
+	VFMADD231PS Z16, Z15, Z10
+	VPMOVZXWD   32(SI), Z16
+	VPSLLD      $0x10, Z16, Z16
+	VFMADD231PS Z16, Z13, Z3
+	VFMADD231PS Z16, Z14, Z7
+	VFMADD231PS Z16, Z15, Z11
 	VPMOVZXWD   32(DI), Z16
 	VPSLLD      $0x10, Z16, Z16
+	VFMADD231PS Z16, Z13, Z4
+	VFMADD231PS Z16, Z14, Z8
+	VFMADD231PS Z16, Z15, Z12
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
+	ADDQ        $+64, DI
+	ADDQ        $+128, R9
+	SUBQ        $+32, R12
+	JGE         loop427
+
+done428:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done430
+
+loop429:
+	VMOVUPS     (R9), Z13
+	VMOVUPS     (R9)(R8*1), Z14
+	VMOVUPS     (R9)(R8*2), Z15
+	VPMOVZXWD   (DX), Z16
+	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   32(R8), Z16
+	VPMOVZXWD   (BX), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VPMOVZXWD   32(R9), Z16
+	VPMOVZXWD   (SI), Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VPMOVZXWD   32(R10), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+128, R12
-	SUBQ        $+32, R15
-	JGE         loop350
-
-done351:
-	ADDQ $+32, R15
-	SUBQ $+16, R15
-	JLT  done354
-
-loop353:
-	VMOVUPS     (R12), Z13
-	VMOVUPS     (R12)(R11*1), Z14
-	VMOVUPS     (R12)(R11*2), Z15
 	VPMOVZXWD   (DI), Z16
 	VPSLLD      $0x10, Z16, Z16
+	VFMADD231PS Z16, Z13, Z4
+	VFMADD231PS Z16, Z14, Z8
+	VFMADD231PS Z16, Z15, Z12
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+32, SI
+	ADDQ        $+32, DI
+	ADDQ        $+64, R9
+	SUBQ        $+16, R12
+	JGE         loop429
+
+done430:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done431
+	VMOVUPS.Z   (R9), K1, Z13
+	VMOVUPS.Z   (R9)(R8*1), K1, Z14
+	VMOVUPS.Z   (R9)(R8*2), K1, Z15
+	VMOVDQU16.Z (DX), K1, Y16
+	VPMOVZXWD   Y16, Z16
+	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   (R8), Z16
+	VMOVDQU16.Z (BX), K1, Y16
+	VPMOVZXWD   Y16, Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VPMOVZXWD   (R9), Z16
+	VMOVDQU16.Z (SI), K1, Y16
+	VPMOVZXWD   Y16, Z16
 	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VPMOVZXWD   (R10), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	ADDQ        $+64, R12
-	SUBQ        $+16, R15
-	JGE         loop353
-
-done354:
-	ADDQ        $+16, R15
-	TESTQ       R15, R15
-	JZ          done355
-	VMOVUPS.Z   (R12), K1, Z13
-	VMOVUPS.Z   (R12)(R11*1), K1, Z14
-	VMOVUPS.Z   (R12)(R11*2), K1, Z15
 	VMOVDQU16.Z (DI), K1, Y16
 	VPMOVZXWD   Y16, Z16
 	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VMOVDQU16.Z (R8), K1, Y16
-	VPMOVZXWD   Y16, Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VMOVDQU16.Z (R9), K1, Y16
-	VPMOVZXWD   Y16, Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VMOVDQU16.Z (R10), K1, Y16
-	VPMOVZXWD   Y16, Z16
-	VPSLLD      $0x10, Z16, Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
 
-done355:
+done431:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -5242,27 +6108,27 @@ done355:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R14, DX
+	MOVQ          R11, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, DI
-	SHLXL         DX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00001111, DI, DI
-	KMOVW         DI, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, SI
+	SHLXL         DX, SI, SI
+	DECL          SI
+	IMUL3L        $0x00001111, SI, SI
+	KMOVW         SI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R13)
+	VMOVUPS       X3, K2, (R10)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*1)
+	VMOVUPS       X1, K2, (R10)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*2)
-	ADDQ          $0x10, R13
-	SUBQ          $0x04, R14
-	JG            block348
+	VMOVUPS       X1, K2, (R10)(BX*2)
+	ADDQ          $0x10, R10
+	SUBQ          $0x04, R11
+	JG            block425
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -5280,30 +6146,410 @@ done355:
 	VZEROUPPER
 	RET
 
-rows223:
+long424:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block432:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+32, R8
+	JLT    done435
+
+loop434:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z1
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z5
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z9
+	VPMOVZXWD   32(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     64(BX), Z14
+	VFMADD231PS Z13, Z14, Z1
+	VMOVUPS     64(BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z5
+	VMOVUPS     64(BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z9
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop434
+
+done435:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done437
+
+loop436:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z1
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z5
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z9
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop436
+
+done437:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done438
+	VMOVDQU16.Z (CX), K1, Y13
+	VPMOVZXWD   Y13, Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z1
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z5
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z9
+
+done438:
+	CMPQ DI, $0x01
+	JLE  fold433
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done440
+
+loop439:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z2
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z6
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z10
+	VPMOVZXWD   32(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     64(BX), Z14
+	VFMADD231PS Z13, Z14, Z2
+	VMOVUPS     64(BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z6
+	VMOVUPS     64(BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop439
+
+done440:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done442
+
+loop441:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z2
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z6
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z10
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop441
+
+done442:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done443
+	VMOVDQU16.Z (CX), K1, Y13
+	VPMOVZXWD   Y13, Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z2
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z6
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z10
+
+done443:
+	CMPQ DI, $0x02
+	JLE  fold433
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done445
+
+loop444:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z3
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z7
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z11
+	VPMOVZXWD   32(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     64(BX), Z14
+	VFMADD231PS Z13, Z14, Z3
+	VMOVUPS     64(BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z7
+	VMOVUPS     64(BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop444
+
+done445:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done447
+
+loop446:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z3
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z7
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z11
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop446
+
+done447:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done448
+	VMOVDQU16.Z (CX), K1, Y13
+	VPMOVZXWD   Y13, Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z3
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z7
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z11
+
+done448:
+	CMPQ DI, $0x03
+	JLE  fold433
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done450
+
+loop449:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z4
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z8
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z12
+	VPMOVZXWD   32(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     64(BX), Z14
+	VFMADD231PS Z13, Z14, Z4
+	VMOVUPS     64(BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z8
+	VMOVUPS     64(BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop449
+
+done450:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done452
+
+loop451:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z4
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z8
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z12
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop451
+
+done452:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done453
+	VMOVDQU16.Z (CX), K1, Y13
+	VPMOVZXWD   Y13, Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z4
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z8
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z12
+
+done453:
+fold433:
+	VSHUFF32X4    $0x44, Z5, Z1, Z13
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z13, Z1, Z13
+	VSHUFF32X4    $0x44, Z9, Z9, Z1
+	VSHUFF32X4    $0xee, Z9, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z13, Z5
+	VSHUFF32X4    $0xdd, Z1, Z13, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z10, Z10, Z2
+	VSHUFF32X4    $0xee, Z10, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z11, Z11, Z2
+	VSHUFF32X4    $0xee, Z11, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z12, Z12, Z2
+	VSHUFF32X4    $0xee, Z12, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          DI, CX
+	MOVQ          $0x00000004, BX
+	CMPQ          CX, BX
+	CMOVQGT       BX, CX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R8
+	SHLXL         CX, R8, R8
+	DECL          R8
+	IMUL3L        $0x00001111, R8, R8
+	KMOVW         R8, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (SI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*2)
+	ADDQ          $0x10, SI
+	SUBQ          $0x04, DI
+	JG            block432
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X0
+	VMAXSS        8(AX), X0, X0
+	VMOVSS        X0, 8(AX)
+	VZEROUPPER
+	RET
+
+rows299:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long454
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	LEAQ         (R11)(R11*2), R12
-	MOVQ         s+0(FP), R14
-	MOVQ         keys+64(FP), R15
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (R8)(R8*2), R9
+	MOVQ         s+0(FP), R11
+	MOVQ         keys+64(FP), R12
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block356:
+block455:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -5320,184 +6566,171 @@ block356:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R13
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R10
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), BP
-	SUBQ    $+32, BP
-	JLT     done359
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R13
+	SUBQ    $+32, R13
+	JLT     done458
 
-loop358:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within360
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within360:
-	VPMOVZXWD   (DI), Z17
+loop457:
+	VPMOVZXWD   (DX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   (BX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   (R9), Z19
+	VPMOVZXWD   (SI), Z19
 	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   (R10), Z20
+	VPMOVZXWD   (DI), Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     (R13), Z21
+	VMOVUPS     (R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R13)(R11*1), Z21
+	VMOVUPS     (R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R13)(R11*2), Z21
+	VMOVUPS     (R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R13)(R12*1), Z21
+	VMOVUPS     (R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
-	VPMOVZXWD   32(DI), Z17
+	VPMOVZXWD   32(DX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VPMOVZXWD   32(R8), Z18
+	VPMOVZXWD   32(BX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   32(R9), Z19
+	VPMOVZXWD   32(SI), Z19
 	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   32(R10), Z20
+	VPMOVZXWD   32(DI), Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     64(R13), Z21
+	VMOVUPS     64(R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     64(R13)(R11*1), Z21
+	VMOVUPS     64(R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     64(R13)(R11*2), Z21
+	VMOVUPS     64(R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     64(R13)(R12*1), Z21
+	VMOVUPS     64(R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+128, R13
-	SUBQ        $+32, BP
-	JGE         loop358
+	ADDQ        $+128, R10
+	SUBQ        $+32, R13
+	JGE         loop457
 
-done359:
-	ADDQ $+32, BP
-	SUBQ $+16, BP
-	JLT  done362
+done458:
+	ADDQ $+32, R13
+	SUBQ $+16, R13
+	JLT  done460
 
-loop361:
-	VPMOVZXWD   (DI), Z17
+loop459:
+	VPMOVZXWD   (DX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   (BX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   (R9), Z19
+	VPMOVZXWD   (SI), Z19
 	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   (R10), Z20
+	VPMOVZXWD   (DI), Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     (R13), Z21
+	VMOVUPS     (R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R13)(R11*1), Z21
+	VMOVUPS     (R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R13)(R11*2), Z21
+	VMOVUPS     (R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R13)(R12*1), Z21
+	VMOVUPS     (R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+32, SI
 	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	ADDQ        $+64, R13
-	SUBQ        $+16, BP
-	JGE         loop361
+	ADDQ        $+64, R10
+	SUBQ        $+16, R13
+	JGE         loop459
 
-done362:
-	ADDQ        $+16, BP
-	TESTQ       BP, BP
-	JZ          done363
-	VMOVDQU16.Z (DI), K1, Y17
+done460:
+	ADDQ        $+16, R13
+	TESTQ       R13, R13
+	JZ          done461
+	VMOVDQU16.Z (DX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVDQU16.Z (R8), K1, Y18
+	VMOVDQU16.Z (BX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
-	VMOVDQU16.Z (R9), K1, Y19
+	VMOVDQU16.Z (SI), K1, Y19
 	VPMOVZXWD   Y19, Z19
 	VPSLLD      $0x10, Z19, Z19
-	VMOVDQU16.Z (R10), K1, Y20
+	VMOVDQU16.Z (DI), K1, Y20
 	VPMOVZXWD   Y20, Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS.Z   (R13), K1, Z21
+	VMOVUPS.Z   (R10), K1, Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R13)(R11*1), K1, Z21
+	VMOVUPS.Z   (R10)(R8*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R13)(R11*2), K1, Z21
+	VMOVUPS.Z   (R10)(R8*2), K1, Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R13)(R12*1), K1, Z21
+	VMOVUPS.Z   (R10)(R9*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done363:
+done461:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -5543,29 +6776,450 @@ done363:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R15, DX
+	MOVQ          R12, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, R8
-	SHLXL         DX, R8, R8
-	DECL          R8
-	IMUL3L        $0x00001111, R8, R8
-	KMOVW         R8, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, DI
+	SHLXL         DX, DI, DI
+	DECL          DI
+	IMUL3L        $0x00001111, DI, DI
+	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R14)
+	VMOVUPS       X3, K2, (R11)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*1)
+	VMOVUPS       X1, K2, (R11)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*2)
+	VMOVUPS       X1, K2, (R11)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R14)(DI*1)
-	ADDQ          $0x10, R14
-	SUBQ          $0x04, R15
-	JG            block356
+	VMOVUPS       X1, K2, (R11)(SI*1)
+	ADDQ          $0x10, R11
+	SUBQ          $0x04, R12
+	JG            block455
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X1
+	VMAXSS        8(AX), X1, X1
+	VMOVSS        X1, 8(AX)
+	VEXTRACTF32X4 $0x03, Z0, X0
+	VMAXSS        12(AX), X0, X0
+	VMOVSS        X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long454:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	LEAQ         (DX)(DX*2), BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block462:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+32, R9
+	JLT    done465
+
+loop464:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(SI), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     64(SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     64(SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VMOVUPS     64(SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop464
+
+done465:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done467
+
+loop466:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop466
+
+done467:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done468
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z9
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z13
+
+done468:
+	CMPQ R8, $0x01
+	JLE  fold463
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done470
+
+loop469:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(SI), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     64(SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     64(SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VMOVUPS     64(SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop469
+
+done470:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done472
+
+loop471:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop471
+
+done472:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done473
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z10
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z14
+
+done473:
+	CMPQ R8, $0x02
+	JLE  fold463
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done475
+
+loop474:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(SI), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     64(SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     64(SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VMOVUPS     64(SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop474
+
+done475:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done477
+
+loop476:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop476
+
+done477:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done478
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z11
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z15
+
+done478:
+	CMPQ R8, $0x03
+	JLE  fold463
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done480
+
+loop479:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     64(SI), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     64(SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     64(SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VMOVUPS     64(SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+64, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop479
+
+done480:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done482
+
+loop481:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop481
+
+done482:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done483
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z12
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z16
+
+done483:
+fold463:
+	VSHUFF32X4    $0x44, Z5, Z1, Z17
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z17, Z1, Z17
+	VSHUFF32X4    $0x44, Z13, Z9, Z1
+	VSHUFF32X4    $0xee, Z13, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z17, Z5
+	VSHUFF32X4    $0xdd, Z1, Z17, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z14, Z10, Z2
+	VSHUFF32X4    $0xee, Z14, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z15, Z11, Z2
+	VSHUFF32X4    $0xee, Z15, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z16, Z12, Z2
+	VSHUFF32X4    $0xee, Z16, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          R8, CX
+	MOVQ          $0x00000004, SI
+	CMPQ          CX, SI
+	CMOVQGT       SI, CX
+	MOVQ          ldS+8(FP), SI
+	SHLQ          $0x02, SI
+	LEAQ          (SI)(SI*2), R9
+	MOVL          $0x00000001, R10
+	SHLXL         CX, R10, R10
+	DECL          R10
+	IMUL3L        $0x00001111, R10, R10
+	KMOVW         R10, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (DI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*2)
+	VEXTRACTF32X4 $0x03, Z3, X1
+	VMOVUPS       X1, K2, (DI)(R9*1)
+	ADDQ          $0x10, DI
+	SUBQ          $0x04, R8
+	JG            block462
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -5589,20 +7243,23 @@ done363:
 // func combineBF16AVX512(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
 // Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
 TEXT ·combineBF16AVX512(SB), NOSPLIT, $0-64
-	MOVQ r+24(FP), AX
-	CMPQ AX, $0x02
-	JE   rows364
-	CMPQ AX, $0x03
-	JE   rows365
-	CMPQ AX, $0x04
-	JE   rows366
-	MOVQ ldP+16(FP), AX
-	SHLQ $0x02, AX
-	MOVQ dv+56(FP), AX
-	SHLQ $0x02, AX
-	XORQ AX, AX
+	MOVQ         r+24(FP), AX
+	CMPQ         AX, $0x02
+	JE           rows484
+	CMPQ         AX, $0x03
+	JE           rows485
+	CMPQ         AX, $0x04
+	JE           rows486
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Z0
+	MOVQ         ldP+16(FP), AX
+	SHLQ         $0x02, AX
+	MOVQ         dv+56(FP), AX
+	SHLQ         $0x02, AX
+	XORQ         AX, AX
 
-block367:
+block487:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -5611,10 +7268,9 @@ block367:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done369
+	JLT   done489
 
-loop368:
-	VXORPS  Z0, Z0, Z0
+loop488:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -5630,26 +7286,27 @@ loop368:
 	VXORPS  Z13, Z13, Z13
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
+	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first370
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
-	VMOVUPS 512(DX), Z8
-	VMOVUPS 576(DX), Z9
-	VMOVUPS 640(DX), Z10
-	VMOVUPS 704(DX), Z11
-	VMOVUPS 768(DX), Z12
-	VMOVUPS 832(DX), Z13
-	VMOVUPS 896(DX), Z14
-	VMOVUPS 960(DX), Z15
+	JZ      first490
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
+	VMOVUPS 512(DX), Z9
+	VMOVUPS 576(DX), Z10
+	VMOVUPS 640(DX), Z11
+	VMOVUPS 704(DX), Z12
+	VMOVUPS 768(DX), Z13
+	VMOVUPS 832(DX), Z14
+	VMOVUPS 896(DX), Z15
+	VMOVUPS 960(DX), Z16
 
-first370:
+first490:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -5658,142 +7315,133 @@ first370:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key371:
-	VBROADCASTSS (R8), Z16
-	VMOVUPS      (DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z0
-	VFMADD231PS  Z18, Z16, Z1
-	VMOVUPS      64(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z2
-	VFMADD231PS  Z18, Z16, Z3
-	VMOVUPS      128(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z4
-	VFMADD231PS  Z18, Z16, Z5
-	VMOVUPS      192(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z6
-	VFMADD231PS  Z18, Z16, Z7
-	VMOVUPS      256(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z8
-	VFMADD231PS  Z18, Z16, Z9
-	VMOVUPS      320(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z10
-	VFMADD231PS  Z18, Z16, Z11
-	VMOVUPS      384(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z12
-	VFMADD231PS  Z18, Z16, Z13
-	VMOVUPS      448(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z14
-	VFMADD231PS  Z18, Z16, Z15
+key491:
+	VBROADCASTSS (R8), Z17
+	VMOVUPS      (DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z1
+	VFMADD231PS  Z19, Z17, Z2
+	VMOVUPS      64(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z3
+	VFMADD231PS  Z19, Z17, Z4
+	VMOVUPS      128(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z5
+	VFMADD231PS  Z19, Z17, Z6
+	VMOVUPS      192(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z7
+	VFMADD231PS  Z19, Z17, Z8
+	VMOVUPS      256(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z9
+	VFMADD231PS  Z19, Z17, Z10
+	VMOVUPS      320(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z11
+	VFMADD231PS  Z19, Z17, Z12
+	VMOVUPS      384(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z13
+	VFMADD231PS  Z19, Z17, Z14
+	VMOVUPS      448(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z15
+	VFMADD231PS  Z19, Z17, Z16
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key371
+	JNZ          key491
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x40
-	JGT          between372
-	VUNPCKLPS    Z1, Z0, Z16
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z16, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z16, Z1
+	JGT          between492
+	VUNPCKLPS    Z2, Z1, Z17
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z17, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z16
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z16, Z2
+	VSHUFF32X4   $0xee, Z2, Z17, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z16, Z3
+	VUNPCKLPS    Z4, Z3, Z17
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z17, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z16
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z16, Z4
+	VSHUFF32X4   $0xee, Z4, Z17, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z16, Z5
+	VUNPCKLPS    Z6, Z5, Z17
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z17, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z16
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z16, Z6
+	VSHUFF32X4   $0xee, Z6, Z17, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z16, Z7
+	VUNPCKLPS    Z8, Z7, Z17
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z17, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z16
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z16, Z8
+	VSHUFF32X4   $0xee, Z8, Z17, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z16, Z9
+	VUNPCKLPS    Z10, Z9, Z17
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z17, Z9
 	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z16
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z16, Z10
+	VSHUFF32X4   $0xee, Z10, Z17, Z10
 	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z16, Z11
+	VUNPCKLPS    Z12, Z11, Z17
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z17, Z11
 	VSHUFF32X4   $0xd8, Z11, Z11, Z11
-	VUNPCKLPS    Z13, Z12, Z16
-	VUNPCKHPS    Z13, Z12, Z13
-	VSHUFF32X4   $0x44, Z13, Z16, Z12
+	VSHUFF32X4   $0xee, Z12, Z17, Z12
 	VSHUFF32X4   $0xd8, Z12, Z12, Z12
-	VSHUFF32X4   $0xee, Z13, Z16, Z13
+	VUNPCKLPS    Z14, Z13, Z17
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z17, Z13
 	VSHUFF32X4   $0xd8, Z13, Z13, Z13
-	VUNPCKLPS    Z15, Z14, Z16
-	VUNPCKHPS    Z15, Z14, Z15
-	VSHUFF32X4   $0x44, Z15, Z16, Z14
+	VSHUFF32X4   $0xee, Z14, Z17, Z14
 	VSHUFF32X4   $0xd8, Z14, Z14, Z14
-	VSHUFF32X4   $0xee, Z15, Z16, Z15
+	VUNPCKLPS    Z16, Z15, Z17
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z17, Z15
 	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+	VSHUFF32X4   $0xee, Z16, Z17, Z16
+	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between372:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
-	VMOVUPS Z8, 512(DX)
-	VMOVUPS Z9, 576(DX)
-	VMOVUPS Z10, 640(DX)
-	VMOVUPS Z11, 704(DX)
-	VMOVUPS Z12, 768(DX)
-	VMOVUPS Z13, 832(DX)
-	VMOVUPS Z14, 896(DX)
-	VMOVUPS Z15, 960(DX)
+between492:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
+	VMOVUPS Z9, 512(DX)
+	VMOVUPS Z10, 576(DX)
+	VMOVUPS Z11, 640(DX)
+	VMOVUPS Z12, 704(DX)
+	VMOVUPS Z13, 768(DX)
+	VMOVUPS Z14, 832(DX)
+	VMOVUPS Z15, 896(DX)
+	VMOVUPS Z16, 960(DX)
 	ADDQ    $+512, CX
 	ADDQ    $+1024, DX
 	SUBQ    $+256, SI
-	JGE     loop368
+	JGE     loop488
 
-done369:
+done489:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done374
+	JLT  done494
 
-loop373:
-	VXORPS  Z0, Z0, Z0
+loop493:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -5801,18 +7449,19 @@ loop373:
 	VXORPS  Z5, Z5, Z5
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first375
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
+	JZ      first495
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
 
-first375:
+first495:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -5821,97 +7470,93 @@ first375:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key376:
-	VBROADCASTSS (R8), Z8
-	VMOVUPS      (DI), Z10
-	VPSLLD       $0x10, Z10, Z9
-	VPSRLD       $0x10, Z10, Z10
-	VPSLLD       $0x10, Z10, Z10
-	VFMADD231PS  Z9, Z8, Z0
-	VFMADD231PS  Z10, Z8, Z1
-	VMOVUPS      64(DI), Z10
-	VPSLLD       $0x10, Z10, Z9
-	VPSRLD       $0x10, Z10, Z10
-	VPSLLD       $0x10, Z10, Z10
-	VFMADD231PS  Z9, Z8, Z2
-	VFMADD231PS  Z10, Z8, Z3
-	VMOVUPS      128(DI), Z10
-	VPSLLD       $0x10, Z10, Z9
-	VPSRLD       $0x10, Z10, Z10
-	VPSLLD       $0x10, Z10, Z10
-	VFMADD231PS  Z9, Z8, Z4
-	VFMADD231PS  Z10, Z8, Z5
-	VMOVUPS      192(DI), Z10
-	VPSLLD       $0x10, Z10, Z9
-	VPSRLD       $0x10, Z10, Z10
-	VPSLLD       $0x10, Z10, Z10
-	VFMADD231PS  Z9, Z8, Z6
-	VFMADD231PS  Z10, Z8, Z7
+key496:
+	VBROADCASTSS (R8), Z9
+	VMOVUPS      (DI), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPANDD       Z0, Z11, Z11
+	VFMADD231PS  Z10, Z9, Z1
+	VFMADD231PS  Z11, Z9, Z2
+	VMOVUPS      64(DI), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPANDD       Z0, Z11, Z11
+	VFMADD231PS  Z10, Z9, Z3
+	VFMADD231PS  Z11, Z9, Z4
+	VMOVUPS      128(DI), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPANDD       Z0, Z11, Z11
+	VFMADD231PS  Z10, Z9, Z5
+	VFMADD231PS  Z11, Z9, Z6
+	VMOVUPS      192(DI), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPANDD       Z0, Z11, Z11
+	VFMADD231PS  Z10, Z9, Z7
+	VFMADD231PS  Z11, Z9, Z8
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key376
+	JNZ          key496
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x40
-	JGT          between377
-	VUNPCKLPS    Z1, Z0, Z8
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z8, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z8, Z1
+	JGT          between497
+	VUNPCKLPS    Z2, Z1, Z9
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z9, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z8
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z8, Z2
+	VSHUFF32X4   $0xee, Z2, Z9, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z8, Z3
+	VUNPCKLPS    Z4, Z3, Z9
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z9, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z8
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z8, Z4
+	VSHUFF32X4   $0xee, Z4, Z9, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z8, Z5
+	VUNPCKLPS    Z6, Z5, Z9
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z9, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z8
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z8, Z6
+	VSHUFF32X4   $0xee, Z6, Z9, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z8, Z7
+	VUNPCKLPS    Z8, Z7, Z9
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z9, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z9, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between377:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
+between497:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, SI
-	JGE     loop373
+	JGE     loop493
 
-done374:
+done494:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done379
+	JLT  done499
 
-loop378:
-	VXORPS  Z0, Z0, Z0
+loop498:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first380
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
+	JZ      first500
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
 
-first380:
+first500:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -5920,65 +7565,63 @@ first380:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key381:
-	VBROADCASTSS (R8), Z4
-	VMOVUPS      (DI), Z6
-	VPSLLD       $0x10, Z6, Z5
-	VPSRLD       $0x10, Z6, Z6
-	VPSLLD       $0x10, Z6, Z6
-	VFMADD231PS  Z5, Z4, Z0
-	VFMADD231PS  Z6, Z4, Z1
-	VMOVUPS      64(DI), Z6
-	VPSLLD       $0x10, Z6, Z5
-	VPSRLD       $0x10, Z6, Z6
-	VPSLLD       $0x10, Z6, Z6
-	VFMADD231PS  Z5, Z4, Z2
-	VFMADD231PS  Z6, Z4, Z3
+key501:
+	VBROADCASTSS (R8), Z5
+	VMOVUPS      (DI), Z7
+	VPSLLD       $0x10, Z7, Z6
+	VPANDD       Z0, Z7, Z7
+	VFMADD231PS  Z6, Z5, Z1
+	VFMADD231PS  Z7, Z5, Z2
+	VMOVUPS      64(DI), Z7
+	VPSLLD       $0x10, Z7, Z6
+	VPANDD       Z0, Z7, Z7
+	VFMADD231PS  Z6, Z5, Z3
+	VFMADD231PS  Z7, Z5, Z4
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key381
+	JNZ          key501
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x40
-	JGT          between382
-	VUNPCKLPS    Z1, Z0, Z4
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z4, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z4, Z1
+	JGT          between502
+	VUNPCKLPS    Z2, Z1, Z5
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z5, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z4
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z4, Z2
+	VSHUFF32X4   $0xee, Z2, Z5, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z4, Z3
+	VUNPCKLPS    Z4, Z3, Z5
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z5, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z5, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between382:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
+between502:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, SI
-	JGE     loop378
+	JGE     loop498
 
-done379:
+done499:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done384
+	JLT  done504
 
-loop383:
-	VXORPS  Z0, Z0, Z0
+loop503:
 	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first385
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
+	JZ      first505
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
 
-first385:
+first505:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -5987,49 +7630,48 @@ first385:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key386:
-	VBROADCASTSS (R8), Z2
-	VMOVUPS      (DI), Z4
-	VPSLLD       $0x10, Z4, Z3
-	VPSRLD       $0x10, Z4, Z4
-	VPSLLD       $0x10, Z4, Z4
-	VFMADD231PS  Z3, Z2, Z0
-	VFMADD231PS  Z4, Z2, Z1
+key506:
+	VBROADCASTSS (R8), Z3
+	VMOVUPS      (DI), Z5
+	VPSLLD       $0x10, Z5, Z4
+	VPANDD       Z0, Z5, Z5
+	VFMADD231PS  Z4, Z3, Z1
+	VFMADD231PS  Z5, Z3, Z2
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key386
+	JNZ          key506
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x40
-	JGT          between387
-	VUNPCKLPS    Z1, Z0, Z2
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z2, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z2, Z1
+	JGT          between507
+	VUNPCKLPS    Z2, Z1, Z3
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z3, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z3, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
 
-between387:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
+between507:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, SI
-	JGE     loop383
+	JGE     loop503
 
-done384:
+done504:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done389
+	JLT  done509
 
-loop388:
-	VXORPS  Z0, Z0, Z0
+loop508:
+	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first390
-	VMOVUPS (DX), Z0
+	JZ      first510
+	VMOVUPS (DX), Z1
 
-first390:
+first510:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -6038,35 +7680,35 @@ first390:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key391:
-	VBROADCASTSS (R8), Z1
-	VPMOVZXWD    (DI), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VFMADD231PS  Z2, Z1, Z0
+key511:
+	VBROADCASTSS (R8), Z2
+	VPMOVZXWD    (DI), Z3
+	VPSLLD       $0x10, Z3, Z3
+	VFMADD231PS  Z3, Z2, Z1
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key391
-	VMOVUPS      Z0, (DX)
+	JNZ          key511
+	VMOVUPS      Z1, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop388
+	JGE          loop508
 
-done389:
+done509:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done392
+	JZ        done512
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
-	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first393
-	VMOVUPS.Z (DX), K1, Z0
+	JZ        first513
+	VMOVUPS.Z (DX), K1, Z1
 
-first393:
+first513:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -6074,33 +7716,36 @@ first393:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key394:
-	VBROADCASTSS (BX), Z1
-	VMOVDQU16.Z  (CX), K1, Y2
-	VPMOVZXWD    Y2, Z2
-	VPSLLD       $0x10, Z2, Z2
-	VFMADD231PS  Z2, Z1, Z0
+key514:
+	VBROADCASTSS (BX), Z2
+	VMOVDQU16.Z  (CX), K1, Y3
+	VPMOVZXWD    Y3, Z3
+	VPSLLD       $0x10, Z3, Z3
+	VFMADD231PS  Z3, Z2, Z1
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key394
-	VMOVUPS      Z0, K1, (DX)
+	JNZ          key514
+	VMOVUPS      Z1, K1, (DX)
 
-done392:
+done512:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block367
+	JLT  block487
 	VZEROUPPER
 	RET
 
-rows364:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	XORQ AX, AX
+rows484:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Z0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	XORQ         AX, AX
 
-block395:
+block515:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -6109,10 +7754,9 @@ block395:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done397
+	JLT   done517
 
-loop396:
-	VXORPS  Z0, Z0, Z0
+loop516:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -6128,26 +7772,27 @@ loop396:
 	VXORPS  Z13, Z13, Z13
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
+	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first398
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
-	VMOVUPS (DX)(DI*1), Z8
-	VMOVUPS 64(DX)(DI*1), Z9
-	VMOVUPS 128(DX)(DI*1), Z10
-	VMOVUPS 192(DX)(DI*1), Z11
-	VMOVUPS 256(DX)(DI*1), Z12
-	VMOVUPS 320(DX)(DI*1), Z13
-	VMOVUPS 384(DX)(DI*1), Z14
-	VMOVUPS 448(DX)(DI*1), Z15
+	JZ      first518
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
+	VMOVUPS (DX)(DI*1), Z9
+	VMOVUPS 64(DX)(DI*1), Z10
+	VMOVUPS 128(DX)(DI*1), Z11
+	VMOVUPS 192(DX)(DI*1), Z12
+	VMOVUPS 256(DX)(DI*1), Z13
+	VMOVUPS 320(DX)(DI*1), Z14
+	VMOVUPS 384(DX)(DI*1), Z15
+	VMOVUPS 448(DX)(DI*1), Z16
 
-first398:
+first518:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -6156,127 +7801,122 @@ first398:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key399:
-	VBROADCASTSS (R10), Z16
-	VBROADCASTSS (R10)(SI*1), Z17
-	VMOVUPS      (R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z0
-	VFMADD231PS  Z18, Z17, Z8
-	VFMADD231PS  Z19, Z16, Z1
-	VFMADD231PS  Z19, Z17, Z9
-	VMOVUPS      64(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z2
-	VFMADD231PS  Z18, Z17, Z10
-	VFMADD231PS  Z19, Z16, Z3
-	VFMADD231PS  Z19, Z17, Z11
-	VMOVUPS      128(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z4
-	VFMADD231PS  Z18, Z17, Z12
-	VFMADD231PS  Z19, Z16, Z5
-	VFMADD231PS  Z19, Z17, Z13
-	VMOVUPS      192(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z6
-	VFMADD231PS  Z18, Z17, Z14
-	VFMADD231PS  Z19, Z16, Z7
-	VFMADD231PS  Z19, Z17, Z15
+key519:
+	VBROADCASTSS (R10), Z17
+	VBROADCASTSS (R10)(SI*1), Z18
+	VMOVUPS      (R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z1
+	VFMADD231PS  Z19, Z18, Z9
+	VFMADD231PS  Z20, Z17, Z2
+	VFMADD231PS  Z20, Z18, Z10
+	VMOVUPS      64(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z3
+	VFMADD231PS  Z19, Z18, Z11
+	VFMADD231PS  Z20, Z17, Z4
+	VFMADD231PS  Z20, Z18, Z12
+	VMOVUPS      128(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z5
+	VFMADD231PS  Z19, Z18, Z13
+	VFMADD231PS  Z20, Z17, Z6
+	VFMADD231PS  Z20, Z18, Z14
+	VMOVUPS      192(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z7
+	VFMADD231PS  Z19, Z18, Z15
+	VFMADD231PS  Z20, Z17, Z8
+	VFMADD231PS  Z20, Z18, Z16
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key399
+	JNZ          key519
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x40
-	JGT          between400
-	VUNPCKLPS    Z1, Z0, Z16
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z16, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z16, Z1
+	JGT          between520
+	VUNPCKLPS    Z2, Z1, Z17
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z17, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z16
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z16, Z2
+	VSHUFF32X4   $0xee, Z2, Z17, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z16, Z3
+	VUNPCKLPS    Z4, Z3, Z17
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z17, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z16
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z16, Z4
+	VSHUFF32X4   $0xee, Z4, Z17, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z16, Z5
+	VUNPCKLPS    Z6, Z5, Z17
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z17, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z16
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z16, Z6
+	VSHUFF32X4   $0xee, Z6, Z17, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z16, Z7
+	VUNPCKLPS    Z8, Z7, Z17
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z17, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z16
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z16, Z8
+	VSHUFF32X4   $0xee, Z8, Z17, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z16, Z9
+	VUNPCKLPS    Z10, Z9, Z17
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z17, Z9
 	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z16
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z16, Z10
+	VSHUFF32X4   $0xee, Z10, Z17, Z10
 	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z16, Z11
+	VUNPCKLPS    Z12, Z11, Z17
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z17, Z11
 	VSHUFF32X4   $0xd8, Z11, Z11, Z11
-	VUNPCKLPS    Z13, Z12, Z16
-	VUNPCKHPS    Z13, Z12, Z13
-	VSHUFF32X4   $0x44, Z13, Z16, Z12
+	VSHUFF32X4   $0xee, Z12, Z17, Z12
 	VSHUFF32X4   $0xd8, Z12, Z12, Z12
-	VSHUFF32X4   $0xee, Z13, Z16, Z13
+	VUNPCKLPS    Z14, Z13, Z17
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z17, Z13
 	VSHUFF32X4   $0xd8, Z13, Z13, Z13
-	VUNPCKLPS    Z15, Z14, Z16
-	VUNPCKHPS    Z15, Z14, Z15
-	VSHUFF32X4   $0x44, Z15, Z16, Z14
+	VSHUFF32X4   $0xee, Z14, Z17, Z14
 	VSHUFF32X4   $0xd8, Z14, Z14, Z14
-	VSHUFF32X4   $0xee, Z15, Z16, Z15
+	VUNPCKLPS    Z16, Z15, Z17
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z17, Z15
 	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+	VSHUFF32X4   $0xee, Z16, Z17, Z16
+	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between400:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
-	VMOVUPS Z8, (DX)(DI*1)
-	VMOVUPS Z9, 64(DX)(DI*1)
-	VMOVUPS Z10, 128(DX)(DI*1)
-	VMOVUPS Z11, 192(DX)(DI*1)
-	VMOVUPS Z12, 256(DX)(DI*1)
-	VMOVUPS Z13, 320(DX)(DI*1)
-	VMOVUPS Z14, 384(DX)(DI*1)
-	VMOVUPS Z15, 448(DX)(DI*1)
+between520:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
+	VMOVUPS Z9, (DX)(DI*1)
+	VMOVUPS Z10, 64(DX)(DI*1)
+	VMOVUPS Z11, 128(DX)(DI*1)
+	VMOVUPS Z12, 192(DX)(DI*1)
+	VMOVUPS Z13, 256(DX)(DI*1)
+	VMOVUPS Z14, 320(DX)(DI*1)
+	VMOVUPS Z15, 384(DX)(DI*1)
+	VMOVUPS Z16, 448(DX)(DI*1)
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop396
+	JGE     loop516
 
-done397:
+done517:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done402
+	JLT  done522
 
-loop401:
-	VXORPS  Z0, Z0, Z0
+loop521:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -6284,18 +7924,19 @@ loop401:
 	VXORPS  Z5, Z5, Z5
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first403
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS (DX)(DI*1), Z4
-	VMOVUPS 64(DX)(DI*1), Z5
-	VMOVUPS 128(DX)(DI*1), Z6
-	VMOVUPS 192(DX)(DI*1), Z7
+	JZ      first523
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS (DX)(DI*1), Z5
+	VMOVUPS 64(DX)(DI*1), Z6
+	VMOVUPS 128(DX)(DI*1), Z7
+	VMOVUPS 192(DX)(DI*1), Z8
 
-first403:
+first523:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -6304,90 +7945,88 @@ first403:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key404:
-	VBROADCASTSS (R10), Z8
-	VBROADCASTSS (R10)(SI*1), Z9
-	VMOVUPS      (R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      64(R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z2
-	VFMADD231PS  Z10, Z9, Z6
-	VFMADD231PS  Z11, Z8, Z3
-	VFMADD231PS  Z11, Z9, Z7
+key524:
+	VBROADCASTSS (R10), Z9
+	VBROADCASTSS (R10)(SI*1), Z10
+	VMOVUPS      (R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z1
+	VFMADD231PS  Z11, Z10, Z5
+	VFMADD231PS  Z12, Z9, Z2
+	VFMADD231PS  Z12, Z10, Z6
+	VMOVUPS      64(R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z3
+	VFMADD231PS  Z11, Z10, Z7
+	VFMADD231PS  Z12, Z9, Z4
+	VFMADD231PS  Z12, Z10, Z8
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key404
+	JNZ          key524
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x40
-	JGT          between405
-	VUNPCKLPS    Z1, Z0, Z8
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z8, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z8, Z1
+	JGT          between525
+	VUNPCKLPS    Z2, Z1, Z9
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z9, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z8
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z8, Z2
+	VSHUFF32X4   $0xee, Z2, Z9, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z8, Z3
+	VUNPCKLPS    Z4, Z3, Z9
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z9, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z8
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z8, Z4
+	VSHUFF32X4   $0xee, Z4, Z9, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z8, Z5
+	VUNPCKLPS    Z6, Z5, Z9
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z9, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z8
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z8, Z6
+	VSHUFF32X4   $0xee, Z6, Z9, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z8, Z7
+	VUNPCKLPS    Z8, Z7, Z9
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z9, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z9, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between405:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, (DX)(DI*1)
-	VMOVUPS Z5, 64(DX)(DI*1)
-	VMOVUPS Z6, 128(DX)(DI*1)
-	VMOVUPS Z7, 192(DX)(DI*1)
+between525:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, (DX)(DI*1)
+	VMOVUPS Z6, 64(DX)(DI*1)
+	VMOVUPS Z7, 128(DX)(DI*1)
+	VMOVUPS Z8, 192(DX)(DI*1)
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop401
+	JGE     loop521
 
-done402:
+done522:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done407
+	JLT  done527
 
-loop406:
-	VXORPS  Z0, Z0, Z0
+loop526:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first408
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS (DX)(DI*1), Z2
-	VMOVUPS 64(DX)(DI*1), Z3
+	JZ      first528
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS (DX)(DI*1), Z3
+	VMOVUPS 64(DX)(DI*1), Z4
 
-first408:
+first528:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -6396,62 +8035,61 @@ first408:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key409:
-	VBROADCASTSS (R10), Z4
-	VBROADCASTSS (R10)(SI*1), Z5
-	VMOVUPS      (R9), Z7
-	VPSLLD       $0x10, Z7, Z6
-	VPSRLD       $0x10, Z7, Z7
-	VPSLLD       $0x10, Z7, Z7
-	VFMADD231PS  Z6, Z4, Z0
-	VFMADD231PS  Z6, Z5, Z2
-	VFMADD231PS  Z7, Z4, Z1
-	VFMADD231PS  Z7, Z5, Z3
+key529:
+	VBROADCASTSS (R10), Z5
+	VBROADCASTSS (R10)(SI*1), Z6
+	VMOVUPS      (R9), Z8
+	VPSLLD       $0x10, Z8, Z7
+	VPANDD       Z0, Z8, Z8
+	VFMADD231PS  Z7, Z5, Z1
+	VFMADD231PS  Z7, Z6, Z3
+	VFMADD231PS  Z8, Z5, Z2
+	VFMADD231PS  Z8, Z6, Z4
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key409
+	JNZ          key529
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x40
-	JGT          between410
-	VUNPCKLPS    Z1, Z0, Z4
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z4, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z4, Z1
+	JGT          between530
+	VUNPCKLPS    Z2, Z1, Z5
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z5, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z4
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z4, Z2
+	VSHUFF32X4   $0xee, Z2, Z5, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z4, Z3
+	VUNPCKLPS    Z4, Z3, Z5
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z5, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z5, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between410:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, (DX)(DI*1)
-	VMOVUPS Z3, 64(DX)(DI*1)
+between530:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, (DX)(DI*1)
+	VMOVUPS Z4, 64(DX)(DI*1)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop406
+	JGE     loop526
 
-done407:
+done527:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done412
+	JLT  done532
 
-loop411:
-	VXORPS  Z0, Z0, Z0
+loop531:
 	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first413
-	VMOVUPS (DX), Z0
-	VMOVUPS (DX)(DI*1), Z1
+	JZ      first533
+	VMOVUPS (DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
 
-first413:
+first533:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -6460,40 +8098,40 @@ first413:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key414:
-	VPMOVZXWD    (R9), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (R10), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (R10)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
+key534:
+	VPMOVZXWD    (R9), Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (R10), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (R10)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key414
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(DI*1)
+	JNZ          key534
+	VMOVUPS      Z1, (DX)
+	VMOVUPS      Z2, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop411
+	JGE          loop531
 
-done412:
+done532:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done415
+	JZ        done535
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
 	KMOVW     R9, K1
-	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first416
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (DX)(DI*1), K1, Z1
+	JZ        first536
+	VMOVUPS.Z (DX), K1, Z1
+	VMOVUPS.Z (DX)(DI*1), K1, Z2
 
-first416:
+first536:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -6501,38 +8139,41 @@ first416:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key417:
-	VMOVDQU16.Z  (CX), K1, Y2
-	VPMOVZXWD    Y2, Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (BX), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (BX)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
+key537:
+	VMOVDQU16.Z  (CX), K1, Y3
+	VPMOVZXWD    Y3, Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (BX), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (BX)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key417
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(DI*1)
+	JNZ          key537
+	VMOVUPS      Z1, K1, (DX)
+	VMOVUPS      Z2, K1, (DX)(DI*1)
 
-done415:
+done535:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block395
+	JLT  block515
 	VZEROUPPER
 	RET
 
-rows365:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	LEAQ (SI)(SI*2), AX
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	LEAQ (DI)(DI*2), AX
-	XORQ AX, AX
+rows485:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Z0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), AX
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), AX
+	XORQ         AX, AX
 
-block418:
+block538:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -6541,10 +8182,9 @@ block418:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done420
+	JLT   done540
 
-loop419:
-	VXORPS  Z0, Z0, Z0
+loop539:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -6568,34 +8208,35 @@ loop419:
 	VXORPS  Z21, Z21, Z21
 	VXORPS  Z22, Z22, Z22
 	VXORPS  Z23, Z23, Z23
+	VXORPS  Z24, Z24, Z24
 	TESTQ   AX, AX
-	JZ      first421
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
-	VMOVUPS (DX)(DI*1), Z8
-	VMOVUPS 64(DX)(DI*1), Z9
-	VMOVUPS 128(DX)(DI*1), Z10
-	VMOVUPS 192(DX)(DI*1), Z11
-	VMOVUPS 256(DX)(DI*1), Z12
-	VMOVUPS 320(DX)(DI*1), Z13
-	VMOVUPS 384(DX)(DI*1), Z14
-	VMOVUPS 448(DX)(DI*1), Z15
-	VMOVUPS (DX)(DI*2), Z16
-	VMOVUPS 64(DX)(DI*2), Z17
-	VMOVUPS 128(DX)(DI*2), Z18
-	VMOVUPS 192(DX)(DI*2), Z19
-	VMOVUPS 256(DX)(DI*2), Z20
-	VMOVUPS 320(DX)(DI*2), Z21
-	VMOVUPS 384(DX)(DI*2), Z22
-	VMOVUPS 448(DX)(DI*2), Z23
+	JZ      first541
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
+	VMOVUPS (DX)(DI*1), Z9
+	VMOVUPS 64(DX)(DI*1), Z10
+	VMOVUPS 128(DX)(DI*1), Z11
+	VMOVUPS 192(DX)(DI*1), Z12
+	VMOVUPS 256(DX)(DI*1), Z13
+	VMOVUPS 320(DX)(DI*1), Z14
+	VMOVUPS 384(DX)(DI*1), Z15
+	VMOVUPS 448(DX)(DI*1), Z16
+	VMOVUPS (DX)(DI*2), Z17
+	VMOVUPS 64(DX)(DI*2), Z18
+	VMOVUPS 128(DX)(DI*2), Z19
+	VMOVUPS 192(DX)(DI*2), Z20
+	VMOVUPS 256(DX)(DI*2), Z21
+	VMOVUPS 320(DX)(DI*2), Z22
+	VMOVUPS 384(DX)(DI*2), Z23
+	VMOVUPS 448(DX)(DI*2), Z24
 
-first421:
+first541:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -6604,168 +8245,163 @@ first421:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key422:
-	VBROADCASTSS (R10), Z24
-	VBROADCASTSS (R10)(SI*1), Z25
-	VBROADCASTSS (R10)(SI*2), Z26
-	VMOVUPS      (R9), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z0
-	VFMADD231PS  Z27, Z25, Z8
-	VFMADD231PS  Z27, Z26, Z16
-	VFMADD231PS  Z28, Z24, Z1
-	VFMADD231PS  Z28, Z25, Z9
-	VFMADD231PS  Z28, Z26, Z17
-	VMOVUPS      64(R9), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z2
-	VFMADD231PS  Z27, Z25, Z10
-	VFMADD231PS  Z27, Z26, Z18
-	VFMADD231PS  Z28, Z24, Z3
-	VFMADD231PS  Z28, Z25, Z11
-	VFMADD231PS  Z28, Z26, Z19
-	VMOVUPS      128(R9), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z4
-	VFMADD231PS  Z27, Z25, Z12
-	VFMADD231PS  Z27, Z26, Z20
-	VFMADD231PS  Z28, Z24, Z5
-	VFMADD231PS  Z28, Z25, Z13
-	VFMADD231PS  Z28, Z26, Z21
-	VMOVUPS      192(R9), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z6
-	VFMADD231PS  Z27, Z25, Z14
-	VFMADD231PS  Z27, Z26, Z22
-	VFMADD231PS  Z28, Z24, Z7
-	VFMADD231PS  Z28, Z25, Z15
-	VFMADD231PS  Z28, Z26, Z23
+key542:
+	VBROADCASTSS (R10), Z25
+	VBROADCASTSS (R10)(SI*1), Z26
+	VBROADCASTSS (R10)(SI*2), Z27
+	VMOVUPS      (R9), Z29
+	VPSLLD       $0x10, Z29, Z28
+	VPANDD       Z0, Z29, Z29
+	VFMADD231PS  Z28, Z25, Z1
+	VFMADD231PS  Z28, Z26, Z9
+	VFMADD231PS  Z28, Z27, Z17
+	VFMADD231PS  Z29, Z25, Z2
+	VFMADD231PS  Z29, Z26, Z10
+	VFMADD231PS  Z29, Z27, Z18
+	VMOVUPS      64(R9), Z29
+	VPSLLD       $0x10, Z29, Z28
+	VPANDD       Z0, Z29, Z29
+	VFMADD231PS  Z28, Z25, Z3
+	VFMADD231PS  Z28, Z26, Z11
+	VFMADD231PS  Z28, Z27, Z19
+	VFMADD231PS  Z29, Z25, Z4
+	VFMADD231PS  Z29, Z26, Z12
+	VFMADD231PS  Z29, Z27, Z20
+	VMOVUPS      128(R9), Z29
+	VPSLLD       $0x10, Z29, Z28
+	VPANDD       Z0, Z29, Z29
+	VFMADD231PS  Z28, Z25, Z5
+	VFMADD231PS  Z28, Z26, Z13
+	VFMADD231PS  Z28, Z27, Z21
+	VFMADD231PS  Z29, Z25, Z6
+	VFMADD231PS  Z29, Z26, Z14
+	VFMADD231PS  Z29, Z27, Z22
+	VMOVUPS      192(R9), Z29
+	VPSLLD       $0x10, Z29, Z28
+	VPANDD       Z0, Z29, Z29
+	VFMADD231PS  Z28, Z25, Z7
+	VFMADD231PS  Z28, Z26, Z15
+	VFMADD231PS  Z28, Z27, Z23
+	VFMADD231PS  Z29, Z25, Z8
+	VFMADD231PS  Z29, Z26, Z16
+	VFMADD231PS  Z29, Z27, Z24
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key422
+	JNZ          key542
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x40
-	JGT          between423
-	VUNPCKLPS    Z1, Z0, Z24
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z24, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z24, Z1
+	JGT          between543
+	VUNPCKLPS    Z2, Z1, Z25
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z25, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z24
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z24, Z2
+	VSHUFF32X4   $0xee, Z2, Z25, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z24, Z3
+	VUNPCKLPS    Z4, Z3, Z25
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z25, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z24
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z24, Z4
+	VSHUFF32X4   $0xee, Z4, Z25, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z24, Z5
+	VUNPCKLPS    Z6, Z5, Z25
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z25, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z24
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z24, Z6
+	VSHUFF32X4   $0xee, Z6, Z25, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z24, Z7
+	VUNPCKLPS    Z8, Z7, Z25
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z25, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z24
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z24, Z8
+	VSHUFF32X4   $0xee, Z8, Z25, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z24, Z9
+	VUNPCKLPS    Z10, Z9, Z25
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z25, Z9
 	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z24
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z24, Z10
+	VSHUFF32X4   $0xee, Z10, Z25, Z10
 	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z24, Z11
+	VUNPCKLPS    Z12, Z11, Z25
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z25, Z11
 	VSHUFF32X4   $0xd8, Z11, Z11, Z11
-	VUNPCKLPS    Z13, Z12, Z24
-	VUNPCKHPS    Z13, Z12, Z13
-	VSHUFF32X4   $0x44, Z13, Z24, Z12
+	VSHUFF32X4   $0xee, Z12, Z25, Z12
 	VSHUFF32X4   $0xd8, Z12, Z12, Z12
-	VSHUFF32X4   $0xee, Z13, Z24, Z13
+	VUNPCKLPS    Z14, Z13, Z25
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z25, Z13
 	VSHUFF32X4   $0xd8, Z13, Z13, Z13
-	VUNPCKLPS    Z15, Z14, Z24
-	VUNPCKHPS    Z15, Z14, Z15
-	VSHUFF32X4   $0x44, Z15, Z24, Z14
+	VSHUFF32X4   $0xee, Z14, Z25, Z14
 	VSHUFF32X4   $0xd8, Z14, Z14, Z14
-	VSHUFF32X4   $0xee, Z15, Z24, Z15
+	VUNPCKLPS    Z16, Z15, Z25
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z25, Z15
 	VSHUFF32X4   $0xd8, Z15, Z15, Z15
-	VUNPCKLPS    Z17, Z16, Z24
-	VUNPCKHPS    Z17, Z16, Z17
-	VSHUFF32X4   $0x44, Z17, Z24, Z16
+	VSHUFF32X4   $0xee, Z16, Z25, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
-	VSHUFF32X4   $0xee, Z17, Z24, Z17
+	VUNPCKLPS    Z18, Z17, Z25
+	VUNPCKHPS    Z18, Z17, Z18
+	VSHUFF32X4   $0x44, Z18, Z25, Z17
 	VSHUFF32X4   $0xd8, Z17, Z17, Z17
-	VUNPCKLPS    Z19, Z18, Z24
-	VUNPCKHPS    Z19, Z18, Z19
-	VSHUFF32X4   $0x44, Z19, Z24, Z18
+	VSHUFF32X4   $0xee, Z18, Z25, Z18
 	VSHUFF32X4   $0xd8, Z18, Z18, Z18
-	VSHUFF32X4   $0xee, Z19, Z24, Z19
+	VUNPCKLPS    Z20, Z19, Z25
+	VUNPCKHPS    Z20, Z19, Z20
+	VSHUFF32X4   $0x44, Z20, Z25, Z19
 	VSHUFF32X4   $0xd8, Z19, Z19, Z19
-	VUNPCKLPS    Z21, Z20, Z24
-	VUNPCKHPS    Z21, Z20, Z21
-	VSHUFF32X4   $0x44, Z21, Z24, Z20
+	VSHUFF32X4   $0xee, Z20, Z25, Z20
 	VSHUFF32X4   $0xd8, Z20, Z20, Z20
-	VSHUFF32X4   $0xee, Z21, Z24, Z21
+	VUNPCKLPS    Z22, Z21, Z25
+	VUNPCKHPS    Z22, Z21, Z22
+	VSHUFF32X4   $0x44, Z22, Z25, Z21
 	VSHUFF32X4   $0xd8, Z21, Z21, Z21
-	VUNPCKLPS    Z23, Z22, Z24
-	VUNPCKHPS    Z23, Z22, Z23
-	VSHUFF32X4   $0x44, Z23, Z24, Z22
+	VSHUFF32X4   $0xee, Z22, Z25, Z22
 	VSHUFF32X4   $0xd8, Z22, Z22, Z22
-	VSHUFF32X4   $0xee, Z23, Z24, Z23
+	VUNPCKLPS    Z24, Z23, Z25
+	VUNPCKHPS    Z24, Z23, Z24
+	VSHUFF32X4   $0x44, Z24, Z25, Z23
 	VSHUFF32X4   $0xd8, Z23, Z23, Z23
+	VSHUFF32X4   $0xee, Z24, Z25, Z24
+	VSHUFF32X4   $0xd8, Z24, Z24, Z24
 
-between423:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
-	VMOVUPS Z8, (DX)(DI*1)
-	VMOVUPS Z9, 64(DX)(DI*1)
-	VMOVUPS Z10, 128(DX)(DI*1)
-	VMOVUPS Z11, 192(DX)(DI*1)
-	VMOVUPS Z12, 256(DX)(DI*1)
-	VMOVUPS Z13, 320(DX)(DI*1)
-	VMOVUPS Z14, 384(DX)(DI*1)
-	VMOVUPS Z15, 448(DX)(DI*1)
-	VMOVUPS Z16, (DX)(DI*2)
-	VMOVUPS Z17, 64(DX)(DI*2)
-	VMOVUPS Z18, 128(DX)(DI*2)
-	VMOVUPS Z19, 192(DX)(DI*2)
-	VMOVUPS Z20, 256(DX)(DI*2)
-	VMOVUPS Z21, 320(DX)(DI*2)
-	VMOVUPS Z22, 384(DX)(DI*2)
-	VMOVUPS Z23, 448(DX)(DI*2)
+between543:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
+	VMOVUPS Z9, (DX)(DI*1)
+	VMOVUPS Z10, 64(DX)(DI*1)
+	VMOVUPS Z11, 128(DX)(DI*1)
+	VMOVUPS Z12, 192(DX)(DI*1)
+	VMOVUPS Z13, 256(DX)(DI*1)
+	VMOVUPS Z14, 320(DX)(DI*1)
+	VMOVUPS Z15, 384(DX)(DI*1)
+	VMOVUPS Z16, 448(DX)(DI*1)
+	VMOVUPS Z17, (DX)(DI*2)
+	VMOVUPS Z18, 64(DX)(DI*2)
+	VMOVUPS Z19, 128(DX)(DI*2)
+	VMOVUPS Z20, 192(DX)(DI*2)
+	VMOVUPS Z21, 256(DX)(DI*2)
+	VMOVUPS Z22, 320(DX)(DI*2)
+	VMOVUPS Z23, 384(DX)(DI*2)
+	VMOVUPS Z24, 448(DX)(DI*2)
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop419
+	JGE     loop539
 
-done420:
+done540:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done425
+	JLT  done545
 
-loop424:
-	VXORPS  Z0, Z0, Z0
+loop544:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -6777,22 +8413,23 @@ loop424:
 	VXORPS  Z9, Z9, Z9
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
 	TESTQ   AX, AX
-	JZ      first426
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS (DX)(DI*1), Z4
-	VMOVUPS 64(DX)(DI*1), Z5
-	VMOVUPS 128(DX)(DI*1), Z6
-	VMOVUPS 192(DX)(DI*1), Z7
-	VMOVUPS (DX)(DI*2), Z8
-	VMOVUPS 64(DX)(DI*2), Z9
-	VMOVUPS 128(DX)(DI*2), Z10
-	VMOVUPS 192(DX)(DI*2), Z11
+	JZ      first546
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS (DX)(DI*1), Z5
+	VMOVUPS 64(DX)(DI*1), Z6
+	VMOVUPS 128(DX)(DI*1), Z7
+	VMOVUPS 192(DX)(DI*1), Z8
+	VMOVUPS (DX)(DI*2), Z9
+	VMOVUPS 64(DX)(DI*2), Z10
+	VMOVUPS 128(DX)(DI*2), Z11
+	VMOVUPS 192(DX)(DI*2), Z12
 
-first426:
+first546:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -6801,115 +8438,113 @@ first426:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key427:
-	VBROADCASTSS (R10), Z12
-	VBROADCASTSS (R10)(SI*1), Z13
-	VBROADCASTSS (R10)(SI*2), Z14
-	VMOVUPS      (R9), Z16
-	VPSLLD       $0x10, Z16, Z15
-	VPSRLD       $0x10, Z16, Z16
-	VPSLLD       $0x10, Z16, Z16
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VFMADD231PS  Z16, Z12, Z1
-	VFMADD231PS  Z16, Z13, Z5
-	VFMADD231PS  Z16, Z14, Z9
-	VMOVUPS      64(R9), Z16
-	VPSLLD       $0x10, Z16, Z15
-	VPSRLD       $0x10, Z16, Z16
-	VPSLLD       $0x10, Z16, Z16
-	VFMADD231PS  Z15, Z12, Z2
-	VFMADD231PS  Z15, Z13, Z6
-	VFMADD231PS  Z15, Z14, Z10
-	VFMADD231PS  Z16, Z12, Z3
-	VFMADD231PS  Z16, Z13, Z7
-	VFMADD231PS  Z16, Z14, Z11
+key547:
+	VBROADCASTSS (R10), Z13
+	VBROADCASTSS (R10)(SI*1), Z14
+	VBROADCASTSS (R10)(SI*2), Z15
+	VMOVUPS      (R9), Z17
+	VPSLLD       $0x10, Z17, Z16
+	VPANDD       Z0, Z17, Z17
+	VFMADD231PS  Z16, Z13, Z1
+	VFMADD231PS  Z16, Z14, Z5
+	VFMADD231PS  Z16, Z15, Z9
+	VFMADD231PS  Z17, Z13, Z2
+	VFMADD231PS  Z17, Z14, Z6
+	VFMADD231PS  Z17, Z15, Z10
+	VMOVUPS      64(R9), Z17
+	VPSLLD       $0x10, Z17, Z16
+	VPANDD       Z0, Z17, Z17
+	VFMADD231PS  Z16, Z13, Z3
+	VFMADD231PS  Z16, Z14, Z7
+	VFMADD231PS  Z16, Z15, Z11
+	VFMADD231PS  Z17, Z13, Z4
+	VFMADD231PS  Z17, Z14, Z8
+	VFMADD231PS  Z17, Z15, Z12
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key427
+	JNZ          key547
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x40
-	JGT          between428
-	VUNPCKLPS    Z1, Z0, Z12
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z12, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z12, Z1
+	JGT          between548
+	VUNPCKLPS    Z2, Z1, Z13
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z13, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z12
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z12, Z2
+	VSHUFF32X4   $0xee, Z2, Z13, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z12, Z3
+	VUNPCKLPS    Z4, Z3, Z13
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z13, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z12
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z12, Z4
+	VSHUFF32X4   $0xee, Z4, Z13, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z12, Z5
+	VUNPCKLPS    Z6, Z5, Z13
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z13, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z12
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z12, Z6
+	VSHUFF32X4   $0xee, Z6, Z13, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z12, Z7
+	VUNPCKLPS    Z8, Z7, Z13
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z13, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z12
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z12, Z8
+	VSHUFF32X4   $0xee, Z8, Z13, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z12, Z9
+	VUNPCKLPS    Z10, Z9, Z13
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z13, Z9
 	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z12
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z12, Z10
+	VSHUFF32X4   $0xee, Z10, Z13, Z10
 	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z12, Z11
+	VUNPCKLPS    Z12, Z11, Z13
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z13, Z11
 	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VSHUFF32X4   $0xee, Z12, Z13, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
 
-between428:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, (DX)(DI*1)
-	VMOVUPS Z5, 64(DX)(DI*1)
-	VMOVUPS Z6, 128(DX)(DI*1)
-	VMOVUPS Z7, 192(DX)(DI*1)
-	VMOVUPS Z8, (DX)(DI*2)
-	VMOVUPS Z9, 64(DX)(DI*2)
-	VMOVUPS Z10, 128(DX)(DI*2)
-	VMOVUPS Z11, 192(DX)(DI*2)
+between548:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, (DX)(DI*1)
+	VMOVUPS Z6, 64(DX)(DI*1)
+	VMOVUPS Z7, 128(DX)(DI*1)
+	VMOVUPS Z8, 192(DX)(DI*1)
+	VMOVUPS Z9, (DX)(DI*2)
+	VMOVUPS Z10, 64(DX)(DI*2)
+	VMOVUPS Z11, 128(DX)(DI*2)
+	VMOVUPS Z12, 192(DX)(DI*2)
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop424
+	JGE     loop544
 
-done425:
+done545:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done430
+	JLT  done550
 
-loop429:
-	VXORPS  Z0, Z0, Z0
+loop549:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
 	TESTQ   AX, AX
-	JZ      first431
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS (DX)(DI*1), Z2
-	VMOVUPS 64(DX)(DI*1), Z3
-	VMOVUPS (DX)(DI*2), Z4
-	VMOVUPS 64(DX)(DI*2), Z5
+	JZ      first551
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS (DX)(DI*1), Z3
+	VMOVUPS 64(DX)(DI*1), Z4
+	VMOVUPS (DX)(DI*2), Z5
+	VMOVUPS 64(DX)(DI*2), Z6
 
-first431:
+first551:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -6918,75 +8553,74 @@ first431:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key432:
-	VMOVUPS      (R9), Z7
-	VPSLLD       $0x10, Z7, Z6
-	VPSRLD       $0x10, Z7, Z7
-	VPSLLD       $0x10, Z7, Z7
-	VBROADCASTSS (R10), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS (R10)(SI*1), Z8
-	VFMADD231PS  Z6, Z8, Z2
-	VFMADD231PS  Z7, Z8, Z3
-	VBROADCASTSS (R10)(SI*2), Z8
-	VFMADD231PS  Z6, Z8, Z4
-	VFMADD231PS  Z7, Z8, Z5
+key552:
+	VMOVUPS      (R9), Z8
+	VPSLLD       $0x10, Z8, Z7
+	VPANDD       Z0, Z8, Z8
+	VBROADCASTSS (R10), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VFMADD231PS  Z8, Z9, Z2
+	VBROADCASTSS (R10)(SI*1), Z9
+	VFMADD231PS  Z7, Z9, Z3
+	VFMADD231PS  Z8, Z9, Z4
+	VBROADCASTSS (R10)(SI*2), Z9
+	VFMADD231PS  Z7, Z9, Z5
+	VFMADD231PS  Z8, Z9, Z6
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key432
+	JNZ          key552
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x40
-	JGT          between433
-	VUNPCKLPS    Z1, Z0, Z6
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z6, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z6, Z1
+	JGT          between553
+	VUNPCKLPS    Z2, Z1, Z7
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z7, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z6
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z6, Z2
+	VSHUFF32X4   $0xee, Z2, Z7, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z6, Z3
+	VUNPCKLPS    Z4, Z3, Z7
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z7, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z6
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z6, Z4
+	VSHUFF32X4   $0xee, Z4, Z7, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z6, Z5
+	VUNPCKLPS    Z6, Z5, Z7
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z7, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z7, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
 
-between433:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, (DX)(DI*1)
-	VMOVUPS Z3, 64(DX)(DI*1)
-	VMOVUPS Z4, (DX)(DI*2)
-	VMOVUPS Z5, 64(DX)(DI*2)
+between553:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, (DX)(DI*1)
+	VMOVUPS Z4, 64(DX)(DI*1)
+	VMOVUPS Z5, (DX)(DI*2)
+	VMOVUPS Z6, 64(DX)(DI*2)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop429
+	JGE     loop549
 
-done430:
+done550:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done435
+	JLT  done555
 
-loop434:
-	VXORPS  Z0, Z0, Z0
+loop554:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first436
-	VMOVUPS (DX), Z0
-	VMOVUPS (DX)(DI*1), Z1
-	VMOVUPS (DX)(DI*2), Z2
+	JZ      first556
+	VMOVUPS (DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS (DX)(DI*2), Z3
 
-first436:
+first556:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -6995,45 +8629,45 @@ first436:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key437:
-	VPMOVZXWD    (R9), Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS (R10), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (R10)(SI*1), Z4
-	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (R10)(SI*2), Z4
-	VFMADD231PS  Z3, Z4, Z2
+key557:
+	VPMOVZXWD    (R9), Z4
+	VPSLLD       $0x10, Z4, Z4
+	VBROADCASTSS (R10), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (R10)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (R10)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z3
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key437
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(DI*1)
-	VMOVUPS      Z2, (DX)(DI*2)
+	JNZ          key557
+	VMOVUPS      Z1, (DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	VMOVUPS      Z3, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop434
+	JGE          loop554
 
-done435:
+done555:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done438
+	JZ        done558
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
 	KMOVW     R9, K1
-	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
+	VXORPS    Z3, Z3, Z3
 	TESTQ     AX, AX
-	JZ        first439
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (DX)(DI*1), K1, Z1
-	VMOVUPS.Z (DX)(DI*2), K1, Z2
+	JZ        first559
+	VMOVUPS.Z (DX), K1, Z1
+	VMOVUPS.Z (DX)(DI*1), K1, Z2
+	VMOVUPS.Z (DX)(DI*2), K1, Z3
 
-first439:
+first559:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -7041,902 +8675,59 @@ first439:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key440:
-	VMOVDQU16.Z  (CX), K1, Y3
-	VPMOVZXWD    Y3, Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS (BX), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (BX)(SI*1), Z4
-	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (BX)(SI*2), Z4
-	VFMADD231PS  Z3, Z4, Z2
+key560:
+	VMOVDQU16.Z  (CX), K1, Y4
+	VPMOVZXWD    Y4, Z4
+	VPSLLD       $0x10, Z4, Z4
+	VBROADCASTSS (BX), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (BX)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (BX)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z3
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key440
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(DI*1)
-	VMOVUPS      Z2, K1, (DX)(DI*2)
+	JNZ          key560
+	VMOVUPS      Z1, K1, (DX)
+	VMOVUPS      Z2, K1, (DX)(DI*1)
+	VMOVUPS      Z3, K1, (DX)(DI*2)
 
-done438:
+done558:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block418
+	JLT  block538
 	VZEROUPPER
 	RET
 
-rows366:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	XORQ AX, AX
-
-block441:
-	MOVQ  AX, CX
-	IMULQ stride+40(FP), CX
-	ADDQ  v+32(FP), CX
-	MOVQ  p+8(FP), BX
-	LEAQ  (BX)(AX*4), BX
-	MOVQ  o+0(FP), DX
-	MOVQ  dv+56(FP), R8
-	SUBQ  $+128, R8
-	JLT   done443
-
-loop442:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	TESTQ   AX, AX
-	JZ      first444
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
-	VMOVUPS (DX)(DI*1), Z8
-	VMOVUPS 64(DX)(DI*1), Z9
-	VMOVUPS 128(DX)(DI*1), Z10
-	VMOVUPS 192(DX)(DI*1), Z11
-	VMOVUPS 256(DX)(DI*1), Z12
-	VMOVUPS 320(DX)(DI*1), Z13
-	VMOVUPS 384(DX)(DI*1), Z14
-	VMOVUPS 448(DX)(DI*1), Z15
-
-first444:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key445:
-	VBROADCASTSS (R10), Z16
-	VBROADCASTSS (R10)(SI*1), Z17
-	VMOVUPS      (R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z0
-	VFMADD231PS  Z18, Z17, Z8
-	VFMADD231PS  Z19, Z16, Z1
-	VFMADD231PS  Z19, Z17, Z9
-	VMOVUPS      64(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z2
-	VFMADD231PS  Z18, Z17, Z10
-	VFMADD231PS  Z19, Z16, Z3
-	VFMADD231PS  Z19, Z17, Z11
-	VMOVUPS      128(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z4
-	VFMADD231PS  Z18, Z17, Z12
-	VFMADD231PS  Z19, Z16, Z5
-	VFMADD231PS  Z19, Z17, Z13
-	VMOVUPS      192(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z6
-	VFMADD231PS  Z18, Z17, Z14
-	VFMADD231PS  Z19, Z16, Z7
-	VFMADD231PS  Z19, Z17, Z15
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key445
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between446
-	VUNPCKLPS    Z1, Z0, Z16
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z16, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z16, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z16
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z16, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z16, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z16
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z16, Z4
-	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z16, Z5
-	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z16
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z16, Z6
-	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z16, Z7
-	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z16
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z16, Z8
-	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z16, Z9
-	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z16
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z16, Z10
-	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z16, Z11
-	VSHUFF32X4   $0xd8, Z11, Z11, Z11
-	VUNPCKLPS    Z13, Z12, Z16
-	VUNPCKHPS    Z13, Z12, Z13
-	VSHUFF32X4   $0x44, Z13, Z16, Z12
-	VSHUFF32X4   $0xd8, Z12, Z12, Z12
-	VSHUFF32X4   $0xee, Z13, Z16, Z13
-	VSHUFF32X4   $0xd8, Z13, Z13, Z13
-	VUNPCKLPS    Z15, Z14, Z16
-	VUNPCKHPS    Z15, Z14, Z15
-	VSHUFF32X4   $0x44, Z15, Z16, Z14
-	VSHUFF32X4   $0xd8, Z14, Z14, Z14
-	VSHUFF32X4   $0xee, Z15, Z16, Z15
-	VSHUFF32X4   $0xd8, Z15, Z15, Z15
-
-between446:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
-	VMOVUPS Z8, (DX)(DI*1)
-	VMOVUPS Z9, 64(DX)(DI*1)
-	VMOVUPS Z10, 128(DX)(DI*1)
-	VMOVUPS Z11, 192(DX)(DI*1)
-	VMOVUPS Z12, 256(DX)(DI*1)
-	VMOVUPS Z13, 320(DX)(DI*1)
-	VMOVUPS Z14, 384(DX)(DI*1)
-	VMOVUPS Z15, 448(DX)(DI*1)
-	ADDQ    $+256, CX
-	ADDQ    $+512, DX
-	SUBQ    $+128, R8
-	JGE     loop442
-
-done443:
-	ADDQ $+128, R8
-	SUBQ $+64, R8
-	JLT  done448
-
-loop447:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	TESTQ   AX, AX
-	JZ      first449
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS (DX)(DI*1), Z4
-	VMOVUPS 64(DX)(DI*1), Z5
-	VMOVUPS 128(DX)(DI*1), Z6
-	VMOVUPS 192(DX)(DI*1), Z7
-
-first449:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key450:
-	VBROADCASTSS (R10), Z8
-	VBROADCASTSS (R10)(SI*1), Z9
-	VMOVUPS      (R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      64(R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z2
-	VFMADD231PS  Z10, Z9, Z6
-	VFMADD231PS  Z11, Z8, Z3
-	VFMADD231PS  Z11, Z9, Z7
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key450
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between451
-	VUNPCKLPS    Z1, Z0, Z8
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z8, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z8, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z8
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z8, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z8, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z8
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z8, Z4
-	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z8, Z5
-	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z8
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z8, Z6
-	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z8, Z7
-	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-
-between451:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, (DX)(DI*1)
-	VMOVUPS Z5, 64(DX)(DI*1)
-	VMOVUPS Z6, 128(DX)(DI*1)
-	VMOVUPS Z7, 192(DX)(DI*1)
-	ADDQ    $+128, CX
-	ADDQ    $+256, DX
-	SUBQ    $+64, R8
-	JGE     loop447
-
-done448:
-	ADDQ $+64, R8
-	SUBQ $+32, R8
-	JLT  done453
-
-loop452:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	TESTQ   AX, AX
-	JZ      first454
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS (DX)(DI*1), Z2
-	VMOVUPS 64(DX)(DI*1), Z3
-
-first454:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key455:
-	VBROADCASTSS (R10), Z4
-	VBROADCASTSS (R10)(SI*1), Z5
-	VMOVUPS      (R9), Z7
-	VPSLLD       $0x10, Z7, Z6
-	VPSRLD       $0x10, Z7, Z7
-	VPSLLD       $0x10, Z7, Z7
-	VFMADD231PS  Z6, Z4, Z0
-	VFMADD231PS  Z6, Z5, Z2
-	VFMADD231PS  Z7, Z4, Z1
-	VFMADD231PS  Z7, Z5, Z3
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key455
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between456
-	VUNPCKLPS    Z1, Z0, Z4
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z4, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z4, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z4
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z4, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z4, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-
-between456:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, (DX)(DI*1)
-	VMOVUPS Z3, 64(DX)(DI*1)
-	ADDQ    $+64, CX
-	ADDQ    $+128, DX
-	SUBQ    $+32, R8
-	JGE     loop452
-
-done453:
-	ADDQ $+32, R8
-	SUBQ $+16, R8
-	JLT  done458
-
-loop457:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	TESTQ   AX, AX
-	JZ      first459
-	VMOVUPS (DX), Z0
-	VMOVUPS (DX)(DI*1), Z1
-
-first459:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key460:
-	VPMOVZXWD    (R9), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (R10), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (R10)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key460
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(DI*1)
-	ADDQ         $+32, CX
-	ADDQ         $+64, DX
-	SUBQ         $+16, R8
-	JGE          loop457
-
-done458:
-	ADDQ      $+16, R8
-	TESTQ     R8, R8
-	JZ        done461
-	MOVL      $0x00000001, R9
-	SHLXL     R8, R9, R9
-	DECL      R9
-	KMOVW     R9, K1
-	VXORPS    Z0, Z0, Z0
-	VXORPS    Z1, Z1, Z1
-	TESTQ     AX, AX
-	JZ        first462
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (DX)(DI*1), K1, Z1
-
-first462:
-	MOVQ    keys+48(FP), R8
-	MOVQ    BX, BX
-	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
-	CMPQ    R8, R9
-	CMOVQGT R9, R8
-
-key463:
-	VMOVDQU16.Z  (CX), K1, Y2
-	VPMOVZXWD    Y2, Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (BX), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (BX)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), CX
-	ADDQ         $0x04, BX
-	DECQ         R8
-	JNZ          key463
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(DI*1)
-
-done461:
-	MOVQ  AX, CX
-	IMULQ stride+40(FP), CX
-	ADDQ  v+32(FP), CX
-	MOVQ  p+8(FP), BX
-	LEAQ  (BX)(AX*4), BX
-	MOVQ  o+0(FP), DX
-	LEAQ  (BX)(SI*2), BX
-	LEAQ  (DX)(DI*2), DX
-	MOVQ  dv+56(FP), R8
-	SUBQ  $+128, R8
-	JLT   done465
-
-loop464:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	TESTQ   AX, AX
-	JZ      first466
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
-	VMOVUPS (DX)(DI*1), Z8
-	VMOVUPS 64(DX)(DI*1), Z9
-	VMOVUPS 128(DX)(DI*1), Z10
-	VMOVUPS 192(DX)(DI*1), Z11
-	VMOVUPS 256(DX)(DI*1), Z12
-	VMOVUPS 320(DX)(DI*1), Z13
-	VMOVUPS 384(DX)(DI*1), Z14
-	VMOVUPS 448(DX)(DI*1), Z15
-
-first466:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key467:
-	VBROADCASTSS (R10), Z16
-	VBROADCASTSS (R10)(SI*1), Z17
-	VMOVUPS      (R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z0
-	VFMADD231PS  Z18, Z17, Z8
-	VFMADD231PS  Z19, Z16, Z1
-	VFMADD231PS  Z19, Z17, Z9
-	VMOVUPS      64(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z2
-	VFMADD231PS  Z18, Z17, Z10
-	VFMADD231PS  Z19, Z16, Z3
-	VFMADD231PS  Z19, Z17, Z11
-	VMOVUPS      128(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z4
-	VFMADD231PS  Z18, Z17, Z12
-	VFMADD231PS  Z19, Z16, Z5
-	VFMADD231PS  Z19, Z17, Z13
-	VMOVUPS      192(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z6
-	VFMADD231PS  Z18, Z17, Z14
-	VFMADD231PS  Z19, Z16, Z7
-	VFMADD231PS  Z19, Z17, Z15
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key467
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between468
-	VUNPCKLPS    Z1, Z0, Z16
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z16, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z16, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z16
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z16, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z16, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z16
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z16, Z4
-	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z16, Z5
-	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z16
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z16, Z6
-	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z16, Z7
-	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z16
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z16, Z8
-	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z16, Z9
-	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z16
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z16, Z10
-	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z16, Z11
-	VSHUFF32X4   $0xd8, Z11, Z11, Z11
-	VUNPCKLPS    Z13, Z12, Z16
-	VUNPCKHPS    Z13, Z12, Z13
-	VSHUFF32X4   $0x44, Z13, Z16, Z12
-	VSHUFF32X4   $0xd8, Z12, Z12, Z12
-	VSHUFF32X4   $0xee, Z13, Z16, Z13
-	VSHUFF32X4   $0xd8, Z13, Z13, Z13
-	VUNPCKLPS    Z15, Z14, Z16
-	VUNPCKHPS    Z15, Z14, Z15
-	VSHUFF32X4   $0x44, Z15, Z16, Z14
-	VSHUFF32X4   $0xd8, Z14, Z14, Z14
-	VSHUFF32X4   $0xee, Z15, Z16, Z15
-	VSHUFF32X4   $0xd8, Z15, Z15, Z15
-
-between468:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
-	VMOVUPS Z8, (DX)(DI*1)
-	VMOVUPS Z9, 64(DX)(DI*1)
-	VMOVUPS Z10, 128(DX)(DI*1)
-	VMOVUPS Z11, 192(DX)(DI*1)
-	VMOVUPS Z12, 256(DX)(DI*1)
-	VMOVUPS Z13, 320(DX)(DI*1)
-	VMOVUPS Z14, 384(DX)(DI*1)
-	VMOVUPS Z15, 448(DX)(DI*1)
-	ADDQ    $+256, CX
-	ADDQ    $+512, DX
-	SUBQ    $+128, R8
-	JGE     loop464
-
-done465:
-	ADDQ $+128, R8
-	SUBQ $+64, R8
-	JLT  done470
-
-loop469:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	TESTQ   AX, AX
-	JZ      first471
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS (DX)(DI*1), Z4
-	VMOVUPS 64(DX)(DI*1), Z5
-	VMOVUPS 128(DX)(DI*1), Z6
-	VMOVUPS 192(DX)(DI*1), Z7
-
-first471:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key472:
-	VBROADCASTSS (R10), Z8
-	VBROADCASTSS (R10)(SI*1), Z9
-	VMOVUPS      (R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      64(R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z2
-	VFMADD231PS  Z10, Z9, Z6
-	VFMADD231PS  Z11, Z8, Z3
-	VFMADD231PS  Z11, Z9, Z7
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key472
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between473
-	VUNPCKLPS    Z1, Z0, Z8
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z8, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z8, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z8
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z8, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z8, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z8
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z8, Z4
-	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z8, Z5
-	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z8
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z8, Z6
-	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z8, Z7
-	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-
-between473:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, (DX)(DI*1)
-	VMOVUPS Z5, 64(DX)(DI*1)
-	VMOVUPS Z6, 128(DX)(DI*1)
-	VMOVUPS Z7, 192(DX)(DI*1)
-	ADDQ    $+128, CX
-	ADDQ    $+256, DX
-	SUBQ    $+64, R8
-	JGE     loop469
-
-done470:
-	ADDQ $+64, R8
-	SUBQ $+32, R8
-	JLT  done475
-
-loop474:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	TESTQ   AX, AX
-	JZ      first476
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS (DX)(DI*1), Z2
-	VMOVUPS 64(DX)(DI*1), Z3
-
-first476:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key477:
-	VBROADCASTSS (R10), Z4
-	VBROADCASTSS (R10)(SI*1), Z5
-	VMOVUPS      (R9), Z7
-	VPSLLD       $0x10, Z7, Z6
-	VPSRLD       $0x10, Z7, Z7
-	VPSLLD       $0x10, Z7, Z7
-	VFMADD231PS  Z6, Z4, Z0
-	VFMADD231PS  Z6, Z5, Z2
-	VFMADD231PS  Z7, Z4, Z1
-	VFMADD231PS  Z7, Z5, Z3
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key477
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between478
-	VUNPCKLPS    Z1, Z0, Z4
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z4, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z4, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z4
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z4, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z4, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-
-between478:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, (DX)(DI*1)
-	VMOVUPS Z3, 64(DX)(DI*1)
-	ADDQ    $+64, CX
-	ADDQ    $+128, DX
-	SUBQ    $+32, R8
-	JGE     loop474
-
-done475:
-	ADDQ $+32, R8
-	SUBQ $+16, R8
-	JLT  done480
-
-loop479:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	TESTQ   AX, AX
-	JZ      first481
-	VMOVUPS (DX), Z0
-	VMOVUPS (DX)(DI*1), Z1
-
-first481:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key482:
-	VPMOVZXWD    (R9), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (R10), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (R10)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key482
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(DI*1)
-	ADDQ         $+32, CX
-	ADDQ         $+64, DX
-	SUBQ         $+16, R8
-	JGE          loop479
-
-done480:
-	ADDQ      $+16, R8
-	TESTQ     R8, R8
-	JZ        done483
-	MOVL      $0x00000001, R9
-	SHLXL     R8, R9, R9
-	DECL      R9
-	KMOVW     R9, K1
-	VXORPS    Z0, Z0, Z0
-	VXORPS    Z1, Z1, Z1
-	TESTQ     AX, AX
-	JZ        first484
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (DX)(DI*1), K1, Z1
-
-first484:
-	MOVQ    keys+48(FP), R8
-	MOVQ    BX, BX
-	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
-	CMPQ    R8, R9
-	CMOVQGT R9, R8
-
-key485:
-	VMOVDQU16.Z  (CX), K1, Y2
-	VPMOVZXWD    Y2, Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (BX), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (BX)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), CX
-	ADDQ         $0x04, BX
-	DECQ         R8
-	JNZ          key485
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(DI*1)
-
-done483:
-	ADDQ $0x40, AX
-	CMPQ AX, keys+48(FP)
-	JLT  block441
-	VZEROUPPER
-	RET
-
-// func normBF16AVX512(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·normBF16AVX512(SB), NOSPLIT, $0-36
-	MOVQ         p+0(FP), AX
-	MOVQ         rows+16(FP), CX
-	DECQ         CX
-	IMULQ        stride+8(FP), CX
-	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7f800000, DX
-	VMOVD        DX, X0
+rows486:
+	MOVQ         dv+56(FP), AX
+	CMPQ         AX, $0x40
+	JGT          wide561
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
-	VXORPS       Z1, Z1, Z1
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), DI
+	MOVQ         dv+56(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (R8)(R8*2), R9
+	XORQ         AX, AX
 
-block486:
+block562:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R10
+	SUBQ  $+64, R10
+	JLT   done564
+
+loop563:
+	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
@@ -7952,458 +8743,1903 @@ block486:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	VXORPS  Z17, Z17, Z17
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done489
+	TESTQ   AX, AX
+	JZ      first565
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS (DX)(R8*1), Z5
+	VMOVUPS 64(DX)(R8*1), Z6
+	VMOVUPS 128(DX)(R8*1), Z7
+	VMOVUPS 192(DX)(R8*1), Z8
+	VMOVUPS (DX)(R8*2), Z9
+	VMOVUPS 64(DX)(R8*2), Z10
+	VMOVUPS 128(DX)(R8*2), Z11
+	VMOVUPS 192(DX)(R8*2), Z12
+	VMOVUPS (DX)(R9*1), Z13
+	VMOVUPS 64(DX)(R9*1), Z14
+	VMOVUPS 128(DX)(R9*1), Z15
+	VMOVUPS 192(DX)(R9*1), Z16
 
-loop488:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within490
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+first565:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000040, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
 
-within490:
-	VPMOVZXWD   (DI), Z18
+key566:
+	VBROADCASTSS (R12), Z17
+	VBROADCASTSS (R12)(SI*1), Z18
+	VBROADCASTSS (R12)(SI*2), Z19
+	VBROADCASTSS (R12)(DI*1), Z20
+	VMOVUPS      (R11), Z22
+	VPSLLD       $0x10, Z22, Z21
+	VPANDD       Z0, Z22, Z22
+	VFMADD231PS  Z21, Z17, Z1
+	VFMADD231PS  Z21, Z18, Z5
+	VFMADD231PS  Z21, Z19, Z9
+	VFMADD231PS  Z21, Z20, Z13
+	VFMADD231PS  Z22, Z17, Z2
+	VFMADD231PS  Z22, Z18, Z6
+	VFMADD231PS  Z22, Z19, Z10
+	VFMADD231PS  Z22, Z20, Z14
+	VMOVUPS      64(R11), Z22
+	VPSLLD       $0x10, Z22, Z21
+	VPANDD       Z0, Z22, Z22
+	VFMADD231PS  Z21, Z17, Z3
+	VFMADD231PS  Z21, Z18, Z7
+	VFMADD231PS  Z21, Z19, Z11
+	VFMADD231PS  Z21, Z20, Z15
+	VFMADD231PS  Z22, Z17, Z4
+	VFMADD231PS  Z22, Z18, Z8
+	VFMADD231PS  Z22, Z19, Z12
+	VFMADD231PS  Z22, Z20, Z16
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key566
+	MOVQ         keys+48(FP), R11
+	SUBQ         AX, R11
+	CMPQ         R11, $0x40
+	JGT          between567
+	VUNPCKLPS    Z2, Z1, Z17
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z17, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z17, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z17
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z17, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z17, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z17
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z17, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z17, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z17
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z17, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z17, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VUNPCKLPS    Z10, Z9, Z17
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z17, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VSHUFF32X4   $0xee, Z10, Z17, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VUNPCKLPS    Z12, Z11, Z17
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z17, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VSHUFF32X4   $0xee, Z12, Z17, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
+	VUNPCKLPS    Z14, Z13, Z17
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z17, Z13
+	VSHUFF32X4   $0xd8, Z13, Z13, Z13
+	VSHUFF32X4   $0xee, Z14, Z17, Z14
+	VSHUFF32X4   $0xd8, Z14, Z14, Z14
+	VUNPCKLPS    Z16, Z15, Z17
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z17, Z15
+	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+	VSHUFF32X4   $0xee, Z16, Z17, Z16
+	VSHUFF32X4   $0xd8, Z16, Z16, Z16
+
+between567:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, (DX)(R8*1)
+	VMOVUPS Z6, 64(DX)(R8*1)
+	VMOVUPS Z7, 128(DX)(R8*1)
+	VMOVUPS Z8, 192(DX)(R8*1)
+	VMOVUPS Z9, (DX)(R8*2)
+	VMOVUPS Z10, 64(DX)(R8*2)
+	VMOVUPS Z11, 128(DX)(R8*2)
+	VMOVUPS Z12, 192(DX)(R8*2)
+	VMOVUPS Z13, (DX)(R9*1)
+	VMOVUPS Z14, 64(DX)(R9*1)
+	VMOVUPS Z15, 128(DX)(R9*1)
+	VMOVUPS Z16, 192(DX)(R9*1)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, R10
+	JGE     loop563
+
+done564:
+	ADDQ $+64, R10
+	SUBQ $+32, R10
+	JLT  done569
+
+loop568:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	TESTQ   AX, AX
+	JZ      first570
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS (DX)(R8*1), Z3
+	VMOVUPS 64(DX)(R8*1), Z4
+	VMOVUPS (DX)(R8*2), Z5
+	VMOVUPS 64(DX)(R8*2), Z6
+	VMOVUPS (DX)(R9*1), Z7
+	VMOVUPS 64(DX)(R9*1), Z8
+
+first570:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000040, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key571:
+	VMOVUPS      (R11), Z10
+	VPSLLD       $0x10, Z10, Z9
+	VPANDD       Z0, Z10, Z10
+	VBROADCASTSS (R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VFMADD231PS  Z10, Z11, Z2
+	VBROADCASTSS (R12)(SI*1), Z11
+	VFMADD231PS  Z9, Z11, Z3
+	VFMADD231PS  Z10, Z11, Z4
+	VBROADCASTSS (R12)(SI*2), Z11
+	VFMADD231PS  Z9, Z11, Z5
+	VFMADD231PS  Z10, Z11, Z6
+	VBROADCASTSS (R12)(DI*1), Z11
+	VFMADD231PS  Z9, Z11, Z7
+	VFMADD231PS  Z10, Z11, Z8
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key571
+	MOVQ         keys+48(FP), R11
+	SUBQ         AX, R11
+	CMPQ         R11, $0x40
+	JGT          between572
+	VUNPCKLPS    Z2, Z1, Z9
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z9, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z9, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z9
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z9, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z9, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z9
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z9, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z9, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z9
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z9, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z9, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+
+between572:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, (DX)(R8*1)
+	VMOVUPS Z4, 64(DX)(R8*1)
+	VMOVUPS Z5, (DX)(R8*2)
+	VMOVUPS Z6, 64(DX)(R8*2)
+	VMOVUPS Z7, (DX)(R9*1)
+	VMOVUPS Z8, 64(DX)(R9*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R10
+	JGE     loop568
+
+done569:
+	ADDQ $+32, R10
+	SUBQ $+16, R10
+	JLT  done574
+
+loop573:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	TESTQ   AX, AX
+	JZ      first575
+	VMOVUPS (DX), Z1
+	VMOVUPS (DX)(R8*1), Z2
+	VMOVUPS (DX)(R8*2), Z3
+	VMOVUPS (DX)(R9*1), Z4
+
+first575:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000040, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key576:
+	VPMOVZXWD    (R11), Z5
+	VPSLLD       $0x10, Z5, Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS (R12)(SI*1), Z6
+	VFMADD231PS  Z5, Z6, Z2
+	VBROADCASTSS (R12)(SI*2), Z6
+	VFMADD231PS  Z5, Z6, Z3
+	VBROADCASTSS (R12)(DI*1), Z6
+	VFMADD231PS  Z5, Z6, Z4
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key576
+	VMOVUPS      Z1, (DX)
+	VMOVUPS      Z2, (DX)(R8*1)
+	VMOVUPS      Z3, (DX)(R8*2)
+	VMOVUPS      Z4, (DX)(R9*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R10
+	JGE          loop573
+
+done574:
+	ADDQ      $+16, R10
+	TESTQ     R10, R10
+	JZ        done577
+	MOVL      $0x00000001, R11
+	SHLXL     R10, R11, R11
+	DECL      R11
+	KMOVW     R11, K1
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	VXORPS    Z3, Z3, Z3
+	VXORPS    Z4, Z4, Z4
+	TESTQ     AX, AX
+	JZ        first578
+	VMOVUPS.Z (DX), K1, Z1
+	VMOVUPS.Z (DX)(R8*1), K1, Z2
+	VMOVUPS.Z (DX)(R8*2), K1, Z3
+	VMOVUPS.Z (DX)(R9*1), K1, Z4
+
+first578:
+	MOVQ    keys+48(FP), R10
+	MOVQ    BX, BX
+	SUBQ    AX, R10
+	MOVQ    $0x00000040, R11
+	CMPQ    R10, R11
+	CMOVQGT R11, R10
+
+key579:
+	VMOVDQU16.Z  (CX), K1, Y5
+	VPMOVZXWD    Y5, Z5
+	VPSLLD       $0x10, Z5, Z5
+	VBROADCASTSS (BX), Z6
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS (BX)(SI*1), Z6
+	VFMADD231PS  Z5, Z6, Z2
+	VBROADCASTSS (BX)(SI*2), Z6
+	VFMADD231PS  Z5, Z6, Z3
+	VBROADCASTSS (BX)(DI*1), Z6
+	VFMADD231PS  Z5, Z6, Z4
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R10
+	JNZ          key579
+	VMOVUPS      Z1, K1, (DX)
+	VMOVUPS      Z2, K1, (DX)(R8*1)
+	VMOVUPS      Z3, K1, (DX)(R8*2)
+	VMOVUPS      Z4, K1, (DX)(R9*1)
+
+done577:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block562
+	VZEROUPPER
+	RET
+
+wide561:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Z0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	XORQ         AX, AX
+
+block580:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done582
+
+loop581:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	VXORPS  Z16, Z16, Z16
+	TESTQ   AX, AX
+	JZ      first583
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
+	VMOVUPS (DX)(DI*1), Z9
+	VMOVUPS 64(DX)(DI*1), Z10
+	VMOVUPS 128(DX)(DI*1), Z11
+	VMOVUPS 192(DX)(DI*1), Z12
+	VMOVUPS 256(DX)(DI*1), Z13
+	VMOVUPS 320(DX)(DI*1), Z14
+	VMOVUPS 384(DX)(DI*1), Z15
+	VMOVUPS 448(DX)(DI*1), Z16
+
+first583:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key584:
+	VBROADCASTSS (R10), Z17
+	VBROADCASTSS (R10)(SI*1), Z18
+	VMOVUPS      (R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z1
+	VFMADD231PS  Z19, Z18, Z9
+	VFMADD231PS  Z20, Z17, Z2
+	VFMADD231PS  Z20, Z18, Z10
+	VMOVUPS      64(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z3
+	VFMADD231PS  Z19, Z18, Z11
+	VFMADD231PS  Z20, Z17, Z4
+	VFMADD231PS  Z20, Z18, Z12
+	VMOVUPS      128(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z5
+	VFMADD231PS  Z19, Z18, Z13
+	VFMADD231PS  Z20, Z17, Z6
+	VFMADD231PS  Z20, Z18, Z14
+	VMOVUPS      192(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z7
+	VFMADD231PS  Z19, Z18, Z15
+	VFMADD231PS  Z20, Z17, Z8
+	VFMADD231PS  Z20, Z18, Z16
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key584
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between585
+	VUNPCKLPS    Z2, Z1, Z17
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z17, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z17, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z17
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z17, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z17, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z17
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z17, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z17, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z17
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z17, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z17, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VUNPCKLPS    Z10, Z9, Z17
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z17, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VSHUFF32X4   $0xee, Z10, Z17, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VUNPCKLPS    Z12, Z11, Z17
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z17, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VSHUFF32X4   $0xee, Z12, Z17, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
+	VUNPCKLPS    Z14, Z13, Z17
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z17, Z13
+	VSHUFF32X4   $0xd8, Z13, Z13, Z13
+	VSHUFF32X4   $0xee, Z14, Z17, Z14
+	VSHUFF32X4   $0xd8, Z14, Z14, Z14
+	VUNPCKLPS    Z16, Z15, Z17
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z17, Z15
+	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+	VSHUFF32X4   $0xee, Z16, Z17, Z16
+	VSHUFF32X4   $0xd8, Z16, Z16, Z16
+
+between585:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
+	VMOVUPS Z9, (DX)(DI*1)
+	VMOVUPS Z10, 64(DX)(DI*1)
+	VMOVUPS Z11, 128(DX)(DI*1)
+	VMOVUPS Z12, 192(DX)(DI*1)
+	VMOVUPS Z13, 256(DX)(DI*1)
+	VMOVUPS Z14, 320(DX)(DI*1)
+	VMOVUPS Z15, 384(DX)(DI*1)
+	VMOVUPS Z16, 448(DX)(DI*1)
+	ADDQ    $+256, CX
+	ADDQ    $+512, DX
+	SUBQ    $+128, R8
+	JGE     loop581
+
+done582:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done587
+
+loop586:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	TESTQ   AX, AX
+	JZ      first588
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS (DX)(DI*1), Z5
+	VMOVUPS 64(DX)(DI*1), Z6
+	VMOVUPS 128(DX)(DI*1), Z7
+	VMOVUPS 192(DX)(DI*1), Z8
+
+first588:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key589:
+	VBROADCASTSS (R10), Z9
+	VBROADCASTSS (R10)(SI*1), Z10
+	VMOVUPS      (R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z1
+	VFMADD231PS  Z11, Z10, Z5
+	VFMADD231PS  Z12, Z9, Z2
+	VFMADD231PS  Z12, Z10, Z6
+	VMOVUPS      64(R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z3
+	VFMADD231PS  Z11, Z10, Z7
+	VFMADD231PS  Z12, Z9, Z4
+	VFMADD231PS  Z12, Z10, Z8
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key589
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between590
+	VUNPCKLPS    Z2, Z1, Z9
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z9, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z9, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z9
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z9, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z9, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z9
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z9, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z9, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z9
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z9, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z9, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+
+between590:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, (DX)(DI*1)
+	VMOVUPS Z6, 64(DX)(DI*1)
+	VMOVUPS Z7, 128(DX)(DI*1)
+	VMOVUPS Z8, 192(DX)(DI*1)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, R8
+	JGE     loop586
+
+done587:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done592
+
+loop591:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	TESTQ   AX, AX
+	JZ      first593
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS (DX)(DI*1), Z3
+	VMOVUPS 64(DX)(DI*1), Z4
+
+first593:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key594:
+	VBROADCASTSS (R10), Z5
+	VBROADCASTSS (R10)(SI*1), Z6
+	VMOVUPS      (R9), Z8
+	VPSLLD       $0x10, Z8, Z7
+	VPANDD       Z0, Z8, Z8
+	VFMADD231PS  Z7, Z5, Z1
+	VFMADD231PS  Z7, Z6, Z3
+	VFMADD231PS  Z8, Z5, Z2
+	VFMADD231PS  Z8, Z6, Z4
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key594
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between595
+	VUNPCKLPS    Z2, Z1, Z5
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z5, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z5, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z5
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z5, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z5, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+
+between595:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, (DX)(DI*1)
+	VMOVUPS Z4, 64(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop591
+
+done592:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done597
+
+loop596:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	TESTQ   AX, AX
+	JZ      first598
+	VMOVUPS (DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+
+first598:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key599:
+	VPMOVZXWD    (R9), Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (R10), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (R10)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key599
+	VMOVUPS      Z1, (DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop596
+
+done597:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done600
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	TESTQ     AX, AX
+	JZ        first601
+	VMOVUPS.Z (DX), K1, Z1
+	VMOVUPS.Z (DX)(DI*1), K1, Z2
+
+first601:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key602:
+	VMOVDQU16.Z  (CX), K1, Y3
+	VPMOVZXWD    Y3, Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (BX), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (BX)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key602
+	VMOVUPS      Z1, K1, (DX)
+	VMOVUPS      Z2, K1, (DX)(DI*1)
+
+done600:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	LEAQ  (BX)(SI*2), BX
+	LEAQ  (DX)(DI*2), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done604
+
+loop603:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	VXORPS  Z16, Z16, Z16
+	TESTQ   AX, AX
+	JZ      first605
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
+	VMOVUPS (DX)(DI*1), Z9
+	VMOVUPS 64(DX)(DI*1), Z10
+	VMOVUPS 128(DX)(DI*1), Z11
+	VMOVUPS 192(DX)(DI*1), Z12
+	VMOVUPS 256(DX)(DI*1), Z13
+	VMOVUPS 320(DX)(DI*1), Z14
+	VMOVUPS 384(DX)(DI*1), Z15
+	VMOVUPS 448(DX)(DI*1), Z16
+
+first605:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key606:
+	VBROADCASTSS (R10), Z17
+	VBROADCASTSS (R10)(SI*1), Z18
+	VMOVUPS      (R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z1
+	VFMADD231PS  Z19, Z18, Z9
+	VFMADD231PS  Z20, Z17, Z2
+	VFMADD231PS  Z20, Z18, Z10
+	VMOVUPS      64(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z3
+	VFMADD231PS  Z19, Z18, Z11
+	VFMADD231PS  Z20, Z17, Z4
+	VFMADD231PS  Z20, Z18, Z12
+	VMOVUPS      128(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z5
+	VFMADD231PS  Z19, Z18, Z13
+	VFMADD231PS  Z20, Z17, Z6
+	VFMADD231PS  Z20, Z18, Z14
+	VMOVUPS      192(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z7
+	VFMADD231PS  Z19, Z18, Z15
+	VFMADD231PS  Z20, Z17, Z8
+	VFMADD231PS  Z20, Z18, Z16
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key606
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between607
+	VUNPCKLPS    Z2, Z1, Z17
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z17, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z17, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z17
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z17, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z17, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z17
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z17, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z17, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z17
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z17, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z17, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VUNPCKLPS    Z10, Z9, Z17
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z17, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VSHUFF32X4   $0xee, Z10, Z17, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VUNPCKLPS    Z12, Z11, Z17
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z17, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VSHUFF32X4   $0xee, Z12, Z17, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
+	VUNPCKLPS    Z14, Z13, Z17
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z17, Z13
+	VSHUFF32X4   $0xd8, Z13, Z13, Z13
+	VSHUFF32X4   $0xee, Z14, Z17, Z14
+	VSHUFF32X4   $0xd8, Z14, Z14, Z14
+	VUNPCKLPS    Z16, Z15, Z17
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z17, Z15
+	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+	VSHUFF32X4   $0xee, Z16, Z17, Z16
+	VSHUFF32X4   $0xd8, Z16, Z16, Z16
+
+between607:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
+	VMOVUPS Z9, (DX)(DI*1)
+	VMOVUPS Z10, 64(DX)(DI*1)
+	VMOVUPS Z11, 128(DX)(DI*1)
+	VMOVUPS Z12, 192(DX)(DI*1)
+	VMOVUPS Z13, 256(DX)(DI*1)
+	VMOVUPS Z14, 320(DX)(DI*1)
+	VMOVUPS Z15, 384(DX)(DI*1)
+	VMOVUPS Z16, 448(DX)(DI*1)
+	ADDQ    $+256, CX
+	ADDQ    $+512, DX
+	SUBQ    $+128, R8
+	JGE     loop603
+
+done604:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done609
+
+loop608:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	TESTQ   AX, AX
+	JZ      first610
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS (DX)(DI*1), Z5
+	VMOVUPS 64(DX)(DI*1), Z6
+	VMOVUPS 128(DX)(DI*1), Z7
+	VMOVUPS 192(DX)(DI*1), Z8
+
+first610:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key611:
+	VBROADCASTSS (R10), Z9
+	VBROADCASTSS (R10)(SI*1), Z10
+	VMOVUPS      (R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z1
+	VFMADD231PS  Z11, Z10, Z5
+	VFMADD231PS  Z12, Z9, Z2
+	VFMADD231PS  Z12, Z10, Z6
+	VMOVUPS      64(R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z3
+	VFMADD231PS  Z11, Z10, Z7
+	VFMADD231PS  Z12, Z9, Z4
+	VFMADD231PS  Z12, Z10, Z8
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key611
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between612
+	VUNPCKLPS    Z2, Z1, Z9
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z9, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z9, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z9
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z9, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z9, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z9
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z9, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z9, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z9
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z9, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z9, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+
+between612:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, (DX)(DI*1)
+	VMOVUPS Z6, 64(DX)(DI*1)
+	VMOVUPS Z7, 128(DX)(DI*1)
+	VMOVUPS Z8, 192(DX)(DI*1)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, R8
+	JGE     loop608
+
+done609:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done614
+
+loop613:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	TESTQ   AX, AX
+	JZ      first615
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS (DX)(DI*1), Z3
+	VMOVUPS 64(DX)(DI*1), Z4
+
+first615:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key616:
+	VBROADCASTSS (R10), Z5
+	VBROADCASTSS (R10)(SI*1), Z6
+	VMOVUPS      (R9), Z8
+	VPSLLD       $0x10, Z8, Z7
+	VPANDD       Z0, Z8, Z8
+	VFMADD231PS  Z7, Z5, Z1
+	VFMADD231PS  Z7, Z6, Z3
+	VFMADD231PS  Z8, Z5, Z2
+	VFMADD231PS  Z8, Z6, Z4
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key616
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between617
+	VUNPCKLPS    Z2, Z1, Z5
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z5, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z5, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z5
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z5, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z5, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+
+between617:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, (DX)(DI*1)
+	VMOVUPS Z4, 64(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop613
+
+done614:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done619
+
+loop618:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	TESTQ   AX, AX
+	JZ      first620
+	VMOVUPS (DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+
+first620:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key621:
+	VPMOVZXWD    (R9), Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (R10), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (R10)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key621
+	VMOVUPS      Z1, (DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop618
+
+done619:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done622
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	TESTQ     AX, AX
+	JZ        first623
+	VMOVUPS.Z (DX), K1, Z1
+	VMOVUPS.Z (DX)(DI*1), K1, Z2
+
+first623:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000040, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key624:
+	VMOVDQU16.Z  (CX), K1, Y3
+	VPMOVZXWD    Y3, Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (BX), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (BX)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key624
+	VMOVUPS      Z1, K1, (DX)
+	VMOVUPS      Z2, K1, (DX)(DI*1)
+
+done622:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block580
+	VZEROUPPER
+	RET
+
+// func normBF16AVX512(p *uint16, stride int, rows int, d int) float32
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2
+TEXT ·normBF16AVX512(SB), NOSPLIT, $0-36
+	MOVQ         p+0(FP), AX
+	MOVQ         rows+16(FP), CX
+	DECQ         CX
+	IMULQ        stride+8(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7f800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+	VXORPS       Z1, Z1, Z1
+
+block625:
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	VXORPS Z17, Z17, Z17
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), BX
+	SUBQ   $+32, BX
+	JLT    done628
+
+loop627:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	VPMOVZXWD   32(DI), Z18
+	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-	VPMOVZXWD   32(R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-	VPMOVZXWD   32(R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop488
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop627
 
-done489:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done492
+done628:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done630
 
-loop491:
-	VPMOVZXWD   (DI), Z18
+loop629:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop491
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop629
 
-done492:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done493
-	VMOVDQU16.Z (DI), K1, Y18
+done630:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done631
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VMOVDQU16.Z (R8), K1, Y18
+
+done631:
+	CMPQ DX, $0x01
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done633
+
+loop632:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop632
+
+done633:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done635
+
+loop634:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop634
+
+done635:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done636
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z3
-	VMOVDQU16.Z (R9), K1, Y18
+
+done636:
+	CMPQ DX, $0x02
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done638
+
+loop637:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop637
+
+done638:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done640
+
+loop639:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop639
+
+done640:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done641
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z4
-	VMOVDQU16.Z (R10), K1, Y18
+
+done641:
+	CMPQ DX, $0x03
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done643
+
+loop642:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop642
+
+done643:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done645
+
+loop644:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop644
+
+done645:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done646
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done493:
-	CMPQ    R11, $0x04
-	JLE     fold487
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done495
+done646:
+	CMPQ DX, $0x04
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done648
 
-loop494:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within496
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within496:
-	VPMOVZXWD   (DI), Z18
+loop647:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
-	VPMOVZXWD   32(DI), Z18
+	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
-	VPMOVZXWD   32(R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
-	VPMOVZXWD   32(R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop494
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop647
 
-done495:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done498
+done648:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done650
 
-loop497:
-	VPMOVZXWD   (DI), Z18
+loop649:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop497
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop649
 
-done498:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done499
-	VMOVDQU16.Z (DI), K1, Y18
+done650:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done651
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VMOVDQU16.Z (R8), K1, Y18
+
+done651:
+	CMPQ DX, $0x05
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done653
+
+loop652:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop652
+
+done653:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done655
+
+loop654:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop654
+
+done655:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done656
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z7
-	VMOVDQU16.Z (R9), K1, Y18
+
+done656:
+	CMPQ DX, $0x06
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done658
+
+loop657:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop657
+
+done658:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done660
+
+loop659:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop659
+
+done660:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done661
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z8
-	VMOVDQU16.Z (R10), K1, Y18
+
+done661:
+	CMPQ DX, $0x07
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done663
+
+loop662:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop662
+
+done663:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done665
+
+loop664:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop664
+
+done665:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done666
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done499:
-	CMPQ    R11, $0x08
-	JLE     fold487
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done501
+done666:
+	CMPQ DX, $0x08
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done668
 
-loop500:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within502
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within502:
-	VPMOVZXWD   (DI), Z18
+loop667:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
-	VPMOVZXWD   32(DI), Z18
+	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
-	VPMOVZXWD   32(R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
-	VPMOVZXWD   32(R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop500
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop667
 
-done501:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done504
+done668:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done670
 
-loop503:
-	VPMOVZXWD   (DI), Z18
+loop669:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop503
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop669
 
-done504:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done505
-	VMOVDQU16.Z (DI), K1, Y18
+done670:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done671
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VMOVDQU16.Z (R8), K1, Y18
+
+done671:
+	CMPQ DX, $0x09
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done673
+
+loop672:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop672
+
+done673:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done675
+
+loop674:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop674
+
+done675:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done676
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z11
-	VMOVDQU16.Z (R9), K1, Y18
+
+done676:
+	CMPQ DX, $0x0a
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done678
+
+loop677:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop677
+
+done678:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done680
+
+loop679:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop679
+
+done680:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done681
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z12
-	VMOVDQU16.Z (R10), K1, Y18
+
+done681:
+	CMPQ DX, $0x0b
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done683
+
+loop682:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop682
+
+done683:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done685
+
+loop684:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop684
+
+done685:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done686
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done505:
-	CMPQ    R11, $0x0c
-	JLE     fold487
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done507
+done686:
+	CMPQ DX, $0x0c
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done688
 
-loop506:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within508
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within508:
-	VPMOVZXWD   (DI), Z18
+loop687:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z17
-	VPMOVZXWD   32(DI), Z18
+	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
-	VPMOVZXWD   32(R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
-	VPMOVZXWD   32(R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop506
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop687
 
-done507:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done510
+done688:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done690
 
-loop509:
-	VPMOVZXWD   (DI), Z18
+loop689:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop509
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop689
 
-done510:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done511
-	VMOVDQU16.Z (DI), K1, Y18
+done690:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done691
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VMOVDQU16.Z (R8), K1, Y18
+
+done691:
+	CMPQ DX, $0x0d
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done693
+
+loop692:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop692
+
+done693:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done695
+
+loop694:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop694
+
+done695:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done696
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z15
-	VMOVDQU16.Z (R9), K1, Y18
+
+done696:
+	CMPQ DX, $0x0e
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done698
+
+loop697:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop697
+
+done698:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done700
+
+loop699:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop699
+
+done700:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done701
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z16
-	VMOVDQU16.Z (R10), K1, Y18
+
+done701:
+	CMPQ DX, $0x0f
+	JLE  fold626
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done703
+
+loop702:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop702
+
+done703:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done705
+
+loop704:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop704
+
+done705:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done706
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done511:
-fold487:
+done706:
+fold626:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -8451,8 +10687,8 @@ fold487:
 	VADDPS        Z4, Z2, Z4
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
-	SUBQ          $0x10, R11
-	JG            block486
+	SUBQ          $0x10, DX
+	JG            block625
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -8466,163 +10702,73 @@ fold487:
 	RET
 
 // func peakBF16AVX512(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
 TEXT ·peakBF16AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7fffffff, DX
-	VMOVD        DX, X0
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7fffffff, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
-	VXORPS       Z2, Z2, Z2
-	VXORPS       Z3, Z3, Z3
-	VXORPS       Z4, Z4, Z4
 
-block512:
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done514
+block707:
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done709
 
-loop513:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within515
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop708:
+	VPMOVZXWD (CX), Z2
+	VPSLLD    $0x10, Z2, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	VPMOVZXWD 32(CX), Z2
+	VPSLLD    $0x10, Z2, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	ADDQ      $+64, CX
+	SUBQ      $+32, BX
+	JGE       loop708
 
-within515:
-	VPMOVZXWD (DI), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VPMOVZXWD (R8), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VPMOVZXWD (R9), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VPMOVZXWD (R10), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	VPMOVZXWD 32(DI), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VPMOVZXWD 32(R8), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VPMOVZXWD 32(R9), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VPMOVZXWD 32(R10), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	ADDQ      $+64, DI
-	ADDQ      $+64, R8
-	ADDQ      $+64, R9
-	ADDQ      $+64, R10
-	SUBQ      $+32, R12
-	JGE       loop513
+done709:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done711
 
-done514:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done517
+loop710:
+	VPMOVZXWD (CX), Z2
+	VPSLLD    $0x10, Z2, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	ADDQ      $+32, CX
+	SUBQ      $+16, BX
+	JGE       loop710
 
-loop516:
-	VPMOVZXWD (DI), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VPMOVZXWD (R8), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VPMOVZXWD (R9), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VPMOVZXWD (R10), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	ADDQ      $+32, DI
-	ADDQ      $+32, R8
-	ADDQ      $+32, R9
-	ADDQ      $+32, R10
-	SUBQ      $+16, R12
-	JGE       loop516
+done711:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done712
+	VMOVDQU16.Z (CX), K1, Y2
+	VPMOVZXWD   Y2, Z2
+	VPSLLD      $0x10, Z2, Z2
+	VPANDD      Z0, Z2, Z2
+	VPMAXUD     Z2, Z1, Z1
 
-done517:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done518
-	VMOVDQU16.Z (DI), K1, Y5
-	VPMOVZXWD   Y5, Z5
-	VPSLLD      $0x10, Z5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z1, Z1
-	VMOVDQU16.Z (R8), K1, Y5
-	VPMOVZXWD   Y5, Z5
-	VPSLLD      $0x10, Z5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z2, Z2
-	VMOVDQU16.Z (R9), K1, Y5
-	VPMOVZXWD   Y5, Z5
-	VPSLLD      $0x10, Z5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z3, Z3
-	VMOVDQU16.Z (R10), K1, Y5
-	VPMOVZXWD   Y5, Z5
-	VPSLLD      $0x10, Z5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z4, Z4
-
-done518:
-	SUBQ          $0x04, R11
-	JG            block512
-	VPMAXUD       Z2, Z1, Z1
-	VPMAXUD       Z4, Z3, Z3
-	VPMAXUD       Z3, Z1, Z1
+done712:
+	SUBQ          $0x01, DX
+	JG            block707
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -8647,9 +10793,9 @@ TEXT ·widenBF16AVX512(SB), NOSPLIT, $0-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+64, DX
-	JLT  done520
+	JLT  done714
 
-loop519:
+loop713:
 	VPMOVZXWD (CX), Z0
 	VPSLLD    $0x10, Z0, Z0
 	VMOVUPS   Z0, (AX)
@@ -8665,26 +10811,26 @@ loop519:
 	ADDQ      $+128, CX
 	ADDQ      $+256, AX
 	SUBQ      $+64, DX
-	JGE       loop519
+	JGE       loop713
 
-done520:
+done714:
 	ADDQ $+64, DX
 	SUBQ $+16, DX
-	JLT  done522
+	JLT  done716
 
-loop521:
+loop715:
 	VPMOVZXWD (CX), Z0
 	VPSLLD    $0x10, Z0, Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+32, CX
 	ADDQ      $+64, AX
 	SUBQ      $+16, DX
-	JGE       loop521
+	JGE       loop715
 
-done522:
+done716:
 	ADDQ        $+16, DX
 	TESTQ       DX, DX
-	JZ          done523
+	JZ          done717
 	MOVL        $0x00000001, BX
 	SHLXL       DX, BX, BX
 	DECL        BX
@@ -8694,20 +10840,20 @@ done522:
 	VPSLLD      $0x10, Z0, Z0
 	VMOVUPS     Z0, K1, (AX)
 
-done523:
+done717:
 	VZEROUPPER
 	RET
 
 // func dotsF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·dotsF16AVX512(SB), NOSPLIT, $8-72
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
+TEXT ·dotsF16AVX512(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows524
+	JE           rows718
 	CMPQ         AX, $0x03
-	JE           rows525
+	JE           rows719
 	CMPQ         AX, $0x04
-	JE           rows526
+	JE           rows720
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -8725,7 +10871,7 @@ TEXT ·dotsF16AVX512(SB), NOSPLIT, $8-72
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block527:
+block721:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -8748,9 +10894,9 @@ block527:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
 	SUBQ   $+32, DI
-	JLT    done530
+	JLT    done724
 
-loop529:
+loop723:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z1
@@ -8760,43 +10906,43 @@ loop529:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop529
+	JGE         loop723
 
-done530:
+done724:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done532
+	JLT  done726
 
-loop531:
+loop725:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z1
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop531
+	JGE         loop725
 
-done532:
+done726:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done533
+	JZ          done727
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z1
 
-done533:
+done727:
 	CMPQ SI, $0x01
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done535
+	JLT  done729
 
-loop534:
+loop728:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z2
@@ -8806,43 +10952,43 @@ loop534:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop534
+	JGE         loop728
 
-done535:
+done729:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done537
+	JLT  done731
 
-loop536:
+loop730:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z2
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop536
+	JGE         loop730
 
-done537:
+done731:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done538
+	JZ          done732
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z2
 
-done538:
+done732:
 	CMPQ SI, $0x02
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done540
+	JLT  done734
 
-loop539:
+loop733:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z3
@@ -8852,43 +10998,43 @@ loop539:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop539
+	JGE         loop733
 
-done540:
+done734:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done542
+	JLT  done736
 
-loop541:
+loop735:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z3
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop541
+	JGE         loop735
 
-done542:
+done736:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done543
+	JZ          done737
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z3
 
-done543:
+done737:
 	CMPQ SI, $0x03
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done545
+	JLT  done739
 
-loop544:
+loop738:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z4
@@ -8898,43 +11044,43 @@ loop544:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop544
+	JGE         loop738
 
-done545:
+done739:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done547
+	JLT  done741
 
-loop546:
+loop740:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z4
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop546
+	JGE         loop740
 
-done547:
+done741:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done548
+	JZ          done742
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z4
 
-done548:
+done742:
 	CMPQ SI, $0x04
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done550
+	JLT  done744
 
-loop549:
+loop743:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z5
@@ -8944,43 +11090,43 @@ loop549:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop549
+	JGE         loop743
 
-done550:
+done744:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done552
+	JLT  done746
 
-loop551:
+loop745:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z5
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop551
+	JGE         loop745
 
-done552:
+done746:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done553
+	JZ          done747
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z5
 
-done553:
+done747:
 	CMPQ SI, $0x05
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done555
+	JLT  done749
 
-loop554:
+loop748:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z6
@@ -8990,43 +11136,43 @@ loop554:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop554
+	JGE         loop748
 
-done555:
+done749:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done557
+	JLT  done751
 
-loop556:
+loop750:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z6
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop556
+	JGE         loop750
 
-done557:
+done751:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done558
+	JZ          done752
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z6
 
-done558:
+done752:
 	CMPQ SI, $0x06
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done560
+	JLT  done754
 
-loop559:
+loop753:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z7
@@ -9036,43 +11182,43 @@ loop559:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop559
+	JGE         loop753
 
-done560:
+done754:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done562
+	JLT  done756
 
-loop561:
+loop755:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z7
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop561
+	JGE         loop755
 
-done562:
+done756:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done563
+	JZ          done757
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z7
 
-done563:
+done757:
 	CMPQ SI, $0x07
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done565
+	JLT  done759
 
-loop564:
+loop758:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z8
@@ -9082,43 +11228,43 @@ loop564:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop564
+	JGE         loop758
 
-done565:
+done759:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done567
+	JLT  done761
 
-loop566:
+loop760:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z8
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop566
+	JGE         loop760
 
-done567:
+done761:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done568
+	JZ          done762
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z8
 
-done568:
+done762:
 	CMPQ SI, $0x08
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done570
+	JLT  done764
 
-loop569:
+loop763:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z9
@@ -9128,43 +11274,43 @@ loop569:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop569
+	JGE         loop763
 
-done570:
+done764:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done572
+	JLT  done766
 
-loop571:
+loop765:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop571
+	JGE         loop765
 
-done572:
+done766:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done573
+	JZ          done767
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z9
 
-done573:
+done767:
 	CMPQ SI, $0x09
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done575
+	JLT  done769
 
-loop574:
+loop768:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z10
@@ -9174,43 +11320,43 @@ loop574:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop574
+	JGE         loop768
 
-done575:
+done769:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done577
+	JLT  done771
 
-loop576:
+loop770:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop576
+	JGE         loop770
 
-done577:
+done771:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done578
+	JZ          done772
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z10
 
-done578:
+done772:
 	CMPQ SI, $0x0a
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done580
+	JLT  done774
 
-loop579:
+loop773:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z11
@@ -9220,43 +11366,43 @@ loop579:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop579
+	JGE         loop773
 
-done580:
+done774:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done582
+	JLT  done776
 
-loop581:
+loop775:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop581
+	JGE         loop775
 
-done582:
+done776:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done583
+	JZ          done777
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z11
 
-done583:
+done777:
 	CMPQ SI, $0x0b
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done585
+	JLT  done779
 
-loop584:
+loop778:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z12
@@ -9266,43 +11412,43 @@ loop584:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop584
+	JGE         loop778
 
-done585:
+done779:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done587
+	JLT  done781
 
-loop586:
+loop780:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop586
+	JGE         loop780
 
-done587:
+done781:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done588
+	JZ          done782
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z12
 
-done588:
+done782:
 	CMPQ SI, $0x0c
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done590
+	JLT  done784
 
-loop589:
+loop783:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z13
@@ -9312,43 +11458,43 @@ loop589:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop589
+	JGE         loop783
 
-done590:
+done784:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done592
+	JLT  done786
 
-loop591:
+loop785:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop591
+	JGE         loop785
 
-done592:
+done786:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done593
+	JZ          done787
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z13
 
-done593:
+done787:
 	CMPQ SI, $0x0d
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done595
+	JLT  done789
 
-loop594:
+loop788:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z14
@@ -9358,43 +11504,43 @@ loop594:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop594
+	JGE         loop788
 
-done595:
+done789:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done597
+	JLT  done791
 
-loop596:
+loop790:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop596
+	JGE         loop790
 
-done597:
+done791:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done598
+	JZ          done792
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z14
 
-done598:
+done792:
 	CMPQ SI, $0x0e
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done600
+	JLT  done794
 
-loop599:
+loop793:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z15
@@ -9404,43 +11550,43 @@ loop599:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop599
+	JGE         loop793
 
-done600:
+done794:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done602
+	JLT  done796
 
-loop601:
+loop795:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop601
+	JGE         loop795
 
-done602:
+done796:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done603
+	JZ          done797
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z15
 
-done603:
+done797:
 	CMPQ SI, $0x0f
-	JLE  fold528
+	JLE  fold722
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done605
+	JLT  done799
 
-loop604:
+loop798:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z16
@@ -9450,33 +11596,33 @@ loop604:
 	ADDQ        $+64, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop604
+	JGE         loop798
 
-done605:
+done799:
 	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done607
+	JLT  done801
 
-loop606:
+loop800:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (DX), Z18
 	VFMADD231PS Z17, Z18, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop606
+	JGE         loop800
 
-done607:
+done801:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done608
+	JZ          done802
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z17, Z18, Z16
 
-done608:
-fold528:
+done802:
+fold722:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
 	VADDPS     Z17, Z1, Z17
@@ -9537,7 +11683,7 @@ fold528:
 	VMOVUPS    Z3, K2, (BX)
 	ADDQ       $0x40, BX
 	SUBQ       $0x10, SI
-	JG         block527
+	JG         block721
 	MOVQ       top+16(FP), AX
 	VSHUFF32X4 $0x4e, Z0, Z0, Z1
 	VMAXPS     Z1, Z0, Z0
@@ -9553,7 +11699,7 @@ fold528:
 	VZEROUPPER
 	RET
 
-rows524:
+rows718:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -9573,7 +11719,7 @@ rows524:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block609:
+block803:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -9596,9 +11742,9 @@ block609:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+32, R8
-	JLT    done612
+	JLT    done806
 
-loop611:
+loop805:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z1
@@ -9612,14 +11758,14 @@ loop611:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop611
+	JGE         loop805
 
-done612:
+done806:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done614
+	JLT  done808
 
-loop613:
+loop807:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z1
@@ -9628,12 +11774,12 @@ loop613:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop613
+	JGE         loop807
 
-done614:
+done808:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done615
+	JZ          done809
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -9641,18 +11787,18 @@ done614:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z9
 
-done615:
+done809:
 	CMPQ DI, $0x01
-	JLE  fold610
+	JLE  fold804
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done617
+	JLT  done811
 
-loop616:
+loop810:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z2
@@ -9666,14 +11812,14 @@ loop616:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop616
+	JGE         loop810
 
-done617:
+done811:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done619
+	JLT  done813
 
-loop618:
+loop812:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z2
@@ -9682,12 +11828,12 @@ loop618:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop618
+	JGE         loop812
 
-done619:
+done813:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done620
+	JZ          done814
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -9695,18 +11841,18 @@ done619:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z10
 
-done620:
+done814:
 	CMPQ DI, $0x02
-	JLE  fold610
+	JLE  fold804
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done622
+	JLT  done816
 
-loop621:
+loop815:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z3
@@ -9720,14 +11866,14 @@ loop621:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop621
+	JGE         loop815
 
-done622:
+done816:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done624
+	JLT  done818
 
-loop623:
+loop817:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z3
@@ -9736,12 +11882,12 @@ loop623:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop623
+	JGE         loop817
 
-done624:
+done818:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done625
+	JZ          done819
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -9749,18 +11895,18 @@ done624:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z11
 
-done625:
+done819:
 	CMPQ DI, $0x03
-	JLE  fold610
+	JLE  fold804
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done627
+	JLT  done821
 
-loop626:
+loop820:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z4
@@ -9774,14 +11920,14 @@ loop626:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop626
+	JGE         loop820
 
-done627:
+done821:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done629
+	JLT  done823
 
-loop628:
+loop822:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z4
@@ -9790,12 +11936,12 @@ loop628:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop628
+	JGE         loop822
 
-done629:
+done823:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done630
+	JZ          done824
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -9803,18 +11949,18 @@ done629:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z12
 
-done630:
+done824:
 	CMPQ DI, $0x04
-	JLE  fold610
+	JLE  fold804
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done632
+	JLT  done826
 
-loop631:
+loop825:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z5
@@ -9828,14 +11974,14 @@ loop631:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop631
+	JGE         loop825
 
-done632:
+done826:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done634
+	JLT  done828
 
-loop633:
+loop827:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z5
@@ -9844,12 +11990,12 @@ loop633:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop633
+	JGE         loop827
 
-done634:
+done828:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done635
+	JZ          done829
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -9857,18 +12003,18 @@ done634:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z13
 
-done635:
+done829:
 	CMPQ DI, $0x05
-	JLE  fold610
+	JLE  fold804
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done637
+	JLT  done831
 
-loop636:
+loop830:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z6
@@ -9882,14 +12028,14 @@ loop636:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop636
+	JGE         loop830
 
-done637:
+done831:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done639
+	JLT  done833
 
-loop638:
+loop832:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z6
@@ -9898,12 +12044,12 @@ loop638:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop638
+	JGE         loop832
 
-done639:
+done833:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done640
+	JZ          done834
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -9911,18 +12057,18 @@ done639:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z14
 
-done640:
+done834:
 	CMPQ DI, $0x06
-	JLE  fold610
+	JLE  fold804
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done642
+	JLT  done836
 
-loop641:
+loop835:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z7
@@ -9936,14 +12082,14 @@ loop641:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop641
+	JGE         loop835
 
-done642:
+done836:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done644
+	JLT  done838
 
-loop643:
+loop837:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z7
@@ -9952,12 +12098,12 @@ loop643:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop643
+	JGE         loop837
 
-done644:
+done838:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done645
+	JZ          done839
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -9965,18 +12111,18 @@ done644:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z15
 
-done645:
+done839:
 	CMPQ DI, $0x07
-	JLE  fold610
+	JLE  fold804
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done647
+	JLT  done841
 
-loop646:
+loop840:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z8
@@ -9990,14 +12136,14 @@ loop646:
 	ADDQ        $+64, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop646
+	JGE         loop840
 
-done647:
+done841:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done649
+	JLT  done843
 
-loop648:
+loop842:
 	VCVTPH2PS   (CX), Z17
 	VMOVUPS     (BX), Z18
 	VFMADD231PS Z17, Z18, Z8
@@ -10006,12 +12152,12 @@ loop648:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop648
+	JGE         loop842
 
-done649:
+done843:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done650
+	JZ          done844
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -10019,8 +12165,8 @@ done649:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z17, Z18, Z16
 
-done650:
-fold610:
+done844:
+fold804:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -10084,7 +12230,7 @@ fold610:
 	VMOVUPS       Y1, K2, (SI)(BX*1)
 	ADDQ          $0x20, SI
 	SUBQ          $0x08, DI
-	JG            block609
+	JG            block803
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -10101,29 +12247,30 @@ fold610:
 	VZEROUPPER
 	RET
 
-rows525:
+rows719:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long845
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	MOVQ         s+0(FP), R13
-	MOVQ         keys+64(FP), R14
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	MOVQ         s+0(FP), R10
+	MOVQ         keys+64(FP), R11
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block651:
+block846:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -10136,148 +12283,135 @@ block651:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R12
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R9
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R15
-	SUBQ    $+32, R15
-	JLT     done654
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R12
+	SUBQ    $+32, R12
+	JLT     done849
 
-loop653:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within655
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within655:
-	VMOVUPS     (R12), Z13
-	VMOVUPS     (R12)(R11*1), Z14
-	VMOVUPS     (R12)(R11*2), Z15
-	VCVTPH2PS   (DI), Z16
+loop848:
+	VMOVUPS     (R9), Z13
+	VMOVUPS     (R9)(R8*1), Z14
+	VMOVUPS     (R9)(R8*2), Z15
+	VCVTPH2PS   (DX), Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   (R8), Z16
+	VCVTPH2PS   (BX), Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VCVTPH2PS   (R9), Z16
+	VCVTPH2PS   (SI), Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VCVTPH2PS   (R10), Z16
+	VCVTPH2PS   (DI), Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
-	VMOVUPS     64(R12), Z13
-	VMOVUPS     64(R12)(R11*1), Z14
-	VMOVUPS     64(R12)(R11*2), Z15
+	VMOVUPS     64(R9), Z13
+	VMOVUPS     64(R9)(R8*1), Z14
+	VMOVUPS     64(R9)(R8*2), Z15
+	VCVTPH2PS   32(DX), Z16
+	VFMADD231PS Z16, Z13, Z1
+	VFMADD231PS Z16, Z14, Z5
+	VFMADD231PS Z16, Z15, Z9
+	VCVTPH2PS   32(BX), Z16
+	VFMADD231PS Z16, Z13, Z2
+	VFMADD231PS Z16, Z14, Z6
+	VFMADD231PS Z16, Z15, Z10
+	VCVTPH2PS   32(SI), Z16
+	VFMADD231PS Z16, Z13, Z3
+	VFMADD231PS Z16, Z14, Z7
+	VFMADD231PS Z16, Z15, Z11
 	VCVTPH2PS   32(DI), Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   32(R8), Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VCVTPH2PS   32(R9), Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VCVTPH2PS   32(R10), Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+128, R12
-	SUBQ        $+32, R15
-	JGE         loop653
+	ADDQ        $+128, R9
+	SUBQ        $+32, R12
+	JGE         loop848
 
-done654:
-	ADDQ $+32, R15
-	SUBQ $+16, R15
-	JLT  done657
+done849:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done851
 
-loop656:
-	VMOVUPS     (R12), Z13
-	VMOVUPS     (R12)(R11*1), Z14
-	VMOVUPS     (R12)(R11*2), Z15
-	VCVTPH2PS   (DI), Z16
+loop850:
+	VMOVUPS     (R9), Z13
+	VMOVUPS     (R9)(R8*1), Z14
+	VMOVUPS     (R9)(R8*2), Z15
+	VCVTPH2PS   (DX), Z16
 	VFMADD231PS Z16, Z13, Z1
 	VFMADD231PS Z16, Z14, Z5
 	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   (R8), Z16
+	VCVTPH2PS   (BX), Z16
 	VFMADD231PS Z16, Z13, Z2
 	VFMADD231PS Z16, Z14, Z6
 	VFMADD231PS Z16, Z15, Z10
-	VCVTPH2PS   (R9), Z16
+	VCVTPH2PS   (SI), Z16
 	VFMADD231PS Z16, Z13, Z3
 	VFMADD231PS Z16, Z14, Z7
 	VFMADD231PS Z16, Z15, Z11
-	VCVTPH2PS   (R10), Z16
+	VCVTPH2PS   (DI), Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+32, SI
 	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	ADDQ        $+64, R12
-	SUBQ        $+16, R15
-	JGE         loop656
+	ADDQ        $+64, R9
+	SUBQ        $+16, R12
+	JGE         loop850
 
-done657:
-	ADDQ        $+16, R15
-	TESTQ       R15, R15
-	JZ          done658
-	VMOVUPS.Z   (R12), K1, Z13
-	VMOVUPS.Z   (R12)(R11*1), K1, Z14
-	VMOVUPS.Z   (R12)(R11*2), K1, Z15
+done851:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done852
+	VMOVUPS.Z   (R9), K1, Z13
+	VMOVUPS.Z   (R9)(R8*1), K1, Z14
+	VMOVUPS.Z   (R9)(R8*2), K1, Z15
+	VMOVDQU16.Z (DX), K1, Y16
+	VCVTPH2PS   Y16, Z16
+	VFMADD231PS Z16, Z13, Z1
+	VFMADD231PS Z16, Z14, Z5
+	VFMADD231PS Z16, Z15, Z9
+	VMOVDQU16.Z (BX), K1, Y16
+	VCVTPH2PS   Y16, Z16
+	VFMADD231PS Z16, Z13, Z2
+	VFMADD231PS Z16, Z14, Z6
+	VFMADD231PS Z16, Z15, Z10
+	VMOVDQU16.Z (SI), K1, Y16
+	VCVTPH2PS   Y16, Z16
+	VFMADD231PS Z16, Z13, Z3
+	VFMADD231PS Z16, Z14, Z7
+	VFMADD231PS Z16, Z15, Z11
 	VMOVDQU16.Z (DI), K1, Y16
 	VCVTPH2PS   Y16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VMOVDQU16.Z (R8), K1, Y16
-	VCVTPH2PS   Y16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VMOVDQU16.Z (R9), K1, Y16
-	VCVTPH2PS   Y16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VMOVDQU16.Z (R10), K1, Y16
-	VCVTPH2PS   Y16, Z16
 	VFMADD231PS Z16, Z13, Z4
 	VFMADD231PS Z16, Z14, Z8
 	VFMADD231PS Z16, Z15, Z12
 
-done658:
+done852:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -10323,27 +12457,27 @@ done658:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R14, DX
+	MOVQ          R11, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, DI
-	SHLXL         DX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00001111, DI, DI
-	KMOVW         DI, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, SI
+	SHLXL         DX, SI, SI
+	DECL          SI
+	IMUL3L        $0x00001111, SI, SI
+	KMOVW         SI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R13)
+	VMOVUPS       X3, K2, (R10)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*1)
+	VMOVUPS       X1, K2, (R10)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*2)
-	ADDQ          $0x10, R13
-	SUBQ          $0x04, R14
-	JG            block651
+	VMOVUPS       X1, K2, (R10)(BX*2)
+	ADDQ          $0x10, R10
+	SUBQ          $0x04, R11
+	JG            block846
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -10361,30 +12495,394 @@ done658:
 	VZEROUPPER
 	RET
 
-rows526:
+long845:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block853:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+32, R8
+	JLT    done856
+
+loop855:
+	VCVTPH2PS   (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z1
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z5
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z9
+	VCVTPH2PS   32(CX), Z13
+	VMOVUPS     64(BX), Z14
+	VFMADD231PS Z13, Z14, Z1
+	VMOVUPS     64(BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z5
+	VMOVUPS     64(BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z9
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop855
+
+done856:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done858
+
+loop857:
+	VCVTPH2PS   (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z1
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z5
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z9
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop857
+
+done858:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done859
+	VMOVDQU16.Z (CX), K1, Y13
+	VCVTPH2PS   Y13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z1
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z5
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z9
+
+done859:
+	CMPQ DI, $0x01
+	JLE  fold854
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done861
+
+loop860:
+	VCVTPH2PS   (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z2
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z6
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z10
+	VCVTPH2PS   32(CX), Z13
+	VMOVUPS     64(BX), Z14
+	VFMADD231PS Z13, Z14, Z2
+	VMOVUPS     64(BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z6
+	VMOVUPS     64(BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop860
+
+done861:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done863
+
+loop862:
+	VCVTPH2PS   (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z2
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z6
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z10
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop862
+
+done863:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done864
+	VMOVDQU16.Z (CX), K1, Y13
+	VCVTPH2PS   Y13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z2
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z6
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z10
+
+done864:
+	CMPQ DI, $0x02
+	JLE  fold854
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done866
+
+loop865:
+	VCVTPH2PS   (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z3
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z7
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z11
+	VCVTPH2PS   32(CX), Z13
+	VMOVUPS     64(BX), Z14
+	VFMADD231PS Z13, Z14, Z3
+	VMOVUPS     64(BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z7
+	VMOVUPS     64(BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop865
+
+done866:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done868
+
+loop867:
+	VCVTPH2PS   (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z3
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z7
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z11
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop867
+
+done868:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done869
+	VMOVDQU16.Z (CX), K1, Y13
+	VCVTPH2PS   Y13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z3
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z7
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z11
+
+done869:
+	CMPQ DI, $0x03
+	JLE  fold854
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done871
+
+loop870:
+	VCVTPH2PS   (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z4
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z8
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z12
+	VCVTPH2PS   32(CX), Z13
+	VMOVUPS     64(BX), Z14
+	VFMADD231PS Z13, Z14, Z4
+	VMOVUPS     64(BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z8
+	VMOVUPS     64(BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop870
+
+done871:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done873
+
+loop872:
+	VCVTPH2PS   (CX), Z13
+	VMOVUPS     (BX), Z14
+	VFMADD231PS Z13, Z14, Z4
+	VMOVUPS     (BX)(DX*1), Z14
+	VFMADD231PS Z13, Z14, Z8
+	VMOVUPS     (BX)(DX*2), Z14
+	VFMADD231PS Z13, Z14, Z12
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop872
+
+done873:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done874
+	VMOVDQU16.Z (CX), K1, Y13
+	VCVTPH2PS   Y13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z13, Z14, Z4
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z13, Z14, Z8
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z13, Z14, Z12
+
+done874:
+fold854:
+	VSHUFF32X4    $0x44, Z5, Z1, Z13
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z13, Z1, Z13
+	VSHUFF32X4    $0x44, Z9, Z9, Z1
+	VSHUFF32X4    $0xee, Z9, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z13, Z5
+	VSHUFF32X4    $0xdd, Z1, Z13, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z10, Z10, Z2
+	VSHUFF32X4    $0xee, Z10, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z11, Z11, Z2
+	VSHUFF32X4    $0xee, Z11, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z12, Z12, Z2
+	VSHUFF32X4    $0xee, Z12, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          DI, CX
+	MOVQ          $0x00000004, BX
+	CMPQ          CX, BX
+	CMOVQGT       BX, CX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R8
+	SHLXL         CX, R8, R8
+	DECL          R8
+	IMUL3L        $0x00001111, R8, R8
+	KMOVW         R8, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (SI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*2)
+	ADDQ          $0x10, SI
+	SUBQ          $0x04, DI
+	JG            block853
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X0
+	VMAXSS        8(AX), X0, X0
+	VMOVSS        X0, 8(AX)
+	VZEROUPPER
+	RET
+
+rows720:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long875
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	LEAQ         (R11)(R11*2), R12
-	MOVQ         s+0(FP), R14
-	MOVQ         keys+64(FP), R15
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (R8)(R8*2), R9
+	MOVQ         s+0(FP), R11
+	MOVQ         keys+64(FP), R12
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block659:
+block876:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -10401,168 +12899,155 @@ block659:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R13
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R10
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), BP
-	SUBQ    $+32, BP
-	JLT     done662
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R13
+	SUBQ    $+32, R13
+	JLT     done879
 
-loop661:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within663
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within663:
-	VCVTPH2PS   (DI), Z17
-	VCVTPH2PS   (R8), Z18
-	VCVTPH2PS   (R9), Z19
-	VCVTPH2PS   (R10), Z20
-	VMOVUPS     (R13), Z21
+loop878:
+	VCVTPH2PS   (DX), Z17
+	VCVTPH2PS   (BX), Z18
+	VCVTPH2PS   (SI), Z19
+	VCVTPH2PS   (DI), Z20
+	VMOVUPS     (R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R13)(R11*1), Z21
+	VMOVUPS     (R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R13)(R11*2), Z21
+	VMOVUPS     (R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R13)(R12*1), Z21
+	VMOVUPS     (R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
-	VCVTPH2PS   32(DI), Z17
-	VCVTPH2PS   32(R8), Z18
-	VCVTPH2PS   32(R9), Z19
-	VCVTPH2PS   32(R10), Z20
-	VMOVUPS     64(R13), Z21
+	VCVTPH2PS   32(DX), Z17
+	VCVTPH2PS   32(BX), Z18
+	VCVTPH2PS   32(SI), Z19
+	VCVTPH2PS   32(DI), Z20
+	VMOVUPS     64(R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     64(R13)(R11*1), Z21
+	VMOVUPS     64(R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     64(R13)(R11*2), Z21
+	VMOVUPS     64(R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     64(R13)(R12*1), Z21
+	VMOVUPS     64(R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+128, R13
-	SUBQ        $+32, BP
-	JGE         loop661
+	ADDQ        $+128, R10
+	SUBQ        $+32, R13
+	JGE         loop878
 
-done662:
-	ADDQ $+32, BP
-	SUBQ $+16, BP
-	JLT  done665
+done879:
+	ADDQ $+32, R13
+	SUBQ $+16, R13
+	JLT  done881
 
-loop664:
-	VCVTPH2PS   (DI), Z17
-	VCVTPH2PS   (R8), Z18
-	VCVTPH2PS   (R9), Z19
-	VCVTPH2PS   (R10), Z20
-	VMOVUPS     (R13), Z21
+loop880:
+	VCVTPH2PS   (DX), Z17
+	VCVTPH2PS   (BX), Z18
+	VCVTPH2PS   (SI), Z19
+	VCVTPH2PS   (DI), Z20
+	VMOVUPS     (R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R13)(R11*1), Z21
+	VMOVUPS     (R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R13)(R11*2), Z21
+	VMOVUPS     (R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R13)(R12*1), Z21
+	VMOVUPS     (R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+32, SI
 	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	ADDQ        $+64, R13
-	SUBQ        $+16, BP
-	JGE         loop664
+	ADDQ        $+64, R10
+	SUBQ        $+16, R13
+	JGE         loop880
 
-done665:
-	ADDQ        $+16, BP
-	TESTQ       BP, BP
-	JZ          done666
-	VMOVDQU16.Z (DI), K1, Y17
+done881:
+	ADDQ        $+16, R13
+	TESTQ       R13, R13
+	JZ          done882
+	VMOVDQU16.Z (DX), K1, Y17
 	VCVTPH2PS   Y17, Z17
-	VMOVDQU16.Z (R8), K1, Y18
+	VMOVDQU16.Z (BX), K1, Y18
 	VCVTPH2PS   Y18, Z18
-	VMOVDQU16.Z (R9), K1, Y19
+	VMOVDQU16.Z (SI), K1, Y19
 	VCVTPH2PS   Y19, Z19
-	VMOVDQU16.Z (R10), K1, Y20
+	VMOVDQU16.Z (DI), K1, Y20
 	VCVTPH2PS   Y20, Z20
-	VMOVUPS.Z   (R13), K1, Z21
+	VMOVUPS.Z   (R10), K1, Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R13)(R11*1), K1, Z21
+	VMOVUPS.Z   (R10)(R8*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R13)(R11*2), K1, Z21
+	VMOVUPS.Z   (R10)(R8*2), K1, Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R13)(R12*1), K1, Z21
+	VMOVUPS.Z   (R10)(R9*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done666:
+done882:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -10608,29 +13093,434 @@ done666:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R15, DX
+	MOVQ          R12, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, R8
-	SHLXL         DX, R8, R8
-	DECL          R8
-	IMUL3L        $0x00001111, R8, R8
-	KMOVW         R8, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, DI
+	SHLXL         DX, DI, DI
+	DECL          DI
+	IMUL3L        $0x00001111, DI, DI
+	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R14)
+	VMOVUPS       X3, K2, (R11)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*1)
+	VMOVUPS       X1, K2, (R11)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*2)
+	VMOVUPS       X1, K2, (R11)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R14)(DI*1)
-	ADDQ          $0x10, R14
-	SUBQ          $0x04, R15
-	JG            block659
+	VMOVUPS       X1, K2, (R11)(SI*1)
+	ADDQ          $0x10, R11
+	SUBQ          $0x04, R12
+	JG            block876
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X1
+	VMAXSS        8(AX), X1, X1
+	VMOVSS        X1, 8(AX)
+	VEXTRACTF32X4 $0x03, Z0, X0
+	VMAXSS        12(AX), X0, X0
+	VMOVSS        X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long875:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	LEAQ         (DX)(DX*2), BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block883:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+32, R9
+	JLT    done886
+
+loop885:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(SI), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     64(SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     64(SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VMOVUPS     64(SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop885
+
+done886:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done888
+
+loop887:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z9
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z13
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop887
+
+done888:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done889
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z1
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z5
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z9
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z13
+
+done889:
+	CMPQ R8, $0x01
+	JLE  fold884
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done891
+
+loop890:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(SI), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     64(SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     64(SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VMOVUPS     64(SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop890
+
+done891:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done893
+
+loop892:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z10
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z14
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop892
+
+done893:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done894
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z2
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z6
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z10
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z14
+
+done894:
+	CMPQ R8, $0x02
+	JLE  fold884
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done896
+
+loop895:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(SI), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     64(SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     64(SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VMOVUPS     64(SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop895
+
+done896:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done898
+
+loop897:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z11
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z15
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop897
+
+done898:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done899
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z3
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z7
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z11
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z15
+
+done899:
+	CMPQ R8, $0x03
+	JLE  fold884
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done901
+
+loop900:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	VCVTPH2PS   32(CX), Z17
+	VMOVUPS     64(SI), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     64(SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     64(SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VMOVUPS     64(SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+64, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop900
+
+done901:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done903
+
+loop902:
+	VCVTPH2PS   (CX), Z17
+	VMOVUPS     (SI), Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS     (SI)(DX*1), Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS     (SI)(DX*2), Z18
+	VFMADD231PS Z17, Z18, Z12
+	VMOVUPS     (SI)(BX*1), Z18
+	VFMADD231PS Z17, Z18, Z16
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop902
+
+done903:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done904
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z17, Z18, Z4
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z8
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z17, Z18, Z12
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z17, Z18, Z16
+
+done904:
+fold884:
+	VSHUFF32X4    $0x44, Z5, Z1, Z17
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z17, Z1, Z17
+	VSHUFF32X4    $0x44, Z13, Z9, Z1
+	VSHUFF32X4    $0xee, Z13, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z17, Z5
+	VSHUFF32X4    $0xdd, Z1, Z17, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z14, Z10, Z2
+	VSHUFF32X4    $0xee, Z14, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z15, Z11, Z2
+	VSHUFF32X4    $0xee, Z15, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z16, Z12, Z2
+	VSHUFF32X4    $0xee, Z16, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          R8, CX
+	MOVQ          $0x00000004, SI
+	CMPQ          CX, SI
+	CMOVQGT       SI, CX
+	MOVQ          ldS+8(FP), SI
+	SHLQ          $0x02, SI
+	LEAQ          (SI)(SI*2), R9
+	MOVL          $0x00000001, R10
+	SHLXL         CX, R10, R10
+	DECL          R10
+	IMUL3L        $0x00001111, R10, R10
+	KMOVW         R10, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (DI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*2)
+	VEXTRACTF32X4 $0x03, Z3, X1
+	VMOVUPS       X1, K2, (DI)(R9*1)
+	ADDQ          $0x10, DI
+	SUBQ          $0x04, R8
+	JG            block883
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -10656,18 +13546,18 @@ done666:
 TEXT ·combineF16AVX512(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows667
+	JE   rows905
 	CMPQ AX, $0x03
-	JE   rows668
+	JE   rows906
 	CMPQ AX, $0x04
-	JE   rows669
+	JE   rows907
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block670:
+block908:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -10676,9 +13566,9 @@ block670:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done672
+	JLT   done910
 
-loop671:
+loop909:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -10696,7 +13586,7 @@ loop671:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first673
+	JZ      first911
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -10714,7 +13604,7 @@ loop671:
 	VMOVUPS 896(DX), Z14
 	VMOVUPS 960(DX), Z15
 
-first673:
+first911:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -10723,7 +13613,7 @@ first673:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key674:
+key912:
 	VBROADCASTSS (R8), Z16
 	VCVTPH2PS    (DI), Z17
 	VFMADD231PS  Z17, Z16, Z0
@@ -10760,7 +13650,7 @@ key674:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key674
+	JNZ          key912
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -10780,14 +13670,14 @@ key674:
 	ADDQ         $+512, CX
 	ADDQ         $+1024, DX
 	SUBQ         $+256, SI
-	JGE          loop671
+	JGE          loop909
 
-done672:
+done910:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done676
+	JLT  done914
 
-loop675:
+loop913:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -10797,7 +13687,7 @@ loop675:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first677
+	JZ      first915
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -10807,7 +13697,7 @@ loop675:
 	VMOVUPS 384(DX), Z6
 	VMOVUPS 448(DX), Z7
 
-first677:
+first915:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -10816,7 +13706,7 @@ first677:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key678:
+key916:
 	VBROADCASTSS (R8), Z8
 	VCVTPH2PS    (DI), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -10837,7 +13727,7 @@ key678:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key678
+	JNZ          key916
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -10849,26 +13739,26 @@ key678:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, SI
-	JGE          loop675
+	JGE          loop913
 
-done676:
+done914:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done680
+	JLT  done918
 
-loop679:
+loop917:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first681
+	JZ      first919
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
 	VMOVUPS 192(DX), Z3
 
-first681:
+first919:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -10877,7 +13767,7 @@ first681:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key682:
+key920:
 	VBROADCASTSS (R8), Z4
 	VCVTPH2PS    (DI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -10890,7 +13780,7 @@ key682:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key682
+	JNZ          key920
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -10898,22 +13788,22 @@ key682:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop679
+	JGE          loop917
 
-done680:
+done918:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done684
+	JLT  done922
 
-loop683:
+loop921:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first685
+	JZ      first923
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 
-first685:
+first923:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -10922,7 +13812,7 @@ first685:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key686:
+key924:
 	VBROADCASTSS (R8), Z2
 	VCVTPH2PS    (DI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -10931,26 +13821,26 @@ key686:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key686
+	JNZ          key924
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop683
+	JGE          loop921
 
-done684:
+done922:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done688
+	JLT  done926
 
-loop687:
+loop925:
 	VXORPS  Z0, Z0, Z0
 	TESTQ   AX, AX
-	JZ      first689
+	JZ      first927
 	VMOVUPS (DX), Z0
 
-first689:
+first927:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -10959,34 +13849,34 @@ first689:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key690:
+key928:
 	VBROADCASTSS (R8), Z1
 	VCVTPH2PS    (DI), Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key690
+	JNZ          key928
 	VMOVUPS      Z0, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop687
+	JGE          loop925
 
-done688:
+done926:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done691
+	JZ        done929
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
 	VXORPS    Z0, Z0, Z0
 	TESTQ     AX, AX
-	JZ        first692
+	JZ        first930
 	VMOVUPS.Z (DX), K1, Z0
 
-first692:
+first930:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -10994,7 +13884,7 @@ first692:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key693:
+key931:
 	VBROADCASTSS (BX), Z1
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
@@ -11002,24 +13892,24 @@ key693:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key693
+	JNZ          key931
 	VMOVUPS      Z0, K1, (DX)
 
-done691:
+done929:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block670
+	JLT  block908
 	VZEROUPPER
 	RET
 
-rows667:
+rows905:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block694:
+block932:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -11028,9 +13918,9 @@ block694:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done696
+	JLT   done934
 
-loop695:
+loop933:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11048,7 +13938,7 @@ loop695:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first697
+	JZ      first935
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11066,7 +13956,7 @@ loop695:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first697:
+first935:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11075,7 +13965,7 @@ first697:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key698:
+key936:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -11105,7 +13995,7 @@ key698:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key698
+	JNZ          key936
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11125,14 +14015,14 @@ key698:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop695
+	JGE          loop933
 
-done696:
+done934:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done700
+	JLT  done938
 
-loop699:
+loop937:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11142,7 +14032,7 @@ loop699:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first701
+	JZ      first939
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11152,7 +14042,7 @@ loop699:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first701:
+first939:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11161,7 +14051,7 @@ first701:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key702:
+key940:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -11179,7 +14069,7 @@ key702:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key702
+	JNZ          key940
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11191,26 +14081,26 @@ key702:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop699
+	JGE          loop937
 
-done700:
+done938:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done704
+	JLT  done942
 
-loop703:
+loop941:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first705
+	JZ      first943
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first705:
+first943:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11219,7 +14109,7 @@ first705:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key706:
+key944:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -11231,7 +14121,7 @@ key706:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key706
+	JNZ          key944
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -11239,22 +14129,22 @@ key706:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop703
+	JGE          loop941
 
-done704:
+done942:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done708
+	JLT  done946
 
-loop707:
+loop945:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first709
+	JZ      first947
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first709:
+first947:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11263,7 +14153,7 @@ first709:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key710:
+key948:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -11272,18 +14162,18 @@ key710:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key710
+	JNZ          key948
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop707
+	JGE          loop945
 
-done708:
+done946:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done711
+	JZ        done949
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -11291,11 +14181,11 @@ done708:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first712
+	JZ        first950
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first712:
+first950:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -11303,7 +14193,7 @@ first712:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key713:
+key951:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -11313,18 +14203,18 @@ key713:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key713
+	JNZ          key951
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done711:
+done949:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block694
+	JLT  block932
 	VZEROUPPER
 	RET
 
-rows668:
+rows906:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -11333,7 +14223,7 @@ rows668:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block714:
+block952:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -11342,9 +14232,9 @@ block714:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done716
+	JLT   done954
 
-loop715:
+loop953:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11370,7 +14260,7 @@ loop715:
 	VXORPS  Z22, Z22, Z22
 	VXORPS  Z23, Z23, Z23
 	TESTQ   AX, AX
-	JZ      first717
+	JZ      first955
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11396,7 +14286,7 @@ loop715:
 	VMOVUPS 384(DX)(DI*2), Z22
 	VMOVUPS 448(DX)(DI*2), Z23
 
-first717:
+first955:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11405,7 +14295,7 @@ first717:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key718:
+key956:
 	VBROADCASTSS (R10), Z24
 	VBROADCASTSS (R10)(SI*1), Z25
 	VBROADCASTSS (R10)(SI*2), Z26
@@ -11444,7 +14334,7 @@ key718:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key718
+	JNZ          key956
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11472,14 +14362,14 @@ key718:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop715
+	JGE          loop953
 
-done716:
+done954:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done720
+	JLT  done958
 
-loop719:
+loop957:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11493,7 +14383,7 @@ loop719:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	TESTQ   AX, AX
-	JZ      first721
+	JZ      first959
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11507,7 +14397,7 @@ loop719:
 	VMOVUPS 128(DX)(DI*2), Z10
 	VMOVUPS 192(DX)(DI*2), Z11
 
-first721:
+first959:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11516,7 +14406,7 @@ first721:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key722:
+key960:
 	VBROADCASTSS (R10), Z12
 	VBROADCASTSS (R10)(SI*1), Z13
 	VBROADCASTSS (R10)(SI*2), Z14
@@ -11539,7 +14429,7 @@ key722:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key722
+	JNZ          key960
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11555,14 +14445,14 @@ key722:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop719
+	JGE          loop957
 
-done720:
+done958:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done724
+	JLT  done962
 
-loop723:
+loop961:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11570,7 +14460,7 @@ loop723:
 	VXORPS  Z4, Z4, Z4
 	VXORPS  Z5, Z5, Z5
 	TESTQ   AX, AX
-	JZ      first725
+	JZ      first963
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
@@ -11578,7 +14468,7 @@ loop723:
 	VMOVUPS (DX)(DI*2), Z4
 	VMOVUPS 64(DX)(DI*2), Z5
 
-first725:
+first963:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11587,7 +14477,7 @@ first725:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key726:
+key964:
 	VCVTPH2PS    (R9), Z6
 	VCVTPH2PS    32(R9), Z7
 	VBROADCASTSS (R10), Z8
@@ -11602,7 +14492,7 @@ key726:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key726
+	JNZ          key964
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -11612,24 +14502,24 @@ key726:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop723
+	JGE          loop961
 
-done724:
+done962:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done728
+	JLT  done966
 
-loop727:
+loop965:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first729
+	JZ      first967
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 	VMOVUPS (DX)(DI*2), Z2
 
-first729:
+first967:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11638,7 +14528,7 @@ first729:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key730:
+key968:
 	VCVTPH2PS    (R9), Z3
 	VBROADCASTSS (R10), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -11649,19 +14539,19 @@ key730:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key730
+	JNZ          key968
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	VMOVUPS      Z2, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop727
+	JGE          loop965
 
-done728:
+done966:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done731
+	JZ        done969
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -11670,12 +14560,12 @@ done728:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first732
+	JZ        first970
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 	VMOVUPS.Z (DX)(DI*2), K1, Z2
 
-first732:
+first970:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -11683,7 +14573,7 @@ first732:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key733:
+key971:
 	VMOVDQU16.Z  (CX), K1, Y3
 	VCVTPH2PS    Y3, Z3
 	VBROADCASTSS (BX), Z4
@@ -11695,37 +14585,42 @@ key733:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key733
+	JNZ          key971
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 	VMOVUPS      Z2, K1, (DX)(DI*2)
 
-done731:
+done969:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block714
+	JLT  block952
 	VZEROUPPER
 	RET
 
-rows669:
+rows907:
+	MOVQ dv+56(FP), AX
+	CMPQ AX, $0x40
+	JGT  wide972
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
+	LEAQ (SI)(SI*2), DI
+	MOVQ dv+56(FP), R8
+	SHLQ $0x02, R8
+	LEAQ (R8)(R8*2), R9
 	XORQ AX, AX
 
-block734:
+block973:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
 	MOVQ  p+8(FP), BX
 	LEAQ  (BX)(AX*4), BX
 	MOVQ  o+0(FP), DX
-	MOVQ  dv+56(FP), R8
-	SUBQ  $+128, R8
-	JLT   done736
+	MOVQ  dv+56(FP), R10
+	SUBQ  $+64, R10
+	JLT   done975
 
-loop735:
+loop974:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11743,7 +14638,289 @@ loop735:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first737
+	JZ      first976
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(R8*1), Z4
+	VMOVUPS 64(DX)(R8*1), Z5
+	VMOVUPS 128(DX)(R8*1), Z6
+	VMOVUPS 192(DX)(R8*1), Z7
+	VMOVUPS (DX)(R8*2), Z8
+	VMOVUPS 64(DX)(R8*2), Z9
+	VMOVUPS 128(DX)(R8*2), Z10
+	VMOVUPS 192(DX)(R8*2), Z11
+	VMOVUPS (DX)(R9*1), Z12
+	VMOVUPS 64(DX)(R9*1), Z13
+	VMOVUPS 128(DX)(R9*1), Z14
+	VMOVUPS 192(DX)(R9*1), Z15
+
+first976:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000040, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key977:
+	VBROADCASTSS (R12), Z16
+	VBROADCASTSS (R12)(SI*1), Z17
+	VBROADCASTSS (R12)(SI*2), Z18
+	VBROADCASTSS (R12)(DI*1), Z19
+	VCVTPH2PS    (R11), Z20
+	VFMADD231PS  Z20, Z16, Z0
+	VFMADD231PS  Z20, Z17, Z4
+	VFMADD231PS  Z20, Z18, Z8
+	VFMADD231PS  Z20, Z19, Z12
+	VCVTPH2PS    32(R11), Z20
+	VFMADD231PS  Z20, Z16, Z1
+	VFMADD231PS  Z20, Z17, Z5
+	VFMADD231PS  Z20, Z18, Z9
+	VFMADD231PS  Z20, Z19, Z13
+	VCVTPH2PS    64(R11), Z20
+	VFMADD231PS  Z20, Z16, Z2
+	VFMADD231PS  Z20, Z17, Z6
+	VFMADD231PS  Z20, Z18, Z10
+	VFMADD231PS  Z20, Z19, Z14
+	VCVTPH2PS    96(R11), Z20
+	VFMADD231PS  Z20, Z16, Z3
+	VFMADD231PS  Z20, Z17, Z7
+	VFMADD231PS  Z20, Z18, Z11
+	VFMADD231PS  Z20, Z19, Z15
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key977
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, (DX)(R8*1)
+	VMOVUPS      Z5, 64(DX)(R8*1)
+	VMOVUPS      Z6, 128(DX)(R8*1)
+	VMOVUPS      Z7, 192(DX)(R8*1)
+	VMOVUPS      Z8, (DX)(R8*2)
+	VMOVUPS      Z9, 64(DX)(R8*2)
+	VMOVUPS      Z10, 128(DX)(R8*2)
+	VMOVUPS      Z11, 192(DX)(R8*2)
+	VMOVUPS      Z12, (DX)(R9*1)
+	VMOVUPS      Z13, 64(DX)(R9*1)
+	VMOVUPS      Z14, 128(DX)(R9*1)
+	VMOVUPS      Z15, 192(DX)(R9*1)
+	ADDQ         $+128, CX
+	ADDQ         $+256, DX
+	SUBQ         $+64, R10
+	JGE          loop974
+
+done975:
+	ADDQ $+64, R10
+	SUBQ $+32, R10
+	JLT  done979
+
+loop978:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first980
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(R8*1), Z2
+	VMOVUPS 64(DX)(R8*1), Z3
+	VMOVUPS (DX)(R8*2), Z4
+	VMOVUPS 64(DX)(R8*2), Z5
+	VMOVUPS (DX)(R9*1), Z6
+	VMOVUPS 64(DX)(R9*1), Z7
+
+first980:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000040, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key981:
+	VCVTPH2PS    (R11), Z8
+	VCVTPH2PS    32(R11), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS (R12)(SI*1), Z10
+	VFMADD231PS  Z8, Z10, Z2
+	VFMADD231PS  Z9, Z10, Z3
+	VBROADCASTSS (R12)(SI*2), Z10
+	VFMADD231PS  Z8, Z10, Z4
+	VFMADD231PS  Z9, Z10, Z5
+	VBROADCASTSS (R12)(DI*1), Z10
+	VFMADD231PS  Z8, Z10, Z6
+	VFMADD231PS  Z9, Z10, Z7
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key981
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, (DX)(R8*1)
+	VMOVUPS      Z3, 64(DX)(R8*1)
+	VMOVUPS      Z4, (DX)(R8*2)
+	VMOVUPS      Z5, 64(DX)(R8*2)
+	VMOVUPS      Z6, (DX)(R9*1)
+	VMOVUPS      Z7, 64(DX)(R9*1)
+	ADDQ         $+64, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R10
+	JGE          loop978
+
+done979:
+	ADDQ $+32, R10
+	SUBQ $+16, R10
+	JLT  done983
+
+loop982:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first984
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(R8*1), Z1
+	VMOVUPS (DX)(R8*2), Z2
+	VMOVUPS (DX)(R9*1), Z3
+
+first984:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000040, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key985:
+	VCVTPH2PS    (R11), Z4
+	VBROADCASTSS (R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS (R12)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (R12)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (R12)(DI*1), Z5
+	VFMADD231PS  Z4, Z5, Z3
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key985
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(R8*1)
+	VMOVUPS      Z2, (DX)(R8*2)
+	VMOVUPS      Z3, (DX)(R9*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R10
+	JGE          loop982
+
+done983:
+	ADDQ      $+16, R10
+	TESTQ     R10, R10
+	JZ        done986
+	MOVL      $0x00000001, R11
+	SHLXL     R10, R11, R11
+	DECL      R11
+	KMOVW     R11, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	VXORPS    Z3, Z3, Z3
+	TESTQ     AX, AX
+	JZ        first987
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(R8*1), K1, Z1
+	VMOVUPS.Z (DX)(R8*2), K1, Z2
+	VMOVUPS.Z (DX)(R9*1), K1, Z3
+
+first987:
+	MOVQ    keys+48(FP), R10
+	MOVQ    BX, BX
+	SUBQ    AX, R10
+	MOVQ    $0x00000040, R11
+	CMPQ    R10, R11
+	CMOVQGT R11, R10
+
+key988:
+	VMOVDQU16.Z  (CX), K1, Y4
+	VCVTPH2PS    Y4, Z4
+	VBROADCASTSS (BX), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS (BX)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (BX)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (BX)(DI*1), Z5
+	VFMADD231PS  Z4, Z5, Z3
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R10
+	JNZ          key988
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(R8*1)
+	VMOVUPS      Z2, K1, (DX)(R8*2)
+	VMOVUPS      Z3, K1, (DX)(R9*1)
+
+done986:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block973
+	VZEROUPPER
+	RET
+
+wide972:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
+
+block989:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done991
+
+loop990:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first992
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11761,7 +14938,7 @@ loop735:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first737:
+first992:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11770,7 +14947,7 @@ first737:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key738:
+key993:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -11800,7 +14977,7 @@ key738:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key738
+	JNZ          key993
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11820,14 +14997,14 @@ key738:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop735
+	JGE          loop990
 
-done736:
+done991:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done740
+	JLT  done995
 
-loop739:
+loop994:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11837,7 +15014,7 @@ loop739:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first741
+	JZ      first996
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11847,7 +15024,7 @@ loop739:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first741:
+first996:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11856,7 +15033,7 @@ first741:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key742:
+key997:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -11874,7 +15051,7 @@ key742:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key742
+	JNZ          key997
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11886,26 +15063,26 @@ key742:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop739
+	JGE          loop994
 
-done740:
+done995:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done744
+	JLT  done999
 
-loop743:
+loop998:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first745
+	JZ      first1000
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first745:
+first1000:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11914,7 +15091,7 @@ first745:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key746:
+key1001:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -11926,7 +15103,7 @@ key746:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key746
+	JNZ          key1001
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -11934,22 +15111,22 @@ key746:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop743
+	JGE          loop998
 
-done744:
+done999:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done748
+	JLT  done1003
 
-loop747:
+loop1002:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first749
+	JZ      first1004
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first749:
+first1004:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -11958,7 +15135,7 @@ first749:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key750:
+key1005:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -11967,18 +15144,18 @@ key750:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key750
+	JNZ          key1005
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop747
+	JGE          loop1002
 
-done748:
+done1003:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done751
+	JZ        done1006
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -11986,11 +15163,11 @@ done748:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first752
+	JZ        first1007
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first752:
+first1007:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -11998,7 +15175,7 @@ first752:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key753:
+key1008:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -12008,11 +15185,11 @@ key753:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key753
+	JNZ          key1008
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done751:
+done1006:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -12023,9 +15200,9 @@ done751:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done755
+	JLT   done1010
 
-loop754:
+loop1009:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -12043,7 +15220,7 @@ loop754:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first756
+	JZ      first1011
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -12061,7 +15238,7 @@ loop754:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first756:
+first1011:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -12070,7 +15247,7 @@ first756:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key757:
+key1012:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -12100,7 +15277,7 @@ key757:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key757
+	JNZ          key1012
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -12120,14 +15297,14 @@ key757:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop754
+	JGE          loop1009
 
-done755:
+done1010:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done759
+	JLT  done1014
 
-loop758:
+loop1013:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -12137,7 +15314,7 @@ loop758:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first760
+	JZ      first1015
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -12147,7 +15324,7 @@ loop758:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first760:
+first1015:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -12156,7 +15333,7 @@ first760:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key761:
+key1016:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -12174,7 +15351,7 @@ key761:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key761
+	JNZ          key1016
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -12186,26 +15363,26 @@ key761:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop758
+	JGE          loop1013
 
-done759:
+done1014:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done763
+	JLT  done1018
 
-loop762:
+loop1017:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first764
+	JZ      first1019
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first764:
+first1019:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -12214,7 +15391,7 @@ first764:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key765:
+key1020:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -12226,7 +15403,7 @@ key765:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key765
+	JNZ          key1020
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -12234,22 +15411,22 @@ key765:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop762
+	JGE          loop1017
 
-done763:
+done1018:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done767
+	JLT  done1022
 
-loop766:
+loop1021:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first768
+	JZ      first1023
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first768:
+first1023:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -12258,7 +15435,7 @@ first768:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key769:
+key1024:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -12267,18 +15444,18 @@ key769:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key769
+	JNZ          key1024
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop766
+	JGE          loop1021
 
-done767:
+done1022:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done770
+	JZ        done1025
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -12286,11 +15463,11 @@ done767:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first771
+	JZ        first1026
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first771:
+first1026:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -12298,7 +15475,7 @@ first771:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key772:
+key1027:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -12308,443 +15485,677 @@ key772:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key772
+	JNZ          key1027
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done770:
+done1025:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block734
+	JLT  block989
 	VZEROUPPER
 	RET
 
 // func normF16AVX512(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2
 TEXT ·normF16AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7f800000, DX
-	VMOVD        DX, X0
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7f800000, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block773:
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	VXORPS  Z16, Z16, Z16
-	VXORPS  Z17, Z17, Z17
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done776
+block1028:
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	VXORPS Z17, Z17, Z17
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), BX
+	SUBQ   $+32, BX
+	JLT    done1031
 
-loop775:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within777
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within777:
-	VCVTPH2PS   (DI), Z18
+loop1030:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z5
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z2
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VCVTPH2PS   32(R9), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VCVTPH2PS   32(R10), Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop775
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1030
 
-done776:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done779
+done1031:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1033
 
-loop778:
-	VCVTPH2PS   (DI), Z18
+loop1032:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop778
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1032
 
-done779:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done780
-	VMOVDQU16.Z (DI), K1, Y18
+done1033:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1034
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VMOVDQU16.Z (R8), K1, Y18
+
+done1034:
+	CMPQ DX, $0x01
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1036
+
+loop1035:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1035
+
+done1036:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1038
+
+loop1037:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1037
+
+done1038:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1039
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z3
-	VMOVDQU16.Z (R9), K1, Y18
+
+done1039:
+	CMPQ DX, $0x02
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1041
+
+loop1040:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1040
+
+done1041:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1043
+
+loop1042:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1042
+
+done1043:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1044
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z4
-	VMOVDQU16.Z (R10), K1, Y18
+
+done1044:
+	CMPQ DX, $0x03
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1046
+
+loop1045:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1045
+
+done1046:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1048
+
+loop1047:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1047
+
+done1048:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1049
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done780:
-	CMPQ    R11, $0x04
-	JLE     fold774
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done782
+done1049:
+	CMPQ DX, $0x04
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1051
 
-loop781:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within783
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within783:
-	VCVTPH2PS   (DI), Z18
+loop1050:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z8
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z9
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VCVTPH2PS   32(R9), Z18
-	VFMADD231PS Z18, Z18, Z8
-	VCVTPH2PS   32(R10), Z18
-	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop781
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1050
 
-done782:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done785
+done1051:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1053
 
-loop784:
-	VCVTPH2PS   (DI), Z18
+loop1052:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z8
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop784
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1052
 
-done785:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done786
-	VMOVDQU16.Z (DI), K1, Y18
+done1053:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1054
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VMOVDQU16.Z (R8), K1, Y18
+
+done1054:
+	CMPQ DX, $0x05
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1056
+
+loop1055:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1055
+
+done1056:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1058
+
+loop1057:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1057
+
+done1058:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1059
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z7
-	VMOVDQU16.Z (R9), K1, Y18
+
+done1059:
+	CMPQ DX, $0x06
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1061
+
+loop1060:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1060
+
+done1061:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1063
+
+loop1062:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1062
+
+done1063:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1064
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z8
-	VMOVDQU16.Z (R10), K1, Y18
+
+done1064:
+	CMPQ DX, $0x07
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1066
+
+loop1065:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1065
+
+done1066:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1068
+
+loop1067:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1067
+
+done1068:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1069
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done786:
-	CMPQ    R11, $0x08
-	JLE     fold774
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done788
+done1069:
+	CMPQ DX, $0x08
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1071
 
-loop787:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within789
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within789:
-	VCVTPH2PS   (DI), Z18
+loop1070:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z10
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z11
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z12
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z13
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z10
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z18, Z11
-	VCVTPH2PS   32(R9), Z18
-	VFMADD231PS Z18, Z18, Z12
-	VCVTPH2PS   32(R10), Z18
-	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop787
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1070
 
-done788:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done791
+done1071:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1073
 
-loop790:
-	VCVTPH2PS   (DI), Z18
+loop1072:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z10
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z11
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z12
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop790
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1072
 
-done791:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done792
-	VMOVDQU16.Z (DI), K1, Y18
+done1073:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1074
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VMOVDQU16.Z (R8), K1, Y18
+
+done1074:
+	CMPQ DX, $0x09
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1076
+
+loop1075:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1075
+
+done1076:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1078
+
+loop1077:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1077
+
+done1078:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1079
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z11
-	VMOVDQU16.Z (R9), K1, Y18
+
+done1079:
+	CMPQ DX, $0x0a
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1081
+
+loop1080:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1080
+
+done1081:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1083
+
+loop1082:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1082
+
+done1083:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1084
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z12
-	VMOVDQU16.Z (R10), K1, Y18
+
+done1084:
+	CMPQ DX, $0x0b
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1086
+
+loop1085:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1085
+
+done1086:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1088
+
+loop1087:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1087
+
+done1088:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1089
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done792:
-	CMPQ    R11, $0x0c
-	JLE     fold774
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done794
+done1089:
+	CMPQ DX, $0x0c
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1091
 
-loop793:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within795
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within795:
-	VCVTPH2PS   (DI), Z18
+loop1090:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z14
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z15
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z16
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z17
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z14
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z18, Z15
-	VCVTPH2PS   32(R9), Z18
-	VFMADD231PS Z18, Z18, Z16
-	VCVTPH2PS   32(R10), Z18
-	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop793
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1090
 
-done794:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done797
+done1091:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1093
 
-loop796:
-	VCVTPH2PS   (DI), Z18
+loop1092:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z14
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z15
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z16
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop796
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1092
 
-done797:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done798
-	VMOVDQU16.Z (DI), K1, Y18
+done1093:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1094
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VMOVDQU16.Z (R8), K1, Y18
+
+done1094:
+	CMPQ DX, $0x0d
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1096
+
+loop1095:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1095
+
+done1096:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1098
+
+loop1097:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1097
+
+done1098:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1099
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z15
-	VMOVDQU16.Z (R9), K1, Y18
+
+done1099:
+	CMPQ DX, $0x0e
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1101
+
+loop1100:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1100
+
+done1101:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1103
+
+loop1102:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1102
+
+done1103:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1104
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z16
-	VMOVDQU16.Z (R10), K1, Y18
+
+done1104:
+	CMPQ DX, $0x0f
+	JLE  fold1029
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1106
+
+loop1105:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+64, CX
+	SUBQ        $+32, BX
+	JGE         loop1105
+
+done1106:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1108
+
+loop1107:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1107
+
+done1108:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1109
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done798:
-fold774:
+done1109:
+fold1029:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -12792,8 +16203,8 @@ fold774:
 	VADDPS        Z4, Z2, Z4
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
-	SUBQ          $0x10, R11
-	JG            block773
+	SUBQ          $0x10, DX
+	JG            block1028
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -12807,147 +16218,69 @@ fold774:
 	RET
 
 // func peakF16AVX512(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
 TEXT ·peakF16AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7fffffff, DX
-	VMOVD        DX, X0
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7fffffff, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
-	VXORPS       Z2, Z2, Z2
-	VXORPS       Z3, Z3, Z3
-	VXORPS       Z4, Z4, Z4
 
-block799:
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done801
+block1110:
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1112
 
-loop800:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within802
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop1111:
+	VCVTPH2PS (CX), Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	VCVTPH2PS 32(CX), Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	ADDQ      $+64, CX
+	SUBQ      $+32, BX
+	JGE       loop1111
 
-within802:
-	VCVTPH2PS (DI), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VCVTPH2PS (R8), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VCVTPH2PS (R9), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VCVTPH2PS (R10), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	VCVTPH2PS 32(DI), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VCVTPH2PS 32(R8), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VCVTPH2PS 32(R9), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VCVTPH2PS 32(R10), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	ADDQ      $+64, DI
-	ADDQ      $+64, R8
-	ADDQ      $+64, R9
-	ADDQ      $+64, R10
-	SUBQ      $+32, R12
-	JGE       loop800
+done1112:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done1114
 
-done801:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done804
+loop1113:
+	VCVTPH2PS (CX), Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	ADDQ      $+32, CX
+	SUBQ      $+16, BX
+	JGE       loop1113
 
-loop803:
-	VCVTPH2PS (DI), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VCVTPH2PS (R8), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VCVTPH2PS (R9), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VCVTPH2PS (R10), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	ADDQ      $+32, DI
-	ADDQ      $+32, R8
-	ADDQ      $+32, R9
-	ADDQ      $+32, R10
-	SUBQ      $+16, R12
-	JGE       loop803
+done1114:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1115
+	VMOVDQU16.Z (CX), K1, Y2
+	VCVTPH2PS   Y2, Z2
+	VPANDD      Z0, Z2, Z2
+	VPMAXUD     Z2, Z1, Z1
 
-done804:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done805
-	VMOVDQU16.Z (DI), K1, Y5
-	VCVTPH2PS   Y5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z1, Z1
-	VMOVDQU16.Z (R8), K1, Y5
-	VCVTPH2PS   Y5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z2, Z2
-	VMOVDQU16.Z (R9), K1, Y5
-	VCVTPH2PS   Y5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z3, Z3
-	VMOVDQU16.Z (R10), K1, Y5
-	VCVTPH2PS   Y5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z4, Z4
-
-done805:
-	SUBQ          $0x04, R11
-	JG            block799
-	VPMAXUD       Z2, Z1, Z1
-	VPMAXUD       Z4, Z3, Z3
-	VPMAXUD       Z3, Z1, Z1
+done1115:
+	SUBQ          $0x01, DX
+	JG            block1110
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -12972,9 +16305,9 @@ TEXT ·widenF16AVX512(SB), NOSPLIT, $0-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+64, DX
-	JLT  done807
+	JLT  done1117
 
-loop806:
+loop1116:
 	VCVTPH2PS (CX), Z0
 	VMOVUPS   Z0, (AX)
 	VCVTPH2PS 32(CX), Z0
@@ -12986,25 +16319,25 @@ loop806:
 	ADDQ      $+128, CX
 	ADDQ      $+256, AX
 	SUBQ      $+64, DX
-	JGE       loop806
+	JGE       loop1116
 
-done807:
+done1117:
 	ADDQ $+64, DX
 	SUBQ $+16, DX
-	JLT  done809
+	JLT  done1119
 
-loop808:
+loop1118:
 	VCVTPH2PS (CX), Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+32, CX
 	ADDQ      $+64, AX
 	SUBQ      $+16, DX
-	JGE       loop808
+	JGE       loop1118
 
-done809:
+done1119:
 	ADDQ        $+16, DX
 	TESTQ       DX, DX
-	JZ          done810
+	JZ          done1120
 	MOVL        $0x00000001, BX
 	SHLXL       DX, BX, BX
 	DECL        BX
@@ -13013,7 +16346,7 @@ done809:
 	VCVTPH2PS   Y0, Z0
 	VMOVUPS     Z0, K1, (AX)
 
-done810:
+done1120:
 	VZEROUPPER
 	RET
 
@@ -13058,9 +16391,9 @@ TEXT ·weightsAVX512(SB), NOSPLIT, $0-36
 	VXORPS       Z13, Z13, Z13
 	VXORPS       Z14, Z14, Z14
 	SUBQ         $+64, CX
-	JLT          done812
+	JLT          done1122
 
-loop811:
+loop1121:
 	VMOVUPS     (AX), Z15
 	VMOVAPS     Z2, Z16
 	VFMADD231PS Z15, Z1, Z16
@@ -13131,14 +16464,14 @@ loop811:
 	VADDPS      Z17, Z14, Z14
 	ADDQ        $+256, AX
 	SUBQ        $+64, CX
-	JGE         loop811
+	JGE         loop1121
 
-done812:
+done1122:
 	ADDQ $+64, CX
 	SUBQ $+16, CX
-	JLT  done814
+	JLT  done1124
 
-loop813:
+loop1123:
 	VMOVUPS     (AX), Z15
 	VMOVAPS     Z2, Z16
 	VFMADD231PS Z15, Z1, Z16
@@ -13158,12 +16491,12 @@ loop813:
 	VADDPS      Z17, Z11, Z11
 	ADDQ        $+64, AX
 	SUBQ        $+16, CX
-	JGE         loop813
+	JGE         loop1123
 
-done814:
+done1124:
 	ADDQ        $+16, CX
 	TESTQ       CX, CX
-	JZ          done815
+	JZ          done1125
 	MOVL        $0x00000001, DX
 	SHLXL       CX, DX, DX
 	DECL        DX
@@ -13186,7 +16519,7 @@ done814:
 	VMOVUPS     Z1, K1, (AX)
 	VADDPS      Z1, Z11, Z11
 
-done815:
+done1125:
 	VADDPS        Z13, Z11, Z11
 	VADDPS        Z14, Z12, Z12
 	VADDPS        Z12, Z11, Z11
@@ -13216,9 +16549,9 @@ TEXT ·readPeakAVX512(SB), NOSPLIT, $0-16
 	VXORPS Z6, Z6, Z6
 	VXORPS Z7, Z7, Z7
 	SUBQ   $+512, CX
-	JLT    done817
+	JLT    done1127
 
-loop816:
+loop1126:
 	VMOVUPS (AX), Z8
 	VPADDD  Z8, Z0, Z0
 	VMOVUPS 64(AX), Z8
@@ -13237,35 +16570,35 @@ loop816:
 	VPADDD  Z8, Z7, Z7
 	ADDQ    $+512, AX
 	SUBQ    $+512, CX
-	JGE     loop816
+	JGE     loop1126
 
-done817:
+done1127:
 	ADDQ $+512, CX
 	SUBQ $+64, CX
-	JLT  done819
+	JLT  done1129
 
-loop818:
+loop1128:
 	VMOVUPS (AX), Z1
 	VPADDD  Z1, Z0, Z0
 	ADDQ    $+64, AX
 	SUBQ    $+64, CX
-	JGE     loop818
+	JGE     loop1128
 
-done819:
+done1129:
 	ADDQ $+64, CX
 	VZEROUPPER
 	RET
 
 // func dotsF32AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int)
-// Requires: AVX, AVX2, CMOV, FMA3, MMX+
+// Requires: AVX, AVX2, CMOV, FMA3
 TEXT ·dotsF32AVX2(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows820
+	JE           rows1130
 	CMPQ         AX, $0x03
-	JE           rows821
+	JE           rows1131
 	CMPQ         AX, $0x04
-	JE           rows822
+	JE           rows1132
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -13283,7 +16616,7 @@ TEXT ·dotsF32AVX2(SB), NOSPLIT, $0-72
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block823:
+block1133:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -13298,9 +16631,9 @@ block823:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
 	SUBQ   $+16, DI
-	JLT    done826
+	JLT    done1136
 
-loop825:
+loop1135:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y2
@@ -13310,42 +16643,42 @@ loop825:
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop825
+	JGE         loop1135
 
-done826:
+done1136:
 	ADDQ $+16, DI
 	SUBQ $+8, DI
-	JLT  done828
+	JLT  done1138
 
-loop827:
+loop1137:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y2
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop827
+	JGE         loop1137
 
-done828:
+done1138:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done829
+	JZ          done1139
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y2
 
-done829:
+done1139:
 	CMPQ SI, $0x01
-	JLE  fold824
+	JLE  fold1134
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+16, DI
-	JLT  done831
+	JLT  done1141
 
-loop830:
+loop1140:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y3
@@ -13355,42 +16688,42 @@ loop830:
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop830
+	JGE         loop1140
 
-done831:
+done1141:
 	ADDQ $+16, DI
 	SUBQ $+8, DI
-	JLT  done833
+	JLT  done1143
 
-loop832:
+loop1142:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y3
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop832
+	JGE         loop1142
 
-done833:
+done1143:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done834
+	JZ          done1144
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y3
 
-done834:
+done1144:
 	CMPQ SI, $0x02
-	JLE  fold824
+	JLE  fold1134
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+16, DI
-	JLT  done836
+	JLT  done1146
 
-loop835:
+loop1145:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y4
@@ -13400,42 +16733,42 @@ loop835:
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop835
+	JGE         loop1145
 
-done836:
+done1146:
 	ADDQ $+16, DI
 	SUBQ $+8, DI
-	JLT  done838
+	JLT  done1148
 
-loop837:
+loop1147:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y4
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop837
+	JGE         loop1147
 
-done838:
+done1148:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done839
+	JZ          done1149
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y4
 
-done839:
+done1149:
 	CMPQ SI, $0x03
-	JLE  fold824
+	JLE  fold1134
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+16, DI
-	JLT  done841
+	JLT  done1151
 
-loop840:
+loop1150:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y5
@@ -13445,42 +16778,42 @@ loop840:
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop840
+	JGE         loop1150
 
-done841:
+done1151:
 	ADDQ $+16, DI
 	SUBQ $+8, DI
-	JLT  done843
+	JLT  done1153
 
-loop842:
+loop1152:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y5
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop842
+	JGE         loop1152
 
-done843:
+done1153:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done844
+	JZ          done1154
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y5
 
-done844:
+done1154:
 	CMPQ SI, $0x04
-	JLE  fold824
+	JLE  fold1134
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+16, DI
-	JLT  done846
+	JLT  done1156
 
-loop845:
+loop1155:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y6
@@ -13490,42 +16823,42 @@ loop845:
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop845
+	JGE         loop1155
 
-done846:
+done1156:
 	ADDQ $+16, DI
 	SUBQ $+8, DI
-	JLT  done848
+	JLT  done1158
 
-loop847:
+loop1157:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y6
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop847
+	JGE         loop1157
 
-done848:
+done1158:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done849
+	JZ          done1159
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y6
 
-done849:
+done1159:
 	CMPQ SI, $0x05
-	JLE  fold824
+	JLE  fold1134
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+16, DI
-	JLT  done851
+	JLT  done1161
 
-loop850:
+loop1160:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y7
@@ -13535,42 +16868,42 @@ loop850:
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop850
+	JGE         loop1160
 
-done851:
+done1161:
 	ADDQ $+16, DI
 	SUBQ $+8, DI
-	JLT  done853
+	JLT  done1163
 
-loop852:
+loop1162:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y7
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop852
+	JGE         loop1162
 
-done853:
+done1163:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done854
+	JZ          done1164
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y7
 
-done854:
+done1164:
 	CMPQ SI, $0x06
-	JLE  fold824
+	JLE  fold1134
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+16, DI
-	JLT  done856
+	JLT  done1166
 
-loop855:
+loop1165:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y8
@@ -13580,42 +16913,42 @@ loop855:
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop855
+	JGE         loop1165
 
-done856:
+done1166:
 	ADDQ $+16, DI
 	SUBQ $+8, DI
-	JLT  done858
+	JLT  done1168
 
-loop857:
+loop1167:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y8
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop857
+	JGE         loop1167
 
-done858:
+done1168:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done859
+	JZ          done1169
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y8
 
-done859:
+done1169:
 	CMPQ SI, $0x07
-	JLE  fold824
+	JLE  fold1134
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+16, DI
-	JLT  done861
+	JLT  done1171
 
-loop860:
+loop1170:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y9
@@ -13625,32 +16958,32 @@ loop860:
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop860
+	JGE         loop1170
 
-done861:
+done1171:
 	ADDQ $+16, DI
 	SUBQ $+8, DI
-	JLT  done863
+	JLT  done1173
 
-loop862:
+loop1172:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (DX), Y11
 	VFMADD231PS Y10, Y11, Y9
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop862
+	JGE         loop1172
 
-done863:
+done1173:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done864
+	JZ          done1174
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y9
 
-done864:
-fold824:
+done1174:
+fold1134:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -13687,17 +17020,17 @@ fold824:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       CX, $0x08
-	JLT        part865
+	JLT        part1175
 	VMOVUPS    Y3, (BX)
-	JMP        stored866
+	JMP        stored1176
 
-part865:
+part1175:
 	VMASKMOVPS Y3, Y2, (BX)
 
-stored866:
+stored1176:
 	ADDQ       $0x20, BX
 	SUBQ       $0x08, SI
-	JG         block823
+	JG         block1133
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -13711,7 +17044,7 @@ stored866:
 	VZEROUPPER
 	RET
 
-rows820:
+rows1130:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -13731,7 +17064,7 @@ rows820:
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block867:
+block1177:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -13746,9 +17079,9 @@ block867:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+16, R8
-	JLT    done870
+	JLT    done1180
 
-loop869:
+loop1179:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y2
@@ -13762,14 +17095,14 @@ loop869:
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop869
+	JGE         loop1179
 
-done870:
+done1180:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done872
+	JLT  done1182
 
-loop871:
+loop1181:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y2
@@ -13778,30 +17111,30 @@ loop871:
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop871
+	JGE         loop1181
 
-done872:
+done1182:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done873
+	JZ          done1183
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y2
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y6
 
-done873:
+done1183:
 	CMPQ DI, $0x01
-	JLE  fold868
+	JLE  fold1178
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+16, R8
-	JLT  done875
+	JLT  done1185
 
-loop874:
+loop1184:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y3
@@ -13815,14 +17148,14 @@ loop874:
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop874
+	JGE         loop1184
 
-done875:
+done1185:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done877
+	JLT  done1187
 
-loop876:
+loop1186:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y3
@@ -13831,30 +17164,30 @@ loop876:
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop876
+	JGE         loop1186
 
-done877:
+done1187:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done878
+	JZ          done1188
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y3
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y7
 
-done878:
+done1188:
 	CMPQ DI, $0x02
-	JLE  fold868
+	JLE  fold1178
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+16, R8
-	JLT  done880
+	JLT  done1190
 
-loop879:
+loop1189:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y4
@@ -13868,14 +17201,14 @@ loop879:
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop879
+	JGE         loop1189
 
-done880:
+done1190:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done882
+	JLT  done1192
 
-loop881:
+loop1191:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y4
@@ -13884,30 +17217,30 @@ loop881:
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop881
+	JGE         loop1191
 
-done882:
+done1192:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done883
+	JZ          done1193
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y4
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y8
 
-done883:
+done1193:
 	CMPQ DI, $0x03
-	JLE  fold868
+	JLE  fold1178
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+16, R8
-	JLT  done885
+	JLT  done1195
 
-loop884:
+loop1194:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y5
@@ -13921,14 +17254,14 @@ loop884:
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop884
+	JGE         loop1194
 
-done885:
+done1195:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done887
+	JLT  done1197
 
-loop886:
+loop1196:
 	VMOVUPS     (CX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y5
@@ -13937,20 +17270,20 @@ loop886:
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop886
+	JGE         loop1196
 
-done887:
+done1197:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done888
+	JZ          done1198
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y5
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y9
 
-done888:
-fold868:
+done1198:
+fold1178:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -13988,19 +17321,19 @@ fold868:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           CX, $0x04
-	JLT            part889
+	JLT            part1199
 	VMOVUPS        X3, (SI)
 	VMOVUPS        X4, (SI)(BX*1)
-	JMP            stored890
+	JMP            stored1200
 
-part889:
+part1199:
 	VMASKMOVPS X3, X2, (SI)
 	VMASKMOVPS X4, X2, (SI)(BX*1)
 
-stored890:
+stored1200:
 	ADDQ         $0x10, SI
 	SUBQ         $0x04, DI
-	JG           block867
+	JG           block1177
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -14015,127 +17348,117 @@ stored890:
 	VZEROUPPER
 	RET
 
-rows821:
+rows1131:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000040
+	JGT          long1201
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x02, SI
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x07, DX
 	LEAQ         rowsMask<>+32(SB), BX
 	SHLQ         $0x02, DX
 	SUBQ         DX, BX
 	VMOVUPS      (BX), Y0
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         s+0(FP), R8
+	MOVQ         keys+64(FP), R9
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block891:
+block1202:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), DI
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+16, R13
-	JLT     done894
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R10
+	SUBQ    $+16, R10
+	JLT     done1205
 
-loop893:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within895
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within895:
-	VMOVUPS     (DI), Y8
-	VMOVUPS     (R8), Y9
-	VMOVUPS     (R10), Y10
+loop1204:
+	VMOVUPS     (DX), Y8
+	VMOVUPS     (BX), Y9
+	VMOVUPS     (DI), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R10)(R9*1), Y10
+	VMOVUPS     (DI)(SI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R10)(R9*2), Y10
+	VMOVUPS     (DI)(SI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VMOVUPS     32(DI), Y8
-	VMOVUPS     32(R8), Y9
-	VMOVUPS     32(R10), Y10
+	VMOVUPS     32(DX), Y8
+	VMOVUPS     32(BX), Y9
+	VMOVUPS     32(DI), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     32(R10)(R9*1), Y10
+	VMOVUPS     32(DI)(SI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     32(R10)(R9*2), Y10
+	VMOVUPS     32(DI)(SI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop893
+	SUBQ        $+16, R10
+	JGE         loop1204
 
-done894:
-	ADDQ $+16, R13
-	SUBQ $+8, R13
-	JLT  done897
+done1205:
+	ADDQ $+16, R10
+	SUBQ $+8, R10
+	JLT  done1207
 
-loop896:
-	VMOVUPS     (DI), Y8
-	VMOVUPS     (R8), Y9
-	VMOVUPS     (R10), Y10
+loop1206:
+	VMOVUPS     (DX), Y8
+	VMOVUPS     (BX), Y9
+	VMOVUPS     (DI), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R10)(R9*1), Y10
+	VMOVUPS     (DI)(SI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R10)(R9*2), Y10
+	VMOVUPS     (DI)(SI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
 	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R10
-	SUBQ        $+8, R13
-	JGE         loop896
+	SUBQ        $+8, R10
+	JGE         loop1206
 
-done897:
-	ADDQ        $+8, R13
-	TESTQ       R13, R13
-	JZ          done898
-	VMASKMOVPS  (DI), Y0, Y8
-	VMASKMOVPS  (R8), Y0, Y9
-	VMASKMOVPS  (R10), Y0, Y10
+done1207:
+	ADDQ        $+8, R10
+	TESTQ       R10, R10
+	JZ          done1208
+	VMASKMOVPS  (DX), Y0, Y8
+	VMASKMOVPS  (BX), Y0, Y9
+	VMASKMOVPS  (DI), Y0, Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMASKMOVPS  (R10)(R9*1), Y0, Y10
+	VMASKMOVPS  (DI)(SI*1), Y0, Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMASKMOVPS  (R10)(R9*2), Y0, Y10
+	VMASKMOVPS  (DI)(SI*2), Y0, Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done898:
+done1208:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -14157,7 +17480,7 @@ done898:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R12, DX
+	MOVQ         R9, DX
 	MOVQ         $0x00000002, BX
 	CMPQ         DX, BX
 	CMOVQGT      BX, DX
@@ -14165,29 +17488,29 @@ done898:
 	SHLQ         $0x02, BX
 	LEAQ         (BX)(BX*2), DI
 	LEAQ         rowsMask<>+32(SB), DI
-	MOVQ         DX, R8
-	SHLQ         $0x02, R8
-	SUBQ         R8, DI
+	MOVQ         DX, R10
+	SHLQ         $0x02, R10
+	SUBQ         R10, DI
 	VBROADCASTSD (DI), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part899
-	VMOVLPS      X3, (R11)
-	VMOVHPS      X3, (R11)(BX*1)
-	VMOVLPS      X2, (R11)(BX*2)
-	JMP          stored900
+	JLT          part1209
+	VMOVLPS      X3, (R8)
+	VMOVHPS      X3, (R8)(BX*1)
+	VMOVLPS      X2, (R8)(BX*2)
+	JMP          stored1210
 
-part899:
-	VEXTRACTPS $0x00, X3, (R11)
-	VEXTRACTPS $0x02, X3, (R11)(BX*1)
-	VEXTRACTPS $0x00, X2, (R11)(BX*2)
+part1209:
+	VEXTRACTPS $0x00, X3, (R8)
+	VEXTRACTPS $0x02, X3, (R8)(BX*1)
+	VEXTRACTPS $0x00, X2, (R8)(BX*2)
 
-stored900:
-	ADDQ         $0x08, R11
-	SUBQ         $0x02, R12
-	JG           block891
+stored1210:
+	ADDQ         $0x08, R8
+	SUBQ         $0x02, R9
+	JG           block1202
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -14204,30 +17527,247 @@ stored900:
 	VZEROUPPER
 	RET
 
-rows822:
+long1201:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x02, SI
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	SHLQ         $0x02, CX
+	SUBQ         CX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X1
+	VBROADCASTSS X1, Y1
+
+block1211:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+16, R8
+	JLT    done1214
+
+loop1213:
+	VMOVUPS     (CX), Y8
+	VMOVUPS     (BX), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     (BX)(DX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     (BX)(DX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	VMOVUPS     32(CX), Y8
+	VMOVUPS     32(BX), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     32(BX)(DX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     32(BX)(DX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop1213
+
+done1214:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1216
+
+loop1215:
+	VMOVUPS     (CX), Y8
+	VMOVUPS     (BX), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     (BX)(DX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     (BX)(DX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	ADDQ        $+32, CX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1215
+
+done1216:
+	ADDQ        $+8, R8
+	TESTQ       R8, R8
+	JZ          done1217
+	VMASKMOVPS  (CX), Y0, Y8
+	VMASKMOVPS  (BX), Y0, Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMASKMOVPS  (BX)(DX*1), Y0, Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMASKMOVPS  (BX)(DX*2), Y0, Y9
+	VFMADD231PS Y8, Y9, Y6
+
+done1217:
+	CMPQ DI, $0x01
+	JLE  fold1212
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+16, R8
+	JLT  done1219
+
+loop1218:
+	VMOVUPS     (CX), Y8
+	VMOVUPS     (BX), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     (BX)(DX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     (BX)(DX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	VMOVUPS     32(CX), Y8
+	VMOVUPS     32(BX), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     32(BX)(DX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     32(BX)(DX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop1218
+
+done1219:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1221
+
+loop1220:
+	VMOVUPS     (CX), Y8
+	VMOVUPS     (BX), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     (BX)(DX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     (BX)(DX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	ADDQ        $+32, CX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1220
+
+done1221:
+	ADDQ        $+8, R8
+	TESTQ       R8, R8
+	JZ          done1222
+	VMASKMOVPS  (CX), Y0, Y8
+	VMASKMOVPS  (BX), Y0, Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMASKMOVPS  (BX)(DX*1), Y0, Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMASKMOVPS  (BX)(DX*2), Y0, Y9
+	VFMADD231PS Y8, Y9, Y7
+
+done1222:
+fold1212:
+	VPERM2F128   $0x20, Y6, Y2, Y8
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y8, Y2, Y8
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y4, Y4, Y3
+	VPERM2F128   $0x31, Y4, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y5, Y5, Y4
+	VPERM2F128   $0x31, Y5, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y8, Y5
+	VUNPCKHPS    Y2, Y8, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         DI, CX
+	MOVQ         $0x00000002, BX
+	CMPQ         CX, BX
+	CMOVQGT      BX, CX
+	MOVQ         ldS+8(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), R8
+	LEAQ         rowsMask<>+32(SB), R8
+	MOVQ         CX, R9
+	SHLQ         $0x02, R9
+	SUBQ         R9, R8
+	VBROADCASTSD (R8), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         CX, $0x02
+	JLT          part1223
+	VMOVLPS      X3, (SI)
+	VMOVHPS      X3, (SI)(BX*1)
+	VMOVLPS      X2, (SI)(BX*2)
+	JMP          stored1224
+
+part1223:
+	VEXTRACTPS $0x00, X3, (SI)
+	VEXTRACTPS $0x02, X3, (SI)(BX*1)
+	VEXTRACTPS $0x00, X2, (SI)(BX*2)
+
+stored1224:
+	ADDQ         $0x08, SI
+	SUBQ         $0x02, DI
+	JG           block1211
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VZEROUPPER
+	RET
+
+rows1132:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000040
+	JGT          long1225
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x07, DX
 	LEAQ         rowsMask<>+32(SB), BX
 	SHLQ         $0x02, DX
 	SUBQ         DX, BX
 	VMOVUPS      (BX), Y0
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	LEAQ         (R9)(R9*2), R10
-	MOVQ         s+0(FP), R12
-	MOVQ         keys+64(FP), R13
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), DI
+	MOVQ         s+0(FP), R9
+	MOVQ         keys+64(FP), R10
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block901:
+block1226:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -14236,110 +17776,99 @@ block901:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R11
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R8
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R14
-	SUBQ    $+16, R14
-	JLT     done904
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R11
+	SUBQ    $+16, R11
+	JLT     done1229
 
-loop903:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within905
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within905:
-	VMOVUPS     (DI), Y10
-	VMOVUPS     (R8), Y11
-	VMOVUPS     (R11), Y12
+loop1228:
+	VMOVUPS     (DX), Y10
+	VMOVUPS     (BX), Y11
+	VMOVUPS     (R8), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R11)(R9*1), Y12
+	VMOVUPS     (R8)(SI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R11)(R9*2), Y12
+	VMOVUPS     (R8)(SI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R11)(R10*1), Y12
+	VMOVUPS     (R8)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VMOVUPS     32(DI), Y10
-	VMOVUPS     32(R8), Y11
-	VMOVUPS     32(R11), Y12
+	VMOVUPS     32(DX), Y10
+	VMOVUPS     32(BX), Y11
+	VMOVUPS     32(R8), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     32(R11)(R9*1), Y12
+	VMOVUPS     32(R8)(SI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     32(R11)(R9*2), Y12
+	VMOVUPS     32(R8)(SI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     32(R11)(R10*1), Y12
+	VMOVUPS     32(R8)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+64, DI
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
 	ADDQ        $+64, R8
-	ADDQ        $+64, R11
-	SUBQ        $+16, R14
-	JGE         loop903
+	SUBQ        $+16, R11
+	JGE         loop1228
 
-done904:
-	ADDQ $+16, R14
-	SUBQ $+8, R14
-	JLT  done907
+done1229:
+	ADDQ $+16, R11
+	SUBQ $+8, R11
+	JLT  done1231
 
-loop906:
-	VMOVUPS     (DI), Y10
-	VMOVUPS     (R8), Y11
-	VMOVUPS     (R11), Y12
+loop1230:
+	VMOVUPS     (DX), Y10
+	VMOVUPS     (BX), Y11
+	VMOVUPS     (R8), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R11)(R9*1), Y12
+	VMOVUPS     (R8)(SI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R11)(R9*2), Y12
+	VMOVUPS     (R8)(SI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R11)(R10*1), Y12
+	VMOVUPS     (R8)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+32, DI
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
 	ADDQ        $+32, R8
-	ADDQ        $+32, R11
-	SUBQ        $+8, R14
-	JGE         loop906
+	SUBQ        $+8, R11
+	JGE         loop1230
 
-done907:
-	ADDQ        $+8, R14
-	TESTQ       R14, R14
-	JZ          done908
-	VMASKMOVPS  (DI), Y0, Y10
-	VMASKMOVPS  (R8), Y0, Y11
-	VMASKMOVPS  (R11), Y0, Y12
+done1231:
+	ADDQ        $+8, R11
+	TESTQ       R11, R11
+	JZ          done1232
+	VMASKMOVPS  (DX), Y0, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VMASKMOVPS  (R8), Y0, Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMASKMOVPS  (R11)(R9*1), Y0, Y12
+	VMASKMOVPS  (R8)(SI*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMASKMOVPS  (R11)(R9*2), Y0, Y12
+	VMASKMOVPS  (R8)(SI*2), Y0, Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMASKMOVPS  (R11)(R10*1), Y0, Y12
+	VMASKMOVPS  (R8)(DI*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done908:
+done1232:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -14361,39 +17890,280 @@ done908:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R13, DX
+	MOVQ         R10, DX
 	MOVQ         $0x00000002, BX
 	CMPQ         DX, BX
 	CMOVQGT      BX, DX
 	MOVQ         ldS+8(FP), BX
 	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), DI
-	LEAQ         rowsMask<>+32(SB), R8
-	MOVQ         DX, R11
-	SHLQ         $0x02, R11
-	SUBQ         R11, R8
-	VBROADCASTSD (R8), Y2
+	LEAQ         (BX)(BX*2), R8
+	LEAQ         rowsMask<>+32(SB), R11
+	MOVQ         DX, R12
+	SHLQ         $0x02, R12
+	SUBQ         R12, R11
+	VBROADCASTSD (R11), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part909
-	VMOVLPS      X3, (R12)
-	VMOVHPS      X3, (R12)(BX*1)
-	VMOVLPS      X2, (R12)(BX*2)
-	VMOVHPS      X2, (R12)(DI*1)
-	JMP          stored910
+	JLT          part1233
+	VMOVLPS      X3, (R9)
+	VMOVHPS      X3, (R9)(BX*1)
+	VMOVLPS      X2, (R9)(BX*2)
+	VMOVHPS      X2, (R9)(R8*1)
+	JMP          stored1234
 
-part909:
-	VEXTRACTPS $0x00, X3, (R12)
-	VEXTRACTPS $0x02, X3, (R12)(BX*1)
-	VEXTRACTPS $0x00, X2, (R12)(BX*2)
-	VEXTRACTPS $0x02, X2, (R12)(DI*1)
+part1233:
+	VEXTRACTPS $0x00, X3, (R9)
+	VEXTRACTPS $0x02, X3, (R9)(BX*1)
+	VEXTRACTPS $0x00, X2, (R9)(BX*2)
+	VEXTRACTPS $0x02, X2, (R9)(R8*1)
 
-stored910:
-	ADDQ         $0x08, R12
-	SUBQ         $0x02, R13
-	JG           block901
+stored1234:
+	ADDQ         $0x08, R9
+	SUBQ         $0x02, R10
+	JG           block1226
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       12(AX), X0, X0
+	VMOVSS       X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long1225:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	SHLQ         $0x02, CX
+	SUBQ         CX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	LEAQ         (DX)(DX*2), BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X1
+	VBROADCASTSS X1, Y1
+
+block1235:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+16, R9
+	JLT    done1238
+
+loop1237:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (SI)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (SI)(DX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     32(SI)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     32(SI)(DX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     32(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+64, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop1237
+
+done1238:
+	ADDQ $+16, R9
+	SUBQ $+8, R9
+	JLT  done1240
+
+loop1239:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (SI)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (SI)(DX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+32, CX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1239
+
+done1240:
+	ADDQ        $+8, R9
+	TESTQ       R9, R9
+	JZ          done1241
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMASKMOVPS  (SI)(DX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMASKMOVPS  (SI)(DX*2), Y0, Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y8
+
+done1241:
+	CMPQ R8, $0x01
+	JLE  fold1236
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+16, R9
+	JLT  done1243
+
+loop1242:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (SI)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (SI)(DX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VMOVUPS     32(CX), Y10
+	VMOVUPS     32(SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     32(SI)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     32(SI)(DX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     32(SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+64, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop1242
+
+done1243:
+	ADDQ $+16, R9
+	SUBQ $+8, R9
+	JLT  done1245
+
+loop1244:
+	VMOVUPS     (CX), Y10
+	VMOVUPS     (SI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (SI)(DX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (SI)(DX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     (SI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+32, CX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1244
+
+done1245:
+	ADDQ        $+8, R9
+	TESTQ       R9, R9
+	JZ          done1246
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMASKMOVPS  (SI)(DX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMASKMOVPS  (SI)(DX*2), Y0, Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y9
+
+done1246:
+fold1236:
+	VPERM2F128   $0x20, Y6, Y2, Y10
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y10, Y2, Y10
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y8, Y4, Y3
+	VPERM2F128   $0x31, Y8, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y9, Y5, Y4
+	VPERM2F128   $0x31, Y9, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y10, Y5
+	VUNPCKHPS    Y2, Y10, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         R8, CX
+	MOVQ         $0x00000002, SI
+	CMPQ         CX, SI
+	CMOVQGT      SI, CX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R9
+	LEAQ         rowsMask<>+32(SB), R10
+	MOVQ         CX, R11
+	SHLQ         $0x02, R11
+	SUBQ         R11, R10
+	VBROADCASTSD (R10), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         CX, $0x02
+	JLT          part1247
+	VMOVLPS      X3, (DI)
+	VMOVHPS      X3, (DI)(SI*1)
+	VMOVLPS      X2, (DI)(SI*2)
+	VMOVHPS      X2, (DI)(R9*1)
+	JMP          stored1248
+
+part1247:
+	VEXTRACTPS $0x00, X3, (DI)
+	VEXTRACTPS $0x02, X3, (DI)(SI*1)
+	VEXTRACTPS $0x00, X2, (DI)(SI*2)
+	VEXTRACTPS $0x02, X2, (DI)(R9*1)
+
+stored1248:
+	ADDQ         $0x08, DI
+	SUBQ         $0x02, R8
+	JG           block1235
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -14437,18 +18207,18 @@ GLOBL rowsMask<>(SB), RODATA|NOPTR, $64
 TEXT ·combineF32AVX2(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows911
+	JE   rows1249
 	CMPQ AX, $0x03
-	JE   rows912
+	JE   rows1250
 	CMPQ AX, $0x04
-	JE   rows913
+	JE   rows1251
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block914:
+block1252:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -14457,9 +18227,9 @@ block914:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done916
+	JLT   done1254
 
-loop915:
+loop1253:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -14469,7 +18239,7 @@ loop915:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first917
+	JZ      first1255
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -14479,7 +18249,7 @@ loop915:
 	VMOVUPS 192(DX), Y6
 	VMOVUPS 224(DX), Y7
 
-first917:
+first1255:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -14488,7 +18258,7 @@ first917:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key918:
+key1256:
 	VBROADCASTSS (R8), Y8
 	VMOVUPS      (DI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -14509,7 +18279,7 @@ key918:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key918
+	JNZ          key1256
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -14521,26 +18291,26 @@ key918:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop915
+	JGE          loop1253
 
-done916:
+done1254:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done920
+	JLT  done1258
 
-loop919:
+loop1257:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first921
+	JZ      first1259
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
 	VMOVUPS 96(DX), Y3
 
-first921:
+first1259:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -14549,7 +18319,7 @@ first921:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key922:
+key1260:
 	VBROADCASTSS (R8), Y4
 	VMOVUPS      (DI), Y5
 	VFMADD231PS  Y5, Y4, Y0
@@ -14562,7 +18332,7 @@ key922:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key922
+	JNZ          key1260
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -14570,22 +18340,22 @@ key922:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop919
+	JGE          loop1257
 
-done920:
+done1258:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done924
+	JLT  done1262
 
-loop923:
+loop1261:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first925
+	JZ      first1263
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 
-first925:
+first1263:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -14594,7 +18364,7 @@ first925:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key926:
+key1264:
 	VBROADCASTSS (R8), Y2
 	VMOVUPS      (DI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -14603,26 +18373,26 @@ key926:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key926
+	JNZ          key1264
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop923
+	JGE          loop1261
 
-done924:
+done1262:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done928
+	JLT  done1266
 
-loop927:
+loop1265:
 	VXORPS  Y0, Y0, Y0
 	TESTQ   AX, AX
-	JZ      first929
+	JZ      first1267
 	VMOVUPS (DX), Y0
 
-first929:
+first1267:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -14631,34 +18401,34 @@ first929:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key930:
+key1268:
 	VBROADCASTSS (R8), Y1
 	VMOVUPS      (DI), Y2
 	VFMADD231PS  Y2, Y1, Y0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key930
+	JNZ          key1268
 	VMOVUPS      Y0, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop927
+	JGE          loop1265
 
-done928:
+done1266:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done931
+	JZ         done1269
 	LEAQ       rowsMask<>+32(SB), DI
 	SHLQ       $0x02, SI
 	SUBQ       SI, DI
 	VMOVUPS    (DI), Y0
 	VXORPS     Y1, Y1, Y1
 	TESTQ      AX, AX
-	JZ         first932
+	JZ         first1270
 	VMASKMOVPS (DX), Y0, Y1
 
-first932:
+first1270:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -14666,31 +18436,31 @@ first932:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key933:
+key1271:
 	VBROADCASTSS (BX), Y2
 	VMASKMOVPS   (CX), Y0, Y3
 	VFMADD231PS  Y3, Y2, Y1
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key933
+	JNZ          key1271
 	VMASKMOVPS   Y1, Y0, (DX)
 
-done931:
+done1269:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block914
+	JLT  block1252
 	VZEROUPPER
 	RET
 
-rows911:
+rows1249:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block934:
+block1272:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -14699,9 +18469,9 @@ block934:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done936
+	JLT   done1274
 
-loop935:
+loop1273:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -14711,7 +18481,7 @@ loop935:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first937
+	JZ      first1275
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -14721,7 +18491,7 @@ loop935:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first937:
+first1275:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14730,7 +18500,7 @@ first937:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key938:
+key1276:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -14748,7 +18518,7 @@ key938:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key938
+	JNZ          key1276
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -14760,26 +18530,26 @@ key938:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop935
+	JGE          loop1273
 
-done936:
+done1274:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done940
+	JLT  done1278
 
-loop939:
+loop1277:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first941
+	JZ      first1279
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first941:
+first1279:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14788,7 +18558,7 @@ first941:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key942:
+key1280:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -14800,7 +18570,7 @@ key942:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key942
+	JNZ          key1280
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -14808,22 +18578,22 @@ key942:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop939
+	JGE          loop1277
 
-done940:
+done1278:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done944
+	JLT  done1282
 
-loop943:
+loop1281:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first945
+	JZ      first1283
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first945:
+first1283:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14832,7 +18602,7 @@ first945:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key946:
+key1284:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -14841,18 +18611,18 @@ key946:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key946
+	JNZ          key1284
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop943
+	JGE          loop1281
 
-done944:
+done1282:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done947
+	JZ         done1285
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -14860,11 +18630,11 @@ done944:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first948
+	JZ         first1286
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first948:
+first1286:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -14872,7 +18642,7 @@ first948:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key949:
+key1287:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -14881,18 +18651,18 @@ key949:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key949
+	JNZ          key1287
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done947:
+done1285:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block934
+	JLT  block1272
 	VZEROUPPER
 	RET
 
-rows912:
+rows1250:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -14901,7 +18671,7 @@ rows912:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block950:
+block1288:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -14910,9 +18680,9 @@ block950:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done952
+	JLT   done1290
 
-loop951:
+loop1289:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -14926,7 +18696,7 @@ loop951:
 	VXORPS  Y10, Y10, Y10
 	VXORPS  Y11, Y11, Y11
 	TESTQ   AX, AX
-	JZ      first953
+	JZ      first1291
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -14940,7 +18710,7 @@ loop951:
 	VMOVUPS 64(DX)(DI*2), Y10
 	VMOVUPS 96(DX)(DI*2), Y11
 
-first953:
+first1291:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14949,7 +18719,7 @@ first953:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key954:
+key1292:
 	VBROADCASTSS (R10), Y12
 	VBROADCASTSS (R10)(SI*1), Y13
 	VBROADCASTSS (R10)(SI*2), Y14
@@ -14972,7 +18742,7 @@ key954:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key954
+	JNZ          key1292
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -14988,14 +18758,14 @@ key954:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop951
+	JGE          loop1289
 
-done952:
+done1290:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done956
+	JLT  done1294
 
-loop955:
+loop1293:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -15003,7 +18773,7 @@ loop955:
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	TESTQ   AX, AX
-	JZ      first957
+	JZ      first1295
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
@@ -15011,7 +18781,7 @@ loop955:
 	VMOVUPS (DX)(DI*2), Y4
 	VMOVUPS 32(DX)(DI*2), Y5
 
-first957:
+first1295:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15020,7 +18790,7 @@ first957:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key958:
+key1296:
 	VMOVUPS      (R9), Y6
 	VMOVUPS      32(R9), Y7
 	VBROADCASTSS (R10), Y8
@@ -15035,7 +18805,7 @@ key958:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key958
+	JNZ          key1296
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -15045,24 +18815,24 @@ key958:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop955
+	JGE          loop1293
 
-done956:
+done1294:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done960
+	JLT  done1298
 
-loop959:
+loop1297:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first961
+	JZ      first1299
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 	VMOVUPS (DX)(DI*2), Y2
 
-first961:
+first1299:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15071,7 +18841,7 @@ first961:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key962:
+key1300:
 	VMOVUPS      (R9), Y3
 	VBROADCASTSS (R10), Y4
 	VFMADD231PS  Y3, Y4, Y0
@@ -15082,19 +18852,19 @@ key962:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key962
+	JNZ          key1300
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	VMOVUPS      Y2, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop959
+	JGE          loop1297
 
-done960:
+done1298:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done963
+	JZ         done1301
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -15103,12 +18873,12 @@ done960:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first964
+	JZ         first1302
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 	VMASKMOVPS (DX)(DI*2), Y0, Y3
 
-first964:
+first1302:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -15116,7 +18886,7 @@ first964:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key965:
+key1303:
 	VMASKMOVPS   (CX), Y0, Y4
 	VBROADCASTSS (BX), Y5
 	VFMADD231PS  Y4, Y5, Y1
@@ -15127,26 +18897,26 @@ key965:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key965
+	JNZ          key1303
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
 
-done963:
+done1301:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block950
+	JLT  block1288
 	VZEROUPPER
 	RET
 
-rows913:
+rows1251:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block966:
+block1304:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -15155,9 +18925,9 @@ block966:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done968
+	JLT   done1306
 
-loop967:
+loop1305:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -15167,7 +18937,7 @@ loop967:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first969
+	JZ      first1307
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -15177,7 +18947,7 @@ loop967:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first969:
+first1307:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15186,7 +18956,7 @@ first969:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key970:
+key1308:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -15204,7 +18974,7 @@ key970:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key970
+	JNZ          key1308
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -15216,26 +18986,26 @@ key970:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop967
+	JGE          loop1305
 
-done968:
+done1306:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done972
+	JLT  done1310
 
-loop971:
+loop1309:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first973
+	JZ      first1311
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first973:
+first1311:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15244,7 +19014,7 @@ first973:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key974:
+key1312:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -15256,7 +19026,7 @@ key974:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key974
+	JNZ          key1312
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -15264,22 +19034,22 @@ key974:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop971
+	JGE          loop1309
 
-done972:
+done1310:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done976
+	JLT  done1314
 
-loop975:
+loop1313:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first977
+	JZ      first1315
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first977:
+first1315:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15288,7 +19058,7 @@ first977:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key978:
+key1316:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -15297,18 +19067,18 @@ key978:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key978
+	JNZ          key1316
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop975
+	JGE          loop1313
 
-done976:
+done1314:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done979
+	JZ         done1317
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -15316,11 +19086,11 @@ done976:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first980
+	JZ         first1318
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first980:
+first1318:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -15328,7 +19098,7 @@ first980:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key981:
+key1319:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -15337,11 +19107,11 @@ key981:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key981
+	JNZ          key1319
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done979:
+done1317:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -15352,9 +19122,9 @@ done979:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done983
+	JLT   done1321
 
-loop982:
+loop1320:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -15364,7 +19134,7 @@ loop982:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first984
+	JZ      first1322
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -15374,7 +19144,7 @@ loop982:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first984:
+first1322:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15383,7 +19153,7 @@ first984:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key985:
+key1323:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -15401,7 +19171,7 @@ key985:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key985
+	JNZ          key1323
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -15413,26 +19183,26 @@ key985:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop982
+	JGE          loop1320
 
-done983:
+done1321:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done987
+	JLT  done1325
 
-loop986:
+loop1324:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first988
+	JZ      first1326
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first988:
+first1326:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15441,7 +19211,7 @@ first988:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key989:
+key1327:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -15453,7 +19223,7 @@ key989:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key989
+	JNZ          key1327
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -15461,22 +19231,22 @@ key989:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop986
+	JGE          loop1324
 
-done987:
+done1325:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done991
+	JLT  done1329
 
-loop990:
+loop1328:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first992
+	JZ      first1330
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first992:
+first1330:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15485,7 +19255,7 @@ first992:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key993:
+key1331:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -15494,18 +19264,18 @@ key993:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key993
+	JNZ          key1331
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop990
+	JGE          loop1328
 
-done991:
+done1329:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done994
+	JZ         done1332
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -15513,11 +19283,11 @@ done991:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first995
+	JZ         first1333
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first995:
+first1333:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -15525,7 +19295,7 @@ first995:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key996:
+key1334:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -15534,233 +19304,349 @@ key996:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key996
+	JNZ          key1334
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done994:
+done1332:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block966
+	JLT  block1304
 	VZEROUPPER
 	RET
 
 // func normF32AVX2(p *float32, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, FMA3, MMX+
+// Requires: AVX, AVX2, FMA3
 TEXT ·normF32AVX2(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x02, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x07, DX
-	LEAQ         rowsMask<>+32(SB), BX
-	SHLQ         $0x02, DX
-	SUBQ         DX, BX
-	VMOVUPS      (BX), Y0
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7f800000, DX
-	VMOVD        DX, X1
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	SHLQ         $0x02, CX
+	SUBQ         CX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7f800000, CX
+	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 	VXORPS       Y2, Y2, Y2
 
-block997:
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	VXORPS  Y10, Y10, Y10
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done1000
+block1335:
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VXORPS Y10, Y10, Y10
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), BX
+	SUBQ   $+16, BX
+	JLT    done1338
 
-loop999:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1001
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within1001:
-	VMOVUPS     (DI), Y11
+loop1337:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y3
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y11, Y4
-	VMOVUPS     (R9), Y11
-	VFMADD231PS Y11, Y11, Y5
-	VMOVUPS     (R10), Y11
-	VFMADD231PS Y11, Y11, Y6
-	VMOVUPS     32(DI), Y11
+	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y3
-	VMOVUPS     32(R8), Y11
-	VFMADD231PS Y11, Y11, Y4
-	VMOVUPS     32(R9), Y11
-	VFMADD231PS Y11, Y11, Y5
-	VMOVUPS     32(R10), Y11
-	VFMADD231PS Y11, Y11, Y6
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop999
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop1337
 
-done1000:
-	ADDQ $+16, R12
-	SUBQ $+8, R12
-	JLT  done1003
+done1338:
+	ADDQ $+16, BX
+	SUBQ $+8, BX
+	JLT  done1340
 
-loop1002:
-	VMOVUPS     (DI), Y11
+loop1339:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y3
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y11, Y4
-	VMOVUPS     (R9), Y11
-	VFMADD231PS Y11, Y11, Y5
-	VMOVUPS     (R10), Y11
-	VFMADD231PS Y11, Y11, Y6
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+8, R12
-	JGE         loop1002
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1339
 
-done1003:
-	ADDQ        $+8, R12
-	TESTQ       R12, R12
-	JZ          done1004
-	VMASKMOVPS  (DI), Y0, Y11
+done1340:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1341
+	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y3
-	VMASKMOVPS  (R8), Y0, Y11
+
+done1341:
+	CMPQ DX, $0x01
+	JLE  fold1336
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done1343
+
+loop1342:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y4
-	VMASKMOVPS  (R9), Y0, Y11
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y4
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop1342
+
+done1343:
+	ADDQ $+16, BX
+	SUBQ $+8, BX
+	JLT  done1345
+
+loop1344:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y4
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1344
+
+done1345:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1346
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y4
+
+done1346:
+	CMPQ DX, $0x02
+	JLE  fold1336
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done1348
+
+loop1347:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y5
-	VMASKMOVPS  (R10), Y0, Y11
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop1347
+
+done1348:
+	ADDQ $+16, BX
+	SUBQ $+8, BX
+	JLT  done1350
+
+loop1349:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1349
+
+done1350:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1351
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y5
+
+done1351:
+	CMPQ DX, $0x03
+	JLE  fold1336
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done1353
+
+loop1352:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop1352
+
+done1353:
+	ADDQ $+16, BX
+	SUBQ $+8, BX
+	JLT  done1355
+
+loop1354:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1354
+
+done1355:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1356
+	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y6
 
-done1004:
-	CMPQ    R11, $0x04
-	JLE     fold998
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done1006
+done1356:
+	CMPQ DX, $0x04
+	JLE  fold1336
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done1358
 
-loop1005:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1007
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within1007:
-	VMOVUPS     (DI), Y11
+loop1357:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y11, Y8
-	VMOVUPS     (R9), Y11
-	VFMADD231PS Y11, Y11, Y9
-	VMOVUPS     (R10), Y11
-	VFMADD231PS Y11, Y11, Y10
-	VMOVUPS     32(DI), Y11
+	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     32(R8), Y11
-	VFMADD231PS Y11, Y11, Y8
-	VMOVUPS     32(R9), Y11
-	VFMADD231PS Y11, Y11, Y9
-	VMOVUPS     32(R10), Y11
-	VFMADD231PS Y11, Y11, Y10
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop1005
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop1357
 
-done1006:
-	ADDQ $+16, R12
-	SUBQ $+8, R12
-	JLT  done1009
+done1358:
+	ADDQ $+16, BX
+	SUBQ $+8, BX
+	JLT  done1360
 
-loop1008:
-	VMOVUPS     (DI), Y11
+loop1359:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y11, Y8
-	VMOVUPS     (R9), Y11
-	VFMADD231PS Y11, Y11, Y9
-	VMOVUPS     (R10), Y11
-	VFMADD231PS Y11, Y11, Y10
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+8, R12
-	JGE         loop1008
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1359
 
-done1009:
-	ADDQ        $+8, R12
-	TESTQ       R12, R12
-	JZ          done1010
-	VMASKMOVPS  (DI), Y0, Y11
+done1360:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1361
+	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y7
-	VMASKMOVPS  (R8), Y0, Y11
+
+done1361:
+	CMPQ DX, $0x05
+	JLE  fold1336
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done1363
+
+loop1362:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y8
-	VMASKMOVPS  (R9), Y0, Y11
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop1362
+
+done1363:
+	ADDQ $+16, BX
+	SUBQ $+8, BX
+	JLT  done1365
+
+loop1364:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1364
+
+done1365:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1366
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y8
+
+done1366:
+	CMPQ DX, $0x06
+	JLE  fold1336
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done1368
+
+loop1367:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y9
-	VMASKMOVPS  (R10), Y0, Y11
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop1367
+
+done1368:
+	ADDQ $+16, BX
+	SUBQ $+8, BX
+	JLT  done1370
+
+loop1369:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1369
+
+done1370:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1371
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y9
+
+done1371:
+	CMPQ DX, $0x07
+	JLE  fold1336
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done1373
+
+loop1372:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y10
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y10
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop1372
+
+done1373:
+	ADDQ $+16, BX
+	SUBQ $+8, BX
+	JLT  done1375
+
+loop1374:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y10
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1374
+
+done1375:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1376
+	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y10
 
-done1010:
-fold998:
+done1376:
+fold1336:
 	VPERM2F128   $0x20, Y7, Y3, Y11
 	VPERM2F128   $0x31, Y7, Y3, Y3
 	VADDPS       Y11, Y3, Y11
@@ -15784,8 +19670,8 @@ fold998:
 	VADDPS       Y4, Y3, Y4
 	VMINPS       Y1, Y4, Y4
 	VMAXPS       Y4, Y2, Y2
-	SUBQ         $0x08, R11
-	JG           block997
+	SUBQ         $0x08, DX
+	JG           block1335
 	VEXTRACTF128 $0x01, Y2, X0
 	VMAXPS       X0, X2, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -15797,143 +19683,68 @@ fold998:
 	RET
 
 // func peakF32AVX2(p *float32, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, MMX+
+// Requires: AVX, AVX2, CMOV
 TEXT ·peakF32AVX2(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x02, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x07, DX
-	LEAQ         rowsMask<>+32(SB), BX
-	SHLQ         $0x02, DX
-	SUBQ         DX, BX
-	VMOVUPS      (BX), Y0
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7fffffff, DX
-	VMOVD        DX, X1
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	SHLQ         $0x02, CX
+	SUBQ         CX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7fffffff, CX
+	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 	VXORPS       Y2, Y2, Y2
-	VXORPS       Y3, Y3, Y3
-	VXORPS       Y4, Y4, Y4
-	VXORPS       Y5, Y5, Y5
 
-block1011:
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done1013
+block1377:
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+16, BX
+	JLT  done1379
 
-loop1012:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1014
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop1378:
+	VMOVUPS (CX), Y3
+	VPAND   Y1, Y3, Y3
+	VPMAXUD Y3, Y2, Y2
+	VMOVUPS 32(CX), Y3
+	VPAND   Y1, Y3, Y3
+	VPMAXUD Y3, Y2, Y2
+	ADDQ    $+64, CX
+	SUBQ    $+16, BX
+	JGE     loop1378
 
-within1014:
-	VMOVUPS (DI), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y2, Y2
-	VMOVUPS (R8), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y3, Y3
-	VMOVUPS (R9), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y4, Y4
-	VMOVUPS (R10), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y5, Y5
-	VMOVUPS 32(DI), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y2, Y2
-	VMOVUPS 32(R8), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y3, Y3
-	VMOVUPS 32(R9), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y4, Y4
-	VMOVUPS 32(R10), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y5, Y5
-	ADDQ    $+64, DI
-	ADDQ    $+64, R8
-	ADDQ    $+64, R9
-	ADDQ    $+64, R10
-	SUBQ    $+16, R12
-	JGE     loop1012
+done1379:
+	ADDQ $+16, BX
+	SUBQ $+8, BX
+	JLT  done1381
 
-done1013:
-	ADDQ $+16, R12
-	SUBQ $+8, R12
-	JLT  done1016
+loop1380:
+	VMOVUPS (CX), Y3
+	VPAND   Y1, Y3, Y3
+	VPMAXUD Y3, Y2, Y2
+	ADDQ    $+32, CX
+	SUBQ    $+8, BX
+	JGE     loop1380
 
-loop1015:
-	VMOVUPS (DI), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y2, Y2
-	VMOVUPS (R8), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y3, Y3
-	VMOVUPS (R9), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y4, Y4
-	VMOVUPS (R10), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y5, Y5
-	ADDQ    $+32, DI
-	ADDQ    $+32, R8
-	ADDQ    $+32, R9
-	ADDQ    $+32, R10
-	SUBQ    $+8, R12
-	JGE     loop1015
+done1381:
+	ADDQ       $+8, BX
+	TESTQ      BX, BX
+	JZ         done1382
+	VMASKMOVPS (CX), Y0, Y3
+	VPAND      Y1, Y3, Y3
+	VPMAXUD    Y3, Y2, Y2
 
-done1016:
-	ADDQ       $+8, R12
-	TESTQ      R12, R12
-	JZ         done1017
-	VMASKMOVPS (DI), Y0, Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y2, Y2
-	VMASKMOVPS (R8), Y0, Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y3, Y3
-	VMASKMOVPS (R9), Y0, Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y4, Y4
-	VMASKMOVPS (R10), Y0, Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y5, Y5
-
-done1017:
-	SUBQ         $0x04, R11
-	JG           block1011
-	VPMAXUD      Y3, Y2, Y2
-	VPMAXUD      Y5, Y4, Y4
-	VPMAXUD      Y4, Y2, Y2
+done1382:
+	SUBQ         $0x01, DX
+	JG           block1377
 	VEXTRACTF128 $0x01, Y2, X0
 	VPMAXUD      X0, X2, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -15950,15 +19761,15 @@ done1017:
 	RET
 
 // func dotsBF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
-// Requires: AVX, AVX2, CMOV, FMA3, MMX+
+// Requires: AVX, AVX2, CMOV, FMA3
 TEXT ·dotsBF16AVX2(SB), NOSPLIT, $16-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1018
+	JE           rows1383
 	CMPQ         AX, $0x03
-	JE           rows1019
+	JE           rows1384
 	CMPQ         AX, $0x04
-	JE           rows1020
+	JE           rows1385
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -15977,7 +19788,7 @@ TEXT ·dotsBF16AVX2(SB), NOSPLIT, $16-72
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1021:
+block1386:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -15992,9 +19803,9 @@ block1021:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+32, R8
-	JLT    done1024
+	JLT    done1389
 
-loop1023:
+loop1388:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16014,14 +19825,14 @@ loop1023:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1023
+	JGE         loop1388
 
-done1024:
+done1389:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1026
+	JLT  done1391
 
-loop1025:
+loop1390:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16029,39 +19840,39 @@ loop1025:
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1025
+	JGE         loop1390
 
-done1026:
+done1391:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1027
+	JZ      done1392
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1028:
+copy1393:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1028
+	JNZ         copy1393
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y2
 
-done1027:
+done1392:
 	CMPQ DI, $0x01
-	JLE  fold1022
+	JLE  fold1387
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1030
+	JLT  done1395
 
-loop1029:
+loop1394:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16081,14 +19892,14 @@ loop1029:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1029
+	JGE         loop1394
 
-done1030:
+done1395:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1032
+	JLT  done1397
 
-loop1031:
+loop1396:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16096,39 +19907,39 @@ loop1031:
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1031
+	JGE         loop1396
 
-done1032:
+done1397:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1033
+	JZ      done1398
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1034:
+copy1399:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1034
+	JNZ         copy1399
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y3
 
-done1033:
+done1398:
 	CMPQ DI, $0x02
-	JLE  fold1022
+	JLE  fold1387
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1036
+	JLT  done1401
 
-loop1035:
+loop1400:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16148,14 +19959,14 @@ loop1035:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1035
+	JGE         loop1400
 
-done1036:
+done1401:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1038
+	JLT  done1403
 
-loop1037:
+loop1402:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16163,39 +19974,39 @@ loop1037:
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1037
+	JGE         loop1402
 
-done1038:
+done1403:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1039
+	JZ      done1404
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1040:
+copy1405:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1040
+	JNZ         copy1405
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y4
 
-done1039:
+done1404:
 	CMPQ DI, $0x03
-	JLE  fold1022
+	JLE  fold1387
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1042
+	JLT  done1407
 
-loop1041:
+loop1406:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16215,14 +20026,14 @@ loop1041:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1041
+	JGE         loop1406
 
-done1042:
+done1407:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1044
+	JLT  done1409
 
-loop1043:
+loop1408:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16230,39 +20041,39 @@ loop1043:
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1043
+	JGE         loop1408
 
-done1044:
+done1409:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1045
+	JZ      done1410
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1046:
+copy1411:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1046
+	JNZ         copy1411
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y5
 
-done1045:
+done1410:
 	CMPQ DI, $0x04
-	JLE  fold1022
+	JLE  fold1387
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1048
+	JLT  done1413
 
-loop1047:
+loop1412:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16282,14 +20093,14 @@ loop1047:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1047
+	JGE         loop1412
 
-done1048:
+done1413:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1050
+	JLT  done1415
 
-loop1049:
+loop1414:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16297,39 +20108,39 @@ loop1049:
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1049
+	JGE         loop1414
 
-done1050:
+done1415:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1051
+	JZ      done1416
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1052:
+copy1417:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1052
+	JNZ         copy1417
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y6
 
-done1051:
+done1416:
 	CMPQ DI, $0x05
-	JLE  fold1022
+	JLE  fold1387
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1054
+	JLT  done1419
 
-loop1053:
+loop1418:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16349,14 +20160,14 @@ loop1053:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1053
+	JGE         loop1418
 
-done1054:
+done1419:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1056
+	JLT  done1421
 
-loop1055:
+loop1420:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16364,39 +20175,39 @@ loop1055:
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1055
+	JGE         loop1420
 
-done1056:
+done1421:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1057
+	JZ      done1422
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1058:
+copy1423:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1058
+	JNZ         copy1423
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y7
 
-done1057:
+done1422:
 	CMPQ DI, $0x06
-	JLE  fold1022
+	JLE  fold1387
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1060
+	JLT  done1425
 
-loop1059:
+loop1424:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16416,14 +20227,14 @@ loop1059:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1059
+	JGE         loop1424
 
-done1060:
+done1425:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1062
+	JLT  done1427
 
-loop1061:
+loop1426:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16431,39 +20242,39 @@ loop1061:
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1061
+	JGE         loop1426
 
-done1062:
+done1427:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1063
+	JZ      done1428
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1064:
+copy1429:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1064
+	JNZ         copy1429
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y8
 
-done1063:
+done1428:
 	CMPQ DI, $0x07
-	JLE  fold1022
+	JLE  fold1387
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1066
+	JLT  done1431
 
-loop1065:
+loop1430:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16483,14 +20294,14 @@ loop1065:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1065
+	JGE         loop1430
 
-done1066:
+done1431:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1068
+	JLT  done1433
 
-loop1067:
+loop1432:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (BX), Y11
@@ -16498,29 +20309,29 @@ loop1067:
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1067
+	JGE         loop1432
 
-done1068:
+done1433:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1069
+	JZ      done1434
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1070:
+copy1435:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1070
+	JNZ         copy1435
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y9
 
-done1069:
-fold1022:
+done1434:
+fold1387:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -16557,17 +20368,17 @@ fold1022:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       DX, $0x08
-	JLT        part1071
+	JLT        part1436
 	VMOVUPS    Y3, (SI)
-	JMP        stored1072
+	JMP        stored1437
 
-part1071:
+part1436:
 	VMASKMOVPS Y3, Y2, (SI)
 
-stored1072:
+stored1437:
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, DI
-	JG         block1021
+	JG         block1386
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -16581,7 +20392,7 @@ stored1072:
 	VZEROUPPER
 	RET
 
-rows1018:
+rows1383:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -16602,7 +20413,7 @@ rows1018:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1073:
+block1438:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -16617,9 +20428,9 @@ block1073:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
 	SUBQ   $+32, R9
-	JLT    done1076
+	JLT    done1441
 
-loop1075:
+loop1440:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (SI), Y11
@@ -16647,14 +20458,14 @@ loop1075:
 	ADDQ        $+64, DX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop1075
+	JGE         loop1440
 
-done1076:
+done1441:
 	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1078
+	JLT  done1443
 
-loop1077:
+loop1442:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (SI), Y11
@@ -16664,21 +20475,21 @@ loop1077:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1077
+	JGE         loop1442
 
-done1078:
+done1443:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1079
+	JZ      done1444
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1080:
+copy1445:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1080
+	JNZ         copy1445
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
@@ -16687,18 +20498,18 @@ copy1080:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y6
 
-done1079:
+done1444:
 	CMPQ R8, $0x01
-	JLE  fold1074
+	JLE  fold1439
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+32, R9
-	JLT  done1082
+	JLT  done1447
 
-loop1081:
+loop1446:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (SI), Y11
@@ -16726,14 +20537,14 @@ loop1081:
 	ADDQ        $+64, DX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop1081
+	JGE         loop1446
 
-done1082:
+done1447:
 	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1084
+	JLT  done1449
 
-loop1083:
+loop1448:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (SI), Y11
@@ -16743,21 +20554,21 @@ loop1083:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1083
+	JGE         loop1448
 
-done1084:
+done1449:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1085
+	JZ      done1450
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1086:
+copy1451:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1086
+	JNZ         copy1451
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
@@ -16766,18 +20577,18 @@ copy1086:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y7
 
-done1085:
+done1450:
 	CMPQ R8, $0x02
-	JLE  fold1074
+	JLE  fold1439
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+32, R9
-	JLT  done1088
+	JLT  done1453
 
-loop1087:
+loop1452:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (SI), Y11
@@ -16805,14 +20616,14 @@ loop1087:
 	ADDQ        $+64, DX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop1087
+	JGE         loop1452
 
-done1088:
+done1453:
 	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1090
+	JLT  done1455
 
-loop1089:
+loop1454:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (SI), Y11
@@ -16822,21 +20633,21 @@ loop1089:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1089
+	JGE         loop1454
 
-done1090:
+done1455:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1091
+	JZ      done1456
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1092:
+copy1457:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1092
+	JNZ         copy1457
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
@@ -16845,18 +20656,18 @@ copy1092:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y8
 
-done1091:
+done1456:
 	CMPQ R8, $0x03
-	JLE  fold1074
+	JLE  fold1439
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+32, R9
-	JLT  done1094
+	JLT  done1459
 
-loop1093:
+loop1458:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (SI), Y11
@@ -16884,14 +20695,14 @@ loop1093:
 	ADDQ        $+64, DX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop1093
+	JGE         loop1458
 
-done1094:
+done1459:
 	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1096
+	JLT  done1461
 
-loop1095:
+loop1460:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMOVUPS     (SI), Y11
@@ -16901,21 +20712,21 @@ loop1095:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1095
+	JGE         loop1460
 
-done1096:
+done1461:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1097
+	JZ      done1462
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1098:
+copy1463:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1098
+	JNZ         copy1463
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
@@ -16924,8 +20735,8 @@ copy1098:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y9
 
-done1097:
-fold1074:
+done1462:
+fold1439:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -16963,19 +20774,19 @@ fold1074:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           DX, $0x04
-	JLT            part1099
+	JLT            part1464
 	VMOVUPS        X3, (DI)
 	VMOVUPS        X4, (DI)(SI*1)
-	JMP            stored1100
+	JMP            stored1465
 
-part1099:
+part1464:
 	VMASKMOVPS X3, X2, (DI)
 	VMASKMOVPS X4, X2, (DI)(SI*1)
 
-stored1100:
+stored1465:
 	ADDQ         $0x10, DI
 	SUBQ         $0x04, R8
-	JG           block1073
+	JG           block1438
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -16990,182 +20801,172 @@ stored1100:
 	VZEROUPPER
 	RET
 
-rows1019:
+rows1384:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long1466
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	MOVQ         DX, SI
+	SHLQ         $0x02, SI
+	SUBQ         SI, BX
+	VMOVUPS      (BX), Y0
 	MOVQ         d+32(FP), DI
-	ANDQ         $0x07, DI
-	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
-	SHLQ         $0x02, BX
-	SUBQ         BX, DX
-	VMOVUPS      (DX), Y0
-	MOVQ         d+32(FP), R10
-	SHLQ         $0x02, R10
-	MOVQ         s+0(FP), R12
-	MOVQ         keys+64(FP), R13
-	MOVL         $0xff800000, DX
-	VMOVD        DX, X1
+	SHLQ         $0x02, DI
+	MOVQ         s+0(FP), R9
+	MOVQ         keys+64(FP), R10
+	MOVL         $0xff800000, BX
+	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1101:
+block1467:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
-	MOVQ    q+24(FP), R11
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    q+24(FP), R8
+	MOVQ    AX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R14
-	SUBQ    $+32, R14
-	JLT     done1104
+	MOVQ    d+32(FP), R11
+	SUBQ    $+32, R11
+	JLT     done1470
 
-loop1103:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within1105
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within1105:
-	VPMOVZXWD   (R8), Y8
+loop1469:
+	VPMOVZXWD   (BX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   (R9), Y9
+	VPMOVZXWD   (SI), Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     (R11), Y10
+	VMOVUPS     (R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R11)(R10*1), Y10
+	VMOVUPS     (R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R11)(R10*2), Y10
+	VMOVUPS     (R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VPMOVZXWD   16(R8), Y8
+	VPMOVZXWD   16(BX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   16(R9), Y9
+	VPMOVZXWD   16(SI), Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     32(R11), Y10
+	VMOVUPS     32(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     32(R11)(R10*1), Y10
+	VMOVUPS     32(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     32(R11)(R10*2), Y10
+	VMOVUPS     32(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VPMOVZXWD   32(R8), Y8
+	VPMOVZXWD   32(BX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   32(R9), Y9
+	VPMOVZXWD   32(SI), Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     64(R11), Y10
+	VMOVUPS     64(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     64(R11)(R10*1), Y10
+	VMOVUPS     64(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     64(R11)(R10*2), Y10
+	VMOVUPS     64(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VPMOVZXWD   48(R8), Y8
+	VPMOVZXWD   48(BX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   48(R9), Y9
+	VPMOVZXWD   48(SI), Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     96(R11), Y10
+	VMOVUPS     96(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     96(R11)(R10*1), Y10
+	VMOVUPS     96(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     96(R11)(R10*2), Y10
+	VMOVUPS     96(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R11
-	SUBQ        $+32, R14
-	JGE         loop1103
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
+	ADDQ        $+128, R8
+	SUBQ        $+32, R11
+	JGE         loop1469
 
-done1104:
-	ADDQ $+32, R14
-	SUBQ $+8, R14
-	JLT  done1107
+done1470:
+	ADDQ $+32, R11
+	SUBQ $+8, R11
+	JLT  done1472
 
-loop1106:
-	VPMOVZXWD   (R8), Y8
+loop1471:
+	VPMOVZXWD   (BX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   (R9), Y9
+	VPMOVZXWD   (SI), Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     (R11), Y10
+	VMOVUPS     (R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R11)(R10*1), Y10
+	VMOVUPS     (R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R11)(R10*2), Y10
+	VMOVUPS     (R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R11
-	SUBQ        $+8, R14
-	JGE         loop1106
+	ADDQ        $+16, BX
+	ADDQ        $+16, SI
+	ADDQ        $+32, R8
+	SUBQ        $+8, R11
+	JGE         loop1471
 
-done1107:
-	ADDQ    $+8, R14
-	TESTQ   R14, R14
-	JZ      done1108
+done1472:
+	ADDQ    $+8, R11
+	TESTQ   R11, R11
+	JZ      done1473
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
-	MOVQ    DI, DX
+	MOVQ    DX, R11
 
-copy1109:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1109
+copy1474:
+	MOVWLZX   -2(BX)(R11*2), R12
+	MOVW      R12, -2(SP)(R11*2)
+	DECQ      R11
+	JNZ       copy1474
 	VMOVDQU   (SP), X8
 	VPMOVZXWD X8, Y8
 	VPSLLD    $0x10, Y8, Y8
 	VPXOR     X9, X9, X9
 	VMOVDQU   X9, (SP)
-	MOVQ      DI, DX
+	MOVQ      DX, BX
 
-copy1110:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1110
+copy1475:
+	MOVWLZX     -2(SI)(BX*2), R11
+	MOVW        R11, -2(SP)(BX*2)
+	DECQ        BX
+	JNZ         copy1475
 	VMOVDQU     (SP), X9
 	VPMOVZXWD   X9, Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMASKMOVPS  (R11), Y0, Y10
+	VMASKMOVPS  (R8), Y0, Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMASKMOVPS  (R11)(R10*1), Y0, Y10
+	VMASKMOVPS  (R8)(DI*1), Y0, Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMASKMOVPS  (R11)(R10*2), Y0, Y10
+	VMASKMOVPS  (R8)(DI*2), Y0, Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done1108:
+done1473:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -17187,37 +20988,37 @@ done1108:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R13, DX
-	MOVQ         $0x00000002, BX
-	CMPQ         DX, BX
-	CMOVQGT      BX, DX
-	MOVQ         ldS+8(FP), BX
-	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), R8
+	MOVQ         R10, BX
+	MOVQ         $0x00000002, SI
+	CMPQ         BX, SI
+	CMOVQGT      SI, BX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R8
 	LEAQ         rowsMask<>+32(SB), R8
-	MOVQ         DX, R9
-	SHLQ         $0x02, R9
-	SUBQ         R9, R8
+	MOVQ         BX, R11
+	SHLQ         $0x02, R11
+	SUBQ         R11, R8
 	VBROADCASTSD (R8), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
-	CMPQ         DX, $0x02
-	JLT          part1111
-	VMOVLPS      X3, (R12)
-	VMOVHPS      X3, (R12)(BX*1)
-	VMOVLPS      X2, (R12)(BX*2)
-	JMP          stored1112
+	CMPQ         BX, $0x02
+	JLT          part1476
+	VMOVLPS      X3, (R9)
+	VMOVHPS      X3, (R9)(SI*1)
+	VMOVLPS      X2, (R9)(SI*2)
+	JMP          stored1477
 
-part1111:
-	VEXTRACTPS $0x00, X3, (R12)
-	VEXTRACTPS $0x02, X3, (R12)(BX*1)
-	VEXTRACTPS $0x00, X2, (R12)(BX*2)
+part1476:
+	VEXTRACTPS $0x00, X3, (R9)
+	VEXTRACTPS $0x02, X3, (R9)(SI*1)
+	VEXTRACTPS $0x00, X2, (R9)(SI*2)
 
-stored1112:
-	ADDQ         $0x08, R12
-	SUBQ         $0x02, R13
-	JG           block1101
+stored1477:
+	ADDQ         $0x08, R9
+	SUBQ         $0x02, R10
+	JG           block1467
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -17234,31 +21035,309 @@ stored1112:
 	VZEROUPPER
 	RET
 
-rows1020:
+long1466:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+32(FP), DI
-	ANDQ         $0x07, DI
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
 	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
 	SUBQ         BX, DX
 	VMOVUPS      (DX), Y0
-	MOVQ         d+32(FP), R10
-	SHLQ         $0x02, R10
-	LEAQ         (R10)(R10*2), R11
-	MOVQ         s+0(FP), R13
-	MOVQ         keys+64(FP), R14
+	MOVQ         d+32(FP), BX
+	SHLQ         $0x02, BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1113:
+block1478:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+32, R9
+	JLT    done1481
+
+loop1480:
+	VPMOVZXWD   (DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMOVUPS     (SI), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     (SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     (SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	VPMOVZXWD   16(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMOVUPS     32(SI), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     32(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     32(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	VPMOVZXWD   32(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMOVUPS     64(SI), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     64(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     64(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	VPMOVZXWD   48(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMOVUPS     96(SI), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     96(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     96(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1480
+
+done1481:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1483
+
+loop1482:
+	VPMOVZXWD   (DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMOVUPS     (SI), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     (SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     (SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1482
+
+done1483:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1484
+	VPXOR   X8, X8, X8
+	VMOVDQU X8, (SP)
+	MOVQ    CX, R9
+
+copy1485:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1485
+	VMOVDQU     (SP), X8
+	VPMOVZXWD   X8, Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMASKMOVPS  (SI), Y0, Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMASKMOVPS  (SI)(BX*1), Y0, Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMASKMOVPS  (SI)(BX*2), Y0, Y9
+	VFMADD231PS Y8, Y9, Y6
+
+done1484:
+	CMPQ R8, $0x01
+	JLE  fold1479
+	MOVQ q+24(FP), SI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done1487
+
+loop1486:
+	VPMOVZXWD   (DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMOVUPS     (SI), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     (SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     (SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	VPMOVZXWD   16(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMOVUPS     32(SI), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     32(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     32(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	VPMOVZXWD   32(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMOVUPS     64(SI), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     64(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     64(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	VPMOVZXWD   48(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMOVUPS     96(SI), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     96(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     96(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1486
+
+done1487:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1489
+
+loop1488:
+	VPMOVZXWD   (DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMOVUPS     (SI), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     (SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     (SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1488
+
+done1489:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1490
+	VPXOR   X8, X8, X8
+	VMOVDQU X8, (SP)
+	MOVQ    CX, R9
+
+copy1491:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1491
+	VMOVDQU     (SP), X8
+	VPMOVZXWD   X8, Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMASKMOVPS  (SI), Y0, Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMASKMOVPS  (SI)(BX*1), Y0, Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMASKMOVPS  (SI)(BX*2), Y0, Y9
+	VFMADD231PS Y8, Y9, Y7
+
+done1490:
+fold1479:
+	VPERM2F128   $0x20, Y6, Y2, Y8
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y8, Y2, Y8
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y4, Y4, Y3
+	VPERM2F128   $0x31, Y4, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y5, Y5, Y4
+	VPERM2F128   $0x31, Y5, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y8, Y5
+	VUNPCKHPS    Y2, Y8, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         R8, DX
+	MOVQ         $0x00000002, SI
+	CMPQ         DX, SI
+	CMOVQGT      SI, DX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R9
+	LEAQ         rowsMask<>+32(SB), R9
+	MOVQ         DX, R10
+	SHLQ         $0x02, R10
+	SUBQ         R10, R9
+	VBROADCASTSD (R9), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         DX, $0x02
+	JLT          part1492
+	VMOVLPS      X3, (DI)
+	VMOVHPS      X3, (DI)(SI*1)
+	VMOVLPS      X2, (DI)(SI*2)
+	JMP          stored1493
+
+part1492:
+	VEXTRACTPS $0x00, X3, (DI)
+	VEXTRACTPS $0x02, X3, (DI)(SI*1)
+	VEXTRACTPS $0x00, X2, (DI)(SI*2)
+
+stored1493:
+	ADDQ         $0x08, DI
+	SUBQ         $0x02, R8
+	JG           block1478
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VZEROUPPER
+	RET
+
+rows1385:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long1494
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	MOVQ         DX, SI
+	SHLQ         $0x02, SI
+	SUBQ         SI, BX
+	VMOVUPS      (BX), Y0
+	MOVQ         d+32(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), R8
+	MOVQ         s+0(FP), R10
+	MOVQ         keys+64(FP), R11
+	MOVL         $0xff800000, BX
+	VMOVD        BX, X1
+	VBROADCASTSS X1, Y1
+
+block1495:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -17267,170 +21346,159 @@ block1113:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R12
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    q+24(FP), R9
+	MOVQ    AX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R15
-	SUBQ    $+32, R15
-	JLT     done1116
+	MOVQ    d+32(FP), R12
+	SUBQ    $+32, R12
+	JLT     done1498
 
-loop1115:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within1117
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within1117:
-	VPMOVZXWD   (R8), Y10
+loop1497:
+	VPMOVZXWD   (BX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   (R9), Y11
+	VPMOVZXWD   (SI), Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     (R12), Y12
+	VMOVUPS     (R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R12)(R10*1), Y12
+	VMOVUPS     (R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R12)(R10*2), Y12
+	VMOVUPS     (R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R12)(R11*1), Y12
+	VMOVUPS     (R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VPMOVZXWD   16(R8), Y10
+	VPMOVZXWD   16(BX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   16(R9), Y11
+	VPMOVZXWD   16(SI), Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     32(R12), Y12
+	VMOVUPS     32(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     32(R12)(R10*1), Y12
+	VMOVUPS     32(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     32(R12)(R10*2), Y12
+	VMOVUPS     32(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     32(R12)(R11*1), Y12
+	VMOVUPS     32(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VPMOVZXWD   32(R8), Y10
+	VPMOVZXWD   32(BX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   32(R9), Y11
+	VPMOVZXWD   32(SI), Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     64(R12), Y12
+	VMOVUPS     64(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     64(R12)(R10*1), Y12
+	VMOVUPS     64(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     64(R12)(R10*2), Y12
+	VMOVUPS     64(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     64(R12)(R11*1), Y12
+	VMOVUPS     64(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VPMOVZXWD   48(R8), Y10
+	VPMOVZXWD   48(BX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   48(R9), Y11
+	VPMOVZXWD   48(SI), Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     96(R12), Y12
+	VMOVUPS     96(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     96(R12)(R10*1), Y12
+	VMOVUPS     96(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     96(R12)(R10*2), Y12
+	VMOVUPS     96(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     96(R12)(R11*1), Y12
+	VMOVUPS     96(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R12
-	SUBQ        $+32, R15
-	JGE         loop1115
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
+	ADDQ        $+128, R9
+	SUBQ        $+32, R12
+	JGE         loop1497
 
-done1116:
-	ADDQ $+32, R15
-	SUBQ $+8, R15
-	JLT  done1119
+done1498:
+	ADDQ $+32, R12
+	SUBQ $+8, R12
+	JLT  done1500
 
-loop1118:
-	VPMOVZXWD   (R8), Y10
+loop1499:
+	VPMOVZXWD   (BX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   (R9), Y11
+	VPMOVZXWD   (SI), Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     (R12), Y12
+	VMOVUPS     (R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R12)(R10*1), Y12
+	VMOVUPS     (R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R12)(R10*2), Y12
+	VMOVUPS     (R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R12)(R11*1), Y12
+	VMOVUPS     (R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R12
-	SUBQ        $+8, R15
-	JGE         loop1118
+	ADDQ        $+16, BX
+	ADDQ        $+16, SI
+	ADDQ        $+32, R9
+	SUBQ        $+8, R12
+	JGE         loop1499
 
-done1119:
-	ADDQ    $+8, R15
-	TESTQ   R15, R15
-	JZ      done1120
+done1500:
+	ADDQ    $+8, R12
+	TESTQ   R12, R12
+	JZ      done1501
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    DX, R12
 
-copy1121:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1121
+copy1502:
+	MOVWLZX   -2(BX)(R12*2), R13
+	MOVW      R13, -2(SP)(R12*2)
+	DECQ      R12
+	JNZ       copy1502
 	VMOVDQU   (SP), X10
 	VPMOVZXWD X10, Y10
 	VPSLLD    $0x10, Y10, Y10
 	VPXOR     X11, X11, X11
 	VMOVDQU   X11, (SP)
-	MOVQ      DI, DX
+	MOVQ      DX, BX
 
-copy1122:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1122
+copy1503:
+	MOVWLZX     -2(SI)(BX*2), R12
+	MOVW        R12, -2(SP)(BX*2)
+	DECQ        BX
+	JNZ         copy1503
 	VMOVDQU     (SP), X11
 	VPMOVZXWD   X11, Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMASKMOVPS  (R12), Y0, Y12
+	VMASKMOVPS  (R9), Y0, Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMASKMOVPS  (R12)(R10*1), Y0, Y12
+	VMASKMOVPS  (R9)(DI*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMASKMOVPS  (R12)(R10*2), Y0, Y12
+	VMASKMOVPS  (R9)(DI*2), Y0, Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMASKMOVPS  (R12)(R11*1), Y0, Y12
+	VMASKMOVPS  (R9)(R8*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done1120:
+done1501:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -17452,39 +21520,349 @@ done1120:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R14, DX
-	MOVQ         $0x00000002, BX
-	CMPQ         DX, BX
-	CMOVQGT      BX, DX
-	MOVQ         ldS+8(FP), BX
+	MOVQ         R11, BX
+	MOVQ         $0x00000002, SI
+	CMPQ         BX, SI
+	CMOVQGT      SI, BX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R9
+	LEAQ         rowsMask<>+32(SB), R12
+	MOVQ         BX, R13
+	SHLQ         $0x02, R13
+	SUBQ         R13, R12
+	VBROADCASTSD (R12), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         BX, $0x02
+	JLT          part1504
+	VMOVLPS      X3, (R10)
+	VMOVHPS      X3, (R10)(SI*1)
+	VMOVLPS      X2, (R10)(SI*2)
+	VMOVHPS      X2, (R10)(R9*1)
+	JMP          stored1505
+
+part1504:
+	VEXTRACTPS $0x00, X3, (R10)
+	VEXTRACTPS $0x02, X3, (R10)(SI*1)
+	VEXTRACTPS $0x00, X2, (R10)(SI*2)
+	VEXTRACTPS $0x02, X2, (R10)(R9*1)
+
+stored1505:
+	ADDQ         $0x08, R10
+	SUBQ         $0x02, R11
+	JG           block1495
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       12(AX), X0, X0
+	VMOVSS       X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long1494:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), R8
-	LEAQ         rowsMask<>+32(SB), R9
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), SI
+	MOVQ         s+0(FP), R8
+	MOVQ         keys+64(FP), R9
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
+	VBROADCASTSS X1, Y1
+
+block1506:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), DI
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R10
+	SUBQ   $+32, R10
+	JLT    done1509
+
+loop1508:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (DI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     (DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(DI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     32(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     32(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     32(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(DI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     64(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     64(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     64(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(DI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     96(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     96(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     96(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+64, DX
+	ADDQ        $+128, DI
+	SUBQ        $+32, R10
+	JGE         loop1508
+
+done1509:
+	ADDQ $+32, R10
+	SUBQ $+8, R10
+	JLT  done1511
+
+loop1510:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (DI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     (DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+16, DX
+	ADDQ        $+32, DI
+	SUBQ        $+8, R10
+	JGE         loop1510
+
+done1511:
+	ADDQ    $+8, R10
+	TESTQ   R10, R10
+	JZ      done1512
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R10
+
+copy1513:
+	MOVWLZX     -2(DX)(R10*2), R11
+	MOVW        R11, -2(SP)(R10*2)
+	DECQ        R10
+	JNZ         copy1513
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (DI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMASKMOVPS  (DI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMASKMOVPS  (DI)(BX*2), Y0, Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMASKMOVPS  (DI)(SI*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y8
+
+done1512:
+	CMPQ R9, $0x01
+	JLE  fold1507
+	MOVQ q+24(FP), DI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R10
+	SUBQ $+32, R10
+	JLT  done1515
+
+loop1514:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (DI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     (DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     32(DI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     32(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     32(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     32(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     64(DI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     64(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     64(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     64(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     96(DI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     96(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     96(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     96(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+64, DX
+	ADDQ        $+128, DI
+	SUBQ        $+32, R10
+	JGE         loop1514
+
+done1515:
+	ADDQ $+32, R10
+	SUBQ $+8, R10
+	JLT  done1517
+
+loop1516:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMOVUPS     (DI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     (DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+16, DX
+	ADDQ        $+32, DI
+	SUBQ        $+8, R10
+	JGE         loop1516
+
+done1517:
+	ADDQ    $+8, R10
+	TESTQ   R10, R10
+	JZ      done1518
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R10
+
+copy1519:
+	MOVWLZX     -2(DX)(R10*2), R11
+	MOVW        R11, -2(SP)(R10*2)
+	DECQ        R10
+	JNZ         copy1519
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (DI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMASKMOVPS  (DI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMASKMOVPS  (DI)(BX*2), Y0, Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMASKMOVPS  (DI)(SI*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y9
+
+done1518:
+fold1507:
+	VPERM2F128   $0x20, Y6, Y2, Y10
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y10, Y2, Y10
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y8, Y4, Y3
+	VPERM2F128   $0x31, Y8, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y9, Y5, Y4
+	VPERM2F128   $0x31, Y9, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y10, Y5
+	VUNPCKHPS    Y2, Y10, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         R9, DX
+	MOVQ         $0x00000002, DI
+	CMPQ         DX, DI
+	CMOVQGT      DI, DX
+	MOVQ         ldS+8(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), R10
+	LEAQ         rowsMask<>+32(SB), R11
 	MOVQ         DX, R12
 	SHLQ         $0x02, R12
-	SUBQ         R12, R9
-	VBROADCASTSD (R9), Y2
+	SUBQ         R12, R11
+	VBROADCASTSD (R11), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1123
-	VMOVLPS      X3, (R13)
-	VMOVHPS      X3, (R13)(BX*1)
-	VMOVLPS      X2, (R13)(BX*2)
-	VMOVHPS      X2, (R13)(R8*1)
-	JMP          stored1124
+	JLT          part1520
+	VMOVLPS      X3, (R8)
+	VMOVHPS      X3, (R8)(DI*1)
+	VMOVLPS      X2, (R8)(DI*2)
+	VMOVHPS      X2, (R8)(R10*1)
+	JMP          stored1521
 
-part1123:
-	VEXTRACTPS $0x00, X3, (R13)
-	VEXTRACTPS $0x02, X3, (R13)(BX*1)
-	VEXTRACTPS $0x00, X2, (R13)(BX*2)
-	VEXTRACTPS $0x02, X2, (R13)(R8*1)
+part1520:
+	VEXTRACTPS $0x00, X3, (R8)
+	VEXTRACTPS $0x02, X3, (R8)(DI*1)
+	VEXTRACTPS $0x00, X2, (R8)(DI*2)
+	VEXTRACTPS $0x02, X2, (R8)(R10*1)
 
-stored1124:
-	ADDQ         $0x08, R13
-	SUBQ         $0x02, R14
-	JG           block1113
+stored1521:
+	ADDQ         $0x08, R8
+	SUBQ         $0x02, R9
+	JG           block1506
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -17508,20 +21886,23 @@ stored1124:
 // func combineBF16AVX2(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
 // Requires: AVX, AVX2, CMOV, FMA3
 TEXT ·combineBF16AVX2(SB), NOSPLIT, $16-64
-	MOVQ r+24(FP), AX
-	CMPQ AX, $0x02
-	JE   rows1125
-	CMPQ AX, $0x03
-	JE   rows1126
-	CMPQ AX, $0x04
-	JE   rows1127
-	MOVQ ldP+16(FP), AX
-	SHLQ $0x02, AX
-	MOVQ dv+56(FP), AX
-	SHLQ $0x02, AX
-	XORQ AX, AX
+	MOVQ         r+24(FP), AX
+	CMPQ         AX, $0x02
+	JE           rows1522
+	CMPQ         AX, $0x03
+	JE           rows1523
+	CMPQ         AX, $0x04
+	JE           rows1524
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Y0
+	MOVQ         ldP+16(FP), AX
+	SHLQ         $0x02, AX
+	MOVQ         dv+56(FP), AX
+	SHLQ         $0x02, AX
+	XORQ         AX, AX
 
-block1128:
+block1525:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -17530,10 +21911,9 @@ block1128:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done1130
+	JLT   done1527
 
-loop1129:
-	VXORPS  Y0, Y0, Y0
+loop1526:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -17541,18 +21921,19 @@ loop1129:
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
+	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1131
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS 64(DX), Y2
-	VMOVUPS 96(DX), Y3
-	VMOVUPS 128(DX), Y4
-	VMOVUPS 160(DX), Y5
-	VMOVUPS 192(DX), Y6
-	VMOVUPS 224(DX), Y7
+	JZ      first1528
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y4
+	VMOVUPS 128(DX), Y5
+	VMOVUPS 160(DX), Y6
+	VMOVUPS 192(DX), Y7
+	VMOVUPS 224(DX), Y8
 
-first1131:
+first1528:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -17561,89 +21942,85 @@ first1131:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1132:
-	VBROADCASTSS (R8), Y8
-	VMOVUPS      (DI), Y10
-	VPSLLD       $0x10, Y10, Y9
-	VPSRLD       $0x10, Y10, Y10
-	VPSLLD       $0x10, Y10, Y10
-	VFMADD231PS  Y9, Y8, Y0
-	VFMADD231PS  Y10, Y8, Y1
-	VMOVUPS      32(DI), Y10
-	VPSLLD       $0x10, Y10, Y9
-	VPSRLD       $0x10, Y10, Y10
-	VPSLLD       $0x10, Y10, Y10
-	VFMADD231PS  Y9, Y8, Y2
-	VFMADD231PS  Y10, Y8, Y3
-	VMOVUPS      64(DI), Y10
-	VPSLLD       $0x10, Y10, Y9
-	VPSRLD       $0x10, Y10, Y10
-	VPSLLD       $0x10, Y10, Y10
-	VFMADD231PS  Y9, Y8, Y4
-	VFMADD231PS  Y10, Y8, Y5
-	VMOVUPS      96(DI), Y10
-	VPSLLD       $0x10, Y10, Y9
-	VPSRLD       $0x10, Y10, Y10
-	VPSLLD       $0x10, Y10, Y10
-	VFMADD231PS  Y9, Y8, Y6
-	VFMADD231PS  Y10, Y8, Y7
+key1529:
+	VBROADCASTSS (R8), Y9
+	VMOVUPS      (DI), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPAND        Y0, Y11, Y11
+	VFMADD231PS  Y10, Y9, Y1
+	VFMADD231PS  Y11, Y9, Y2
+	VMOVUPS      32(DI), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPAND        Y0, Y11, Y11
+	VFMADD231PS  Y10, Y9, Y3
+	VFMADD231PS  Y11, Y9, Y4
+	VMOVUPS      64(DI), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPAND        Y0, Y11, Y11
+	VFMADD231PS  Y10, Y9, Y5
+	VFMADD231PS  Y11, Y9, Y6
+	VMOVUPS      96(DI), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPAND        Y0, Y11, Y11
+	VFMADD231PS  Y10, Y9, Y7
+	VFMADD231PS  Y11, Y9, Y8
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1132
+	JNZ          key1529
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x40
-	JGT          between1133
-	VUNPCKLPS    Y1, Y0, Y8
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y8, Y0
-	VPERM2F128   $0x31, Y1, Y8, Y1
-	VUNPCKLPS    Y3, Y2, Y8
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y8, Y2
-	VPERM2F128   $0x31, Y3, Y8, Y3
-	VUNPCKLPS    Y5, Y4, Y8
-	VUNPCKHPS    Y5, Y4, Y5
-	VPERM2F128   $0x20, Y5, Y8, Y4
-	VPERM2F128   $0x31, Y5, Y8, Y5
-	VUNPCKLPS    Y7, Y6, Y8
-	VUNPCKHPS    Y7, Y6, Y7
-	VPERM2F128   $0x20, Y7, Y8, Y6
-	VPERM2F128   $0x31, Y7, Y8, Y7
+	JGT          between1530
+	VUNPCKLPS    Y2, Y1, Y9
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y9, Y1
+	VPERM2F128   $0x31, Y2, Y9, Y2
+	VUNPCKLPS    Y4, Y3, Y9
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y9, Y3
+	VPERM2F128   $0x31, Y4, Y9, Y4
+	VUNPCKLPS    Y6, Y5, Y9
+	VUNPCKHPS    Y6, Y5, Y6
+	VPERM2F128   $0x20, Y6, Y9, Y5
+	VPERM2F128   $0x31, Y6, Y9, Y6
+	VUNPCKLPS    Y8, Y7, Y9
+	VUNPCKHPS    Y8, Y7, Y8
+	VPERM2F128   $0x20, Y8, Y9, Y7
+	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1133:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, 64(DX)
-	VMOVUPS Y3, 96(DX)
-	VMOVUPS Y4, 128(DX)
-	VMOVUPS Y5, 160(DX)
-	VMOVUPS Y6, 192(DX)
-	VMOVUPS Y7, 224(DX)
+between1530:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, 64(DX)
+	VMOVUPS Y4, 96(DX)
+	VMOVUPS Y5, 128(DX)
+	VMOVUPS Y6, 160(DX)
+	VMOVUPS Y7, 192(DX)
+	VMOVUPS Y8, 224(DX)
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, SI
-	JGE     loop1129
+	JGE     loop1526
 
-done1130:
+done1527:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done1135
+	JLT  done1532
 
-loop1134:
-	VXORPS  Y0, Y0, Y0
+loop1531:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1136
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS 64(DX), Y2
-	VMOVUPS 96(DX), Y3
+	JZ      first1533
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y4
 
-first1136:
+first1533:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -17652,61 +22029,59 @@ first1136:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1137:
-	VBROADCASTSS (R8), Y4
-	VMOVUPS      (DI), Y6
-	VPSLLD       $0x10, Y6, Y5
-	VPSRLD       $0x10, Y6, Y6
-	VPSLLD       $0x10, Y6, Y6
-	VFMADD231PS  Y5, Y4, Y0
-	VFMADD231PS  Y6, Y4, Y1
-	VMOVUPS      32(DI), Y6
-	VPSLLD       $0x10, Y6, Y5
-	VPSRLD       $0x10, Y6, Y6
-	VPSLLD       $0x10, Y6, Y6
-	VFMADD231PS  Y5, Y4, Y2
-	VFMADD231PS  Y6, Y4, Y3
+key1534:
+	VBROADCASTSS (R8), Y5
+	VMOVUPS      (DI), Y7
+	VPSLLD       $0x10, Y7, Y6
+	VPAND        Y0, Y7, Y7
+	VFMADD231PS  Y6, Y5, Y1
+	VFMADD231PS  Y7, Y5, Y2
+	VMOVUPS      32(DI), Y7
+	VPSLLD       $0x10, Y7, Y6
+	VPAND        Y0, Y7, Y7
+	VFMADD231PS  Y6, Y5, Y3
+	VFMADD231PS  Y7, Y5, Y4
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1137
+	JNZ          key1534
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x40
-	JGT          between1138
-	VUNPCKLPS    Y1, Y0, Y4
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y4, Y0
-	VPERM2F128   $0x31, Y1, Y4, Y1
-	VUNPCKLPS    Y3, Y2, Y4
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y4, Y2
-	VPERM2F128   $0x31, Y3, Y4, Y3
+	JGT          between1535
+	VUNPCKLPS    Y2, Y1, Y5
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y5, Y1
+	VPERM2F128   $0x31, Y2, Y5, Y2
+	VUNPCKLPS    Y4, Y3, Y5
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y5, Y3
+	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1138:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, 64(DX)
-	VMOVUPS Y3, 96(DX)
+between1535:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, 64(DX)
+	VMOVUPS Y4, 96(DX)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, SI
-	JGE     loop1134
+	JGE     loop1531
 
-done1135:
+done1532:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done1140
+	JLT  done1537
 
-loop1139:
-	VXORPS  Y0, Y0, Y0
+loop1536:
 	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1141
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
+	JZ      first1538
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
 
-first1141:
+first1538:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -17715,47 +22090,46 @@ first1141:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1142:
-	VBROADCASTSS (R8), Y2
-	VMOVUPS      (DI), Y4
-	VPSLLD       $0x10, Y4, Y3
-	VPSRLD       $0x10, Y4, Y4
-	VPSLLD       $0x10, Y4, Y4
-	VFMADD231PS  Y3, Y2, Y0
-	VFMADD231PS  Y4, Y2, Y1
+key1539:
+	VBROADCASTSS (R8), Y3
+	VMOVUPS      (DI), Y5
+	VPSLLD       $0x10, Y5, Y4
+	VPAND        Y0, Y5, Y5
+	VFMADD231PS  Y4, Y3, Y1
+	VFMADD231PS  Y5, Y3, Y2
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1142
+	JNZ          key1539
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x40
-	JGT          between1143
-	VUNPCKLPS    Y1, Y0, Y2
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y2, Y0
-	VPERM2F128   $0x31, Y1, Y2, Y1
+	JGT          between1540
+	VUNPCKLPS    Y2, Y1, Y3
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y3, Y1
+	VPERM2F128   $0x31, Y2, Y3, Y2
 
-between1143:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
+between1540:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, SI
-	JGE     loop1139
+	JGE     loop1536
 
-done1140:
+done1537:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done1145
+	JLT  done1542
 
-loop1144:
-	VXORPS  Y0, Y0, Y0
+loop1541:
+	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1146
-	VMOVUPS (DX), Y0
+	JZ      first1543
+	VMOVUPS (DX), Y1
 
-first1146:
+first1543:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -17764,36 +22138,36 @@ first1146:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1147:
-	VBROADCASTSS (R8), Y1
-	VPMOVZXWD    (DI), Y2
-	VPSLLD       $0x10, Y2, Y2
-	VFMADD231PS  Y2, Y1, Y0
+key1544:
+	VBROADCASTSS (R8), Y2
+	VPMOVZXWD    (DI), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y1
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1147
-	VMOVUPS      Y0, (DX)
+	JNZ          key1544
+	VMOVUPS      Y1, (DX)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop1144
+	JGE          loop1541
 
-done1145:
+done1542:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done1148
+	JZ         done1545
 	LEAQ       rowsMask<>+32(SB), DI
 	MOVQ       SI, R8
 	SHLQ       $0x02, R8
 	SUBQ       R8, DI
-	VMOVUPS    (DI), Y0
-	VXORPS     Y1, Y1, Y1
+	VMOVUPS    (DI), Y1
+	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1149
-	VMASKMOVPS (DX), Y0, Y1
+	JZ         first1546
+	VMASKMOVPS (DX), Y1, Y2
 
-first1149:
+first1546:
 	MOVQ    keys+48(FP), DI
 	MOVQ    BX, BX
 	SUBQ    AX, DI
@@ -17801,42 +22175,45 @@ first1149:
 	CMPQ    DI, R8
 	CMOVQGT R8, DI
 
-key1150:
-	VBROADCASTSS (BX), Y2
-	VPXOR        X3, X3, X3
-	VMOVDQU      X3, (SP)
+key1547:
+	VBROADCASTSS (BX), Y3
+	VPXOR        X4, X4, X4
+	VMOVDQU      X4, (SP)
 	MOVQ         SI, R8
 
-copy1151:
+copy1548:
 	MOVWLZX     -2(CX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1151
-	VMOVDQU     (SP), X3
-	VPMOVZXWD   X3, Y3
-	VPSLLD      $0x10, Y3, Y3
-	VFMADD231PS Y3, Y2, Y1
+	JNZ         copy1548
+	VMOVDQU     (SP), X4
+	VPMOVZXWD   X4, Y4
+	VPSLLD      $0x10, Y4, Y4
+	VFMADD231PS Y4, Y3, Y2
 	ADDQ        stride+40(FP), CX
 	ADDQ        $0x04, BX
 	DECQ        DI
-	JNZ         key1150
-	VMASKMOVPS  Y1, Y0, (DX)
+	JNZ         key1547
+	VMASKMOVPS  Y2, Y1, (DX)
 
-done1148:
+done1545:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1128
+	JLT  block1525
 	VZEROUPPER
 	RET
 
-rows1125:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	XORQ AX, AX
+rows1522:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Y0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	XORQ         AX, AX
 
-block1152:
+block1549:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -17845,10 +22222,9 @@ block1152:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1154
+	JLT   done1551
 
-loop1153:
-	VXORPS  Y0, Y0, Y0
+loop1550:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -17856,18 +22232,19 @@ loop1153:
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
+	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1155
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS 64(DX), Y2
-	VMOVUPS 96(DX), Y3
-	VMOVUPS (DX)(DI*1), Y4
-	VMOVUPS 32(DX)(DI*1), Y5
-	VMOVUPS 64(DX)(DI*1), Y6
-	VMOVUPS 96(DX)(DI*1), Y7
+	JZ      first1552
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y4
+	VMOVUPS (DX)(DI*1), Y5
+	VMOVUPS 32(DX)(DI*1), Y6
+	VMOVUPS 64(DX)(DI*1), Y7
+	VMOVUPS 96(DX)(DI*1), Y8
 
-first1155:
+first1552:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -17876,82 +22253,80 @@ first1155:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1156:
-	VBROADCASTSS (R10), Y8
-	VBROADCASTSS (R10)(SI*1), Y9
-	VMOVUPS      (R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y0
-	VFMADD231PS  Y10, Y9, Y4
-	VFMADD231PS  Y11, Y8, Y1
-	VFMADD231PS  Y11, Y9, Y5
-	VMOVUPS      32(R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y2
-	VFMADD231PS  Y10, Y9, Y6
-	VFMADD231PS  Y11, Y8, Y3
-	VFMADD231PS  Y11, Y9, Y7
+key1553:
+	VBROADCASTSS (R10), Y9
+	VBROADCASTSS (R10)(SI*1), Y10
+	VMOVUPS      (R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y1
+	VFMADD231PS  Y11, Y10, Y5
+	VFMADD231PS  Y12, Y9, Y2
+	VFMADD231PS  Y12, Y10, Y6
+	VMOVUPS      32(R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y3
+	VFMADD231PS  Y11, Y10, Y7
+	VFMADD231PS  Y12, Y9, Y4
+	VFMADD231PS  Y12, Y10, Y8
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1156
+	JNZ          key1553
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x40
-	JGT          between1157
-	VUNPCKLPS    Y1, Y0, Y8
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y8, Y0
-	VPERM2F128   $0x31, Y1, Y8, Y1
-	VUNPCKLPS    Y3, Y2, Y8
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y8, Y2
-	VPERM2F128   $0x31, Y3, Y8, Y3
-	VUNPCKLPS    Y5, Y4, Y8
-	VUNPCKHPS    Y5, Y4, Y5
-	VPERM2F128   $0x20, Y5, Y8, Y4
-	VPERM2F128   $0x31, Y5, Y8, Y5
-	VUNPCKLPS    Y7, Y6, Y8
-	VUNPCKHPS    Y7, Y6, Y7
-	VPERM2F128   $0x20, Y7, Y8, Y6
-	VPERM2F128   $0x31, Y7, Y8, Y7
+	JGT          between1554
+	VUNPCKLPS    Y2, Y1, Y9
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y9, Y1
+	VPERM2F128   $0x31, Y2, Y9, Y2
+	VUNPCKLPS    Y4, Y3, Y9
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y9, Y3
+	VPERM2F128   $0x31, Y4, Y9, Y4
+	VUNPCKLPS    Y6, Y5, Y9
+	VUNPCKHPS    Y6, Y5, Y6
+	VPERM2F128   $0x20, Y6, Y9, Y5
+	VPERM2F128   $0x31, Y6, Y9, Y6
+	VUNPCKLPS    Y8, Y7, Y9
+	VUNPCKHPS    Y8, Y7, Y8
+	VPERM2F128   $0x20, Y8, Y9, Y7
+	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1157:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, 64(DX)
-	VMOVUPS Y3, 96(DX)
-	VMOVUPS Y4, (DX)(DI*1)
-	VMOVUPS Y5, 32(DX)(DI*1)
-	VMOVUPS Y6, 64(DX)(DI*1)
-	VMOVUPS Y7, 96(DX)(DI*1)
+between1554:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, 64(DX)
+	VMOVUPS Y4, 96(DX)
+	VMOVUPS Y5, (DX)(DI*1)
+	VMOVUPS Y6, 32(DX)(DI*1)
+	VMOVUPS Y7, 64(DX)(DI*1)
+	VMOVUPS Y8, 96(DX)(DI*1)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop1153
+	JGE     loop1550
 
-done1154:
+done1551:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1159
+	JLT  done1556
 
-loop1158:
-	VXORPS  Y0, Y0, Y0
+loop1555:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1160
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (DX)(DI*1), Y2
-	VMOVUPS 32(DX)(DI*1), Y3
+	JZ      first1557
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS (DX)(DI*1), Y3
+	VMOVUPS 32(DX)(DI*1), Y4
 
-first1160:
+first1557:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -17960,58 +22335,57 @@ first1160:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1161:
-	VBROADCASTSS (R10), Y4
-	VBROADCASTSS (R10)(SI*1), Y5
-	VMOVUPS      (R9), Y7
-	VPSLLD       $0x10, Y7, Y6
-	VPSRLD       $0x10, Y7, Y7
-	VPSLLD       $0x10, Y7, Y7
-	VFMADD231PS  Y6, Y4, Y0
-	VFMADD231PS  Y6, Y5, Y2
-	VFMADD231PS  Y7, Y4, Y1
-	VFMADD231PS  Y7, Y5, Y3
+key1558:
+	VBROADCASTSS (R10), Y5
+	VBROADCASTSS (R10)(SI*1), Y6
+	VMOVUPS      (R9), Y8
+	VPSLLD       $0x10, Y8, Y7
+	VPAND        Y0, Y8, Y8
+	VFMADD231PS  Y7, Y5, Y1
+	VFMADD231PS  Y7, Y6, Y3
+	VFMADD231PS  Y8, Y5, Y2
+	VFMADD231PS  Y8, Y6, Y4
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1161
+	JNZ          key1558
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x40
-	JGT          between1162
-	VUNPCKLPS    Y1, Y0, Y4
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y4, Y0
-	VPERM2F128   $0x31, Y1, Y4, Y1
-	VUNPCKLPS    Y3, Y2, Y4
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y4, Y2
-	VPERM2F128   $0x31, Y3, Y4, Y3
+	JGT          between1559
+	VUNPCKLPS    Y2, Y1, Y5
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y5, Y1
+	VPERM2F128   $0x31, Y2, Y5, Y2
+	VUNPCKLPS    Y4, Y3, Y5
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y5, Y3
+	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1162:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, (DX)(DI*1)
-	VMOVUPS Y3, 32(DX)(DI*1)
+between1559:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, (DX)(DI*1)
+	VMOVUPS Y4, 32(DX)(DI*1)
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1158
+	JGE     loop1555
 
-done1159:
+done1556:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1164
+	JLT  done1561
 
-loop1163:
-	VXORPS  Y0, Y0, Y0
+loop1560:
 	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1165
-	VMOVUPS (DX), Y0
-	VMOVUPS (DX)(DI*1), Y1
+	JZ      first1562
+	VMOVUPS (DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
 
-first1165:
+first1562:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18020,41 +22394,41 @@ first1165:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1166:
-	VPMOVZXWD    (R9), Y2
-	VPSLLD       $0x10, Y2, Y2
-	VBROADCASTSS (R10), Y3
-	VFMADD231PS  Y2, Y3, Y0
-	VBROADCASTSS (R10)(SI*1), Y3
-	VFMADD231PS  Y2, Y3, Y1
+key1563:
+	VPMOVZXWD    (R9), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VBROADCASTSS (R10), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (R10)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1166
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(DI*1)
+	JNZ          key1563
+	VMOVUPS      Y1, (DX)
+	VMOVUPS      Y2, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1163
+	JGE          loop1560
 
-done1164:
+done1561:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1167
+	JZ         done1564
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
 	SUBQ       R10, R9
-	VMOVUPS    (R9), Y0
-	VXORPS     Y1, Y1, Y1
+	VMOVUPS    (R9), Y1
 	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1168
-	VMASKMOVPS (DX), Y0, Y1
-	VMASKMOVPS (DX)(DI*1), Y0, Y2
+	JZ         first1565
+	VMASKMOVPS (DX), Y1, Y2
+	VMASKMOVPS (DX)(DI*1), Y1, Y3
 
-first1168:
+first1565:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -18062,47 +22436,50 @@ first1168:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1169:
-	VPXOR   X3, X3, X3
-	VMOVDQU X3, (SP)
+key1566:
+	VPXOR   X4, X4, X4
+	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1170:
+copy1567:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1170
-	VMOVDQU      (SP), X3
-	VPMOVZXWD    X3, Y3
-	VPSLLD       $0x10, Y3, Y3
-	VBROADCASTSS (BX), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (BX)(SI*1), Y4
-	VFMADD231PS  Y3, Y4, Y2
+	JNZ          copy1567
+	VMOVDQU      (SP), X4
+	VPMOVZXWD    X4, Y4
+	VPSLLD       $0x10, Y4, Y4
+	VBROADCASTSS (BX), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (BX)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y3
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1169
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+	JNZ          key1566
+	VMASKMOVPS   Y2, Y1, (DX)
+	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
-done1167:
+done1564:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1152
+	JLT  block1549
 	VZEROUPPER
 	RET
 
-rows1126:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	LEAQ (SI)(SI*2), AX
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	LEAQ (DI)(DI*2), AX
-	XORQ AX, AX
+rows1523:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Y0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), AX
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), AX
+	XORQ         AX, AX
 
-block1171:
+block1568:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -18111,25 +22488,25 @@ block1171:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+16, R8
-	JLT   done1173
+	JLT   done1570
 
-loop1172:
-	VXORPS  Y0, Y0, Y0
+loop1569:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
 	TESTQ   AX, AX
-	JZ      first1174
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (DX)(DI*1), Y2
-	VMOVUPS 32(DX)(DI*1), Y3
-	VMOVUPS (DX)(DI*2), Y4
-	VMOVUPS 32(DX)(DI*2), Y5
+	JZ      first1571
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS (DX)(DI*1), Y3
+	VMOVUPS 32(DX)(DI*1), Y4
+	VMOVUPS (DX)(DI*2), Y5
+	VMOVUPS 32(DX)(DI*2), Y6
 
-first1174:
+first1571:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18138,69 +22515,68 @@ first1174:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1175:
-	VMOVUPS      (R9), Y7
-	VPSLLD       $0x10, Y7, Y6
-	VPSRLD       $0x10, Y7, Y7
-	VPSLLD       $0x10, Y7, Y7
-	VBROADCASTSS (R10), Y8
-	VFMADD231PS  Y6, Y8, Y0
-	VFMADD231PS  Y7, Y8, Y1
-	VBROADCASTSS (R10)(SI*1), Y8
-	VFMADD231PS  Y6, Y8, Y2
-	VFMADD231PS  Y7, Y8, Y3
-	VBROADCASTSS (R10)(SI*2), Y8
-	VFMADD231PS  Y6, Y8, Y4
-	VFMADD231PS  Y7, Y8, Y5
+key1572:
+	VMOVUPS      (R9), Y8
+	VPSLLD       $0x10, Y8, Y7
+	VPAND        Y0, Y8, Y8
+	VBROADCASTSS (R10), Y9
+	VFMADD231PS  Y7, Y9, Y1
+	VFMADD231PS  Y8, Y9, Y2
+	VBROADCASTSS (R10)(SI*1), Y9
+	VFMADD231PS  Y7, Y9, Y3
+	VFMADD231PS  Y8, Y9, Y4
+	VBROADCASTSS (R10)(SI*2), Y9
+	VFMADD231PS  Y7, Y9, Y5
+	VFMADD231PS  Y8, Y9, Y6
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1175
+	JNZ          key1572
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x40
-	JGT          between1176
-	VUNPCKLPS    Y1, Y0, Y6
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y6, Y0
-	VPERM2F128   $0x31, Y1, Y6, Y1
-	VUNPCKLPS    Y3, Y2, Y6
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y6, Y2
-	VPERM2F128   $0x31, Y3, Y6, Y3
-	VUNPCKLPS    Y5, Y4, Y6
-	VUNPCKHPS    Y5, Y4, Y5
-	VPERM2F128   $0x20, Y5, Y6, Y4
-	VPERM2F128   $0x31, Y5, Y6, Y5
+	JGT          between1573
+	VUNPCKLPS    Y2, Y1, Y7
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y7, Y1
+	VPERM2F128   $0x31, Y2, Y7, Y2
+	VUNPCKLPS    Y4, Y3, Y7
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y7, Y3
+	VPERM2F128   $0x31, Y4, Y7, Y4
+	VUNPCKLPS    Y6, Y5, Y7
+	VUNPCKHPS    Y6, Y5, Y6
+	VPERM2F128   $0x20, Y6, Y7, Y5
+	VPERM2F128   $0x31, Y6, Y7, Y6
 
-between1176:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, (DX)(DI*1)
-	VMOVUPS Y3, 32(DX)(DI*1)
-	VMOVUPS Y4, (DX)(DI*2)
-	VMOVUPS Y5, 32(DX)(DI*2)
+between1573:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, (DX)(DI*1)
+	VMOVUPS Y4, 32(DX)(DI*1)
+	VMOVUPS Y5, (DX)(DI*2)
+	VMOVUPS Y6, 32(DX)(DI*2)
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1172
+	JGE     loop1569
 
-done1173:
+done1570:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1178
+	JLT  done1575
 
-loop1177:
-	VXORPS  Y0, Y0, Y0
+loop1574:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1179
-	VMOVUPS (DX), Y0
-	VMOVUPS (DX)(DI*1), Y1
-	VMOVUPS (DX)(DI*2), Y2
+	JZ      first1576
+	VMOVUPS (DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS (DX)(DI*2), Y3
 
-first1179:
+first1576:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18209,46 +22585,46 @@ first1179:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1180:
-	VPMOVZXWD    (R9), Y3
-	VPSLLD       $0x10, Y3, Y3
-	VBROADCASTSS (R10), Y4
-	VFMADD231PS  Y3, Y4, Y0
-	VBROADCASTSS (R10)(SI*1), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (R10)(SI*2), Y4
-	VFMADD231PS  Y3, Y4, Y2
+key1577:
+	VPMOVZXWD    (R9), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VBROADCASTSS (R10), Y5
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS (R10)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (R10)(SI*2), Y5
+	VFMADD231PS  Y4, Y5, Y3
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1180
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(DI*1)
-	VMOVUPS      Y2, (DX)(DI*2)
+	JNZ          key1577
+	VMOVUPS      Y1, (DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	VMOVUPS      Y3, (DX)(DI*2)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1177
+	JGE          loop1574
 
-done1178:
+done1575:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1181
+	JZ         done1578
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
 	SUBQ       R10, R9
-	VMOVUPS    (R9), Y0
-	VXORPS     Y1, Y1, Y1
+	VMOVUPS    (R9), Y1
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
 	TESTQ      AX, AX
-	JZ         first1182
-	VMASKMOVPS (DX), Y0, Y1
-	VMASKMOVPS (DX)(DI*1), Y0, Y2
-	VMASKMOVPS (DX)(DI*2), Y0, Y3
+	JZ         first1579
+	VMASKMOVPS (DX), Y1, Y2
+	VMASKMOVPS (DX)(DI*1), Y1, Y3
+	VMASKMOVPS (DX)(DI*2), Y1, Y4
 
-first1182:
+first1579:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -18256,48 +22632,51 @@ first1182:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1183:
-	VPXOR   X4, X4, X4
-	VMOVDQU X4, (SP)
+key1580:
+	VPXOR   X5, X5, X5
+	VMOVDQU X5, (SP)
 	MOVQ    R8, R10
 
-copy1184:
+copy1581:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1184
-	VMOVDQU      (SP), X4
-	VPMOVZXWD    X4, Y4
-	VPSLLD       $0x10, Y4, Y4
-	VBROADCASTSS (BX), Y5
-	VFMADD231PS  Y4, Y5, Y1
-	VBROADCASTSS (BX)(SI*1), Y5
-	VFMADD231PS  Y4, Y5, Y2
-	VBROADCASTSS (BX)(SI*2), Y5
-	VFMADD231PS  Y4, Y5, Y3
+	JNZ          copy1581
+	VMOVDQU      (SP), X5
+	VPMOVZXWD    X5, Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS (BX), Y6
+	VFMADD231PS  Y5, Y6, Y2
+	VBROADCASTSS (BX)(SI*1), Y6
+	VFMADD231PS  Y5, Y6, Y3
+	VBROADCASTSS (BX)(SI*2), Y6
+	VFMADD231PS  Y5, Y6, Y4
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1183
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
-	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
+	JNZ          key1580
+	VMASKMOVPS   Y2, Y1, (DX)
+	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
+	VMASKMOVPS   Y4, Y1, (DX)(DI*2)
 
-done1181:
+done1578:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1171
+	JLT  block1568
 	VZEROUPPER
 	RET
 
-rows1127:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	XORQ AX, AX
+rows1524:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Y0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	XORQ         AX, AX
 
-block1185:
+block1582:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -18306,10 +22685,9 @@ block1185:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1187
+	JLT   done1584
 
-loop1186:
-	VXORPS  Y0, Y0, Y0
+loop1583:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -18317,18 +22695,19 @@ loop1186:
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
+	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1188
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS 64(DX), Y2
-	VMOVUPS 96(DX), Y3
-	VMOVUPS (DX)(DI*1), Y4
-	VMOVUPS 32(DX)(DI*1), Y5
-	VMOVUPS 64(DX)(DI*1), Y6
-	VMOVUPS 96(DX)(DI*1), Y7
+	JZ      first1585
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y4
+	VMOVUPS (DX)(DI*1), Y5
+	VMOVUPS 32(DX)(DI*1), Y6
+	VMOVUPS 64(DX)(DI*1), Y7
+	VMOVUPS 96(DX)(DI*1), Y8
 
-first1188:
+first1585:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18337,82 +22716,80 @@ first1188:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1189:
-	VBROADCASTSS (R10), Y8
-	VBROADCASTSS (R10)(SI*1), Y9
-	VMOVUPS      (R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y0
-	VFMADD231PS  Y10, Y9, Y4
-	VFMADD231PS  Y11, Y8, Y1
-	VFMADD231PS  Y11, Y9, Y5
-	VMOVUPS      32(R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y2
-	VFMADD231PS  Y10, Y9, Y6
-	VFMADD231PS  Y11, Y8, Y3
-	VFMADD231PS  Y11, Y9, Y7
+key1586:
+	VBROADCASTSS (R10), Y9
+	VBROADCASTSS (R10)(SI*1), Y10
+	VMOVUPS      (R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y1
+	VFMADD231PS  Y11, Y10, Y5
+	VFMADD231PS  Y12, Y9, Y2
+	VFMADD231PS  Y12, Y10, Y6
+	VMOVUPS      32(R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y3
+	VFMADD231PS  Y11, Y10, Y7
+	VFMADD231PS  Y12, Y9, Y4
+	VFMADD231PS  Y12, Y10, Y8
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1189
+	JNZ          key1586
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x40
-	JGT          between1190
-	VUNPCKLPS    Y1, Y0, Y8
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y8, Y0
-	VPERM2F128   $0x31, Y1, Y8, Y1
-	VUNPCKLPS    Y3, Y2, Y8
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y8, Y2
-	VPERM2F128   $0x31, Y3, Y8, Y3
-	VUNPCKLPS    Y5, Y4, Y8
-	VUNPCKHPS    Y5, Y4, Y5
-	VPERM2F128   $0x20, Y5, Y8, Y4
-	VPERM2F128   $0x31, Y5, Y8, Y5
-	VUNPCKLPS    Y7, Y6, Y8
-	VUNPCKHPS    Y7, Y6, Y7
-	VPERM2F128   $0x20, Y7, Y8, Y6
-	VPERM2F128   $0x31, Y7, Y8, Y7
+	JGT          between1587
+	VUNPCKLPS    Y2, Y1, Y9
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y9, Y1
+	VPERM2F128   $0x31, Y2, Y9, Y2
+	VUNPCKLPS    Y4, Y3, Y9
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y9, Y3
+	VPERM2F128   $0x31, Y4, Y9, Y4
+	VUNPCKLPS    Y6, Y5, Y9
+	VUNPCKHPS    Y6, Y5, Y6
+	VPERM2F128   $0x20, Y6, Y9, Y5
+	VPERM2F128   $0x31, Y6, Y9, Y6
+	VUNPCKLPS    Y8, Y7, Y9
+	VUNPCKHPS    Y8, Y7, Y8
+	VPERM2F128   $0x20, Y8, Y9, Y7
+	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1190:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, 64(DX)
-	VMOVUPS Y3, 96(DX)
-	VMOVUPS Y4, (DX)(DI*1)
-	VMOVUPS Y5, 32(DX)(DI*1)
-	VMOVUPS Y6, 64(DX)(DI*1)
-	VMOVUPS Y7, 96(DX)(DI*1)
+between1587:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, 64(DX)
+	VMOVUPS Y4, 96(DX)
+	VMOVUPS Y5, (DX)(DI*1)
+	VMOVUPS Y6, 32(DX)(DI*1)
+	VMOVUPS Y7, 64(DX)(DI*1)
+	VMOVUPS Y8, 96(DX)(DI*1)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop1186
+	JGE     loop1583
 
-done1187:
+done1584:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1192
+	JLT  done1589
 
-loop1191:
-	VXORPS  Y0, Y0, Y0
+loop1588:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1193
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (DX)(DI*1), Y2
-	VMOVUPS 32(DX)(DI*1), Y3
+	JZ      first1590
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS (DX)(DI*1), Y3
+	VMOVUPS 32(DX)(DI*1), Y4
 
-first1193:
+first1590:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18421,58 +22798,57 @@ first1193:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1194:
-	VBROADCASTSS (R10), Y4
-	VBROADCASTSS (R10)(SI*1), Y5
-	VMOVUPS      (R9), Y7
-	VPSLLD       $0x10, Y7, Y6
-	VPSRLD       $0x10, Y7, Y7
-	VPSLLD       $0x10, Y7, Y7
-	VFMADD231PS  Y6, Y4, Y0
-	VFMADD231PS  Y6, Y5, Y2
-	VFMADD231PS  Y7, Y4, Y1
-	VFMADD231PS  Y7, Y5, Y3
+key1591:
+	VBROADCASTSS (R10), Y5
+	VBROADCASTSS (R10)(SI*1), Y6
+	VMOVUPS      (R9), Y8
+	VPSLLD       $0x10, Y8, Y7
+	VPAND        Y0, Y8, Y8
+	VFMADD231PS  Y7, Y5, Y1
+	VFMADD231PS  Y7, Y6, Y3
+	VFMADD231PS  Y8, Y5, Y2
+	VFMADD231PS  Y8, Y6, Y4
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1194
+	JNZ          key1591
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x40
-	JGT          between1195
-	VUNPCKLPS    Y1, Y0, Y4
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y4, Y0
-	VPERM2F128   $0x31, Y1, Y4, Y1
-	VUNPCKLPS    Y3, Y2, Y4
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y4, Y2
-	VPERM2F128   $0x31, Y3, Y4, Y3
+	JGT          between1592
+	VUNPCKLPS    Y2, Y1, Y5
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y5, Y1
+	VPERM2F128   $0x31, Y2, Y5, Y2
+	VUNPCKLPS    Y4, Y3, Y5
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y5, Y3
+	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1195:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, (DX)(DI*1)
-	VMOVUPS Y3, 32(DX)(DI*1)
+between1592:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, (DX)(DI*1)
+	VMOVUPS Y4, 32(DX)(DI*1)
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1191
+	JGE     loop1588
 
-done1192:
+done1589:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1197
+	JLT  done1594
 
-loop1196:
-	VXORPS  Y0, Y0, Y0
+loop1593:
 	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1198
-	VMOVUPS (DX), Y0
-	VMOVUPS (DX)(DI*1), Y1
+	JZ      first1595
+	VMOVUPS (DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
 
-first1198:
+first1595:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18481,41 +22857,41 @@ first1198:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1199:
-	VPMOVZXWD    (R9), Y2
-	VPSLLD       $0x10, Y2, Y2
-	VBROADCASTSS (R10), Y3
-	VFMADD231PS  Y2, Y3, Y0
-	VBROADCASTSS (R10)(SI*1), Y3
-	VFMADD231PS  Y2, Y3, Y1
+key1596:
+	VPMOVZXWD    (R9), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VBROADCASTSS (R10), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (R10)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1199
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(DI*1)
+	JNZ          key1596
+	VMOVUPS      Y1, (DX)
+	VMOVUPS      Y2, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1196
+	JGE          loop1593
 
-done1197:
+done1594:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1200
+	JZ         done1597
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
 	SUBQ       R10, R9
-	VMOVUPS    (R9), Y0
-	VXORPS     Y1, Y1, Y1
+	VMOVUPS    (R9), Y1
 	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1201
-	VMASKMOVPS (DX), Y0, Y1
-	VMASKMOVPS (DX)(DI*1), Y0, Y2
+	JZ         first1598
+	VMASKMOVPS (DX), Y1, Y2
+	VMASKMOVPS (DX)(DI*1), Y1, Y3
 
-first1201:
+first1598:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -18523,31 +22899,31 @@ first1201:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1202:
-	VPXOR   X3, X3, X3
-	VMOVDQU X3, (SP)
+key1599:
+	VPXOR   X4, X4, X4
+	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1203:
+copy1600:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1203
-	VMOVDQU      (SP), X3
-	VPMOVZXWD    X3, Y3
-	VPSLLD       $0x10, Y3, Y3
-	VBROADCASTSS (BX), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (BX)(SI*1), Y4
-	VFMADD231PS  Y3, Y4, Y2
+	JNZ          copy1600
+	VMOVDQU      (SP), X4
+	VPMOVZXWD    X4, Y4
+	VPSLLD       $0x10, Y4, Y4
+	VBROADCASTSS (BX), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (BX)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y3
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1202
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+	JNZ          key1599
+	VMASKMOVPS   Y2, Y1, (DX)
+	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
-done1200:
+done1597:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -18558,278 +22934,10 @@ done1200:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1205
+	JLT   done1602
 
-loop1204:
-	VXORPS  Y0, Y0, Y0
+loop1601:
 	VXORPS  Y1, Y1, Y1
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	TESTQ   AX, AX
-	JZ      first1206
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS 64(DX), Y2
-	VMOVUPS 96(DX), Y3
-	VMOVUPS (DX)(DI*1), Y4
-	VMOVUPS 32(DX)(DI*1), Y5
-	VMOVUPS 64(DX)(DI*1), Y6
-	VMOVUPS 96(DX)(DI*1), Y7
-
-first1206:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key1207:
-	VBROADCASTSS (R10), Y8
-	VBROADCASTSS (R10)(SI*1), Y9
-	VMOVUPS      (R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y0
-	VFMADD231PS  Y10, Y9, Y4
-	VFMADD231PS  Y11, Y8, Y1
-	VFMADD231PS  Y11, Y9, Y5
-	VMOVUPS      32(R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y2
-	VFMADD231PS  Y10, Y9, Y6
-	VFMADD231PS  Y11, Y8, Y3
-	VFMADD231PS  Y11, Y9, Y7
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key1207
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between1208
-	VUNPCKLPS    Y1, Y0, Y8
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y8, Y0
-	VPERM2F128   $0x31, Y1, Y8, Y1
-	VUNPCKLPS    Y3, Y2, Y8
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y8, Y2
-	VPERM2F128   $0x31, Y3, Y8, Y3
-	VUNPCKLPS    Y5, Y4, Y8
-	VUNPCKHPS    Y5, Y4, Y5
-	VPERM2F128   $0x20, Y5, Y8, Y4
-	VPERM2F128   $0x31, Y5, Y8, Y5
-	VUNPCKLPS    Y7, Y6, Y8
-	VUNPCKHPS    Y7, Y6, Y7
-	VPERM2F128   $0x20, Y7, Y8, Y6
-	VPERM2F128   $0x31, Y7, Y8, Y7
-
-between1208:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, 64(DX)
-	VMOVUPS Y3, 96(DX)
-	VMOVUPS Y4, (DX)(DI*1)
-	VMOVUPS Y5, 32(DX)(DI*1)
-	VMOVUPS Y6, 64(DX)(DI*1)
-	VMOVUPS Y7, 96(DX)(DI*1)
-	ADDQ    $+64, CX
-	ADDQ    $+128, DX
-	SUBQ    $+32, R8
-	JGE     loop1204
-
-done1205:
-	ADDQ $+32, R8
-	SUBQ $+16, R8
-	JLT  done1210
-
-loop1209:
-	VXORPS  Y0, Y0, Y0
-	VXORPS  Y1, Y1, Y1
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	TESTQ   AX, AX
-	JZ      first1211
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (DX)(DI*1), Y2
-	VMOVUPS 32(DX)(DI*1), Y3
-
-first1211:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key1212:
-	VBROADCASTSS (R10), Y4
-	VBROADCASTSS (R10)(SI*1), Y5
-	VMOVUPS      (R9), Y7
-	VPSLLD       $0x10, Y7, Y6
-	VPSRLD       $0x10, Y7, Y7
-	VPSLLD       $0x10, Y7, Y7
-	VFMADD231PS  Y6, Y4, Y0
-	VFMADD231PS  Y6, Y5, Y2
-	VFMADD231PS  Y7, Y4, Y1
-	VFMADD231PS  Y7, Y5, Y3
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key1212
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between1213
-	VUNPCKLPS    Y1, Y0, Y4
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y4, Y0
-	VPERM2F128   $0x31, Y1, Y4, Y1
-	VUNPCKLPS    Y3, Y2, Y4
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y4, Y2
-	VPERM2F128   $0x31, Y3, Y4, Y3
-
-between1213:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, (DX)(DI*1)
-	VMOVUPS Y3, 32(DX)(DI*1)
-	ADDQ    $+32, CX
-	ADDQ    $+64, DX
-	SUBQ    $+16, R8
-	JGE     loop1209
-
-done1210:
-	ADDQ $+16, R8
-	SUBQ $+8, R8
-	JLT  done1215
-
-loop1214:
-	VXORPS  Y0, Y0, Y0
-	VXORPS  Y1, Y1, Y1
-	TESTQ   AX, AX
-	JZ      first1216
-	VMOVUPS (DX), Y0
-	VMOVUPS (DX)(DI*1), Y1
-
-first1216:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key1217:
-	VPMOVZXWD    (R9), Y2
-	VPSLLD       $0x10, Y2, Y2
-	VBROADCASTSS (R10), Y3
-	VFMADD231PS  Y2, Y3, Y0
-	VBROADCASTSS (R10)(SI*1), Y3
-	VFMADD231PS  Y2, Y3, Y1
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key1217
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(DI*1)
-	ADDQ         $+16, CX
-	ADDQ         $+32, DX
-	SUBQ         $+8, R8
-	JGE          loop1214
-
-done1215:
-	ADDQ       $+8, R8
-	TESTQ      R8, R8
-	JZ         done1218
-	LEAQ       rowsMask<>+32(SB), R9
-	MOVQ       R8, R10
-	SHLQ       $0x02, R10
-	SUBQ       R10, R9
-	VMOVUPS    (R9), Y0
-	VXORPS     Y1, Y1, Y1
-	VXORPS     Y2, Y2, Y2
-	TESTQ      AX, AX
-	JZ         first1219
-	VMASKMOVPS (DX), Y0, Y1
-	VMASKMOVPS (DX)(DI*1), Y0, Y2
-
-first1219:
-	MOVQ    keys+48(FP), R9
-	MOVQ    BX, BX
-	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
-	CMPQ    R9, R10
-	CMOVQGT R10, R9
-
-key1220:
-	VPXOR   X3, X3, X3
-	VMOVDQU X3, (SP)
-	MOVQ    R8, R10
-
-copy1221:
-	MOVWLZX      -2(CX)(R10*2), R11
-	MOVW         R11, -2(SP)(R10*2)
-	DECQ         R10
-	JNZ          copy1221
-	VMOVDQU      (SP), X3
-	VPMOVZXWD    X3, Y3
-	VPSLLD       $0x10, Y3, Y3
-	VBROADCASTSS (BX), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (BX)(SI*1), Y4
-	VFMADD231PS  Y3, Y4, Y2
-	ADDQ         stride+40(FP), CX
-	ADDQ         $0x04, BX
-	DECQ         R9
-	JNZ          key1220
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
-
-done1218:
-	ADDQ $0x40, AX
-	CMPQ AX, keys+48(FP)
-	JLT  block1185
-	VZEROUPPER
-	RET
-
-// func normBF16AVX2(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, FMA3, MMX+
-TEXT ·normBF16AVX2(SB), NOSPLIT, $16-36
-	MOVQ         p+0(FP), AX
-	MOVQ         rows+16(FP), CX
-	DECQ         CX
-	IMULQ        stride+8(FP), CX
-	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DI
-	ANDQ         $0x07, DI
-	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
-	SHLQ         $0x02, BX
-	SUBQ         BX, DX
-	VMOVUPS      (DX), Y0
-	MOVQ         rows+16(FP), R12
-	MOVL         $0x7f800000, DX
-	VMOVD        DX, X0
-	VBROADCASTSS X0, Y0
-	VXORPS       Y1, Y1, Y1
-
-block1222:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -18837,352 +22945,733 @@ block1222:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1225
+	TESTQ   AX, AX
+	JZ      first1603
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y4
+	VMOVUPS (DX)(DI*1), Y5
+	VMOVUPS 32(DX)(DI*1), Y6
+	VMOVUPS 64(DX)(DI*1), Y7
+	VMOVUPS 96(DX)(DI*1), Y8
 
-loop1224:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1226
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+first1603:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
 
-within1226:
-	VPMOVZXWD   (R8), Y10
+key1604:
+	VBROADCASTSS (R10), Y9
+	VBROADCASTSS (R10)(SI*1), Y10
+	VMOVUPS      (R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y1
+	VFMADD231PS  Y11, Y10, Y5
+	VFMADD231PS  Y12, Y9, Y2
+	VFMADD231PS  Y12, Y10, Y6
+	VMOVUPS      32(R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y3
+	VFMADD231PS  Y11, Y10, Y7
+	VFMADD231PS  Y12, Y9, Y4
+	VFMADD231PS  Y12, Y10, Y8
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1604
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between1605
+	VUNPCKLPS    Y2, Y1, Y9
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y9, Y1
+	VPERM2F128   $0x31, Y2, Y9, Y2
+	VUNPCKLPS    Y4, Y3, Y9
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y9, Y3
+	VPERM2F128   $0x31, Y4, Y9, Y4
+	VUNPCKLPS    Y6, Y5, Y9
+	VUNPCKHPS    Y6, Y5, Y6
+	VPERM2F128   $0x20, Y6, Y9, Y5
+	VPERM2F128   $0x31, Y6, Y9, Y6
+	VUNPCKLPS    Y8, Y7, Y9
+	VUNPCKHPS    Y8, Y7, Y8
+	VPERM2F128   $0x20, Y8, Y9, Y7
+	VPERM2F128   $0x31, Y8, Y9, Y8
+
+between1605:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, 64(DX)
+	VMOVUPS Y4, 96(DX)
+	VMOVUPS Y5, (DX)(DI*1)
+	VMOVUPS Y6, 32(DX)(DI*1)
+	VMOVUPS Y7, 64(DX)(DI*1)
+	VMOVUPS Y8, 96(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop1601
+
+done1602:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done1607
+
+loop1606:
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	TESTQ   AX, AX
+	JZ      first1608
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS (DX)(DI*1), Y3
+	VMOVUPS 32(DX)(DI*1), Y4
+
+first1608:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1609:
+	VBROADCASTSS (R10), Y5
+	VBROADCASTSS (R10)(SI*1), Y6
+	VMOVUPS      (R9), Y8
+	VPSLLD       $0x10, Y8, Y7
+	VPAND        Y0, Y8, Y8
+	VFMADD231PS  Y7, Y5, Y1
+	VFMADD231PS  Y7, Y6, Y3
+	VFMADD231PS  Y8, Y5, Y2
+	VFMADD231PS  Y8, Y6, Y4
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1609
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x40
+	JGT          between1610
+	VUNPCKLPS    Y2, Y1, Y5
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y5, Y1
+	VPERM2F128   $0x31, Y2, Y5, Y2
+	VUNPCKLPS    Y4, Y3, Y5
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y5, Y3
+	VPERM2F128   $0x31, Y4, Y5, Y4
+
+between1610:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, (DX)(DI*1)
+	VMOVUPS Y4, 32(DX)(DI*1)
+	ADDQ    $+32, CX
+	ADDQ    $+64, DX
+	SUBQ    $+16, R8
+	JGE     loop1606
+
+done1607:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1612
+
+loop1611:
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	TESTQ   AX, AX
+	JZ      first1613
+	VMOVUPS (DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+
+first1613:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000040, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1614:
+	VPMOVZXWD    (R9), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VBROADCASTSS (R10), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (R10)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1614
+	VMOVUPS      Y1, (DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	ADDQ         $+16, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop1611
+
+done1612:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done1615
+	LEAQ       rowsMask<>+32(SB), R9
+	MOVQ       R8, R10
+	SHLQ       $0x02, R10
+	SUBQ       R10, R9
+	VMOVUPS    (R9), Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	TESTQ      AX, AX
+	JZ         first1616
+	VMASKMOVPS (DX), Y1, Y2
+	VMASKMOVPS (DX)(DI*1), Y1, Y3
+
+first1616:
+	MOVQ    keys+48(FP), R9
+	MOVQ    BX, BX
+	SUBQ    AX, R9
+	MOVQ    $0x00000040, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1617:
+	VPXOR   X4, X4, X4
+	VMOVDQU X4, (SP)
+	MOVQ    R8, R10
+
+copy1618:
+	MOVWLZX      -2(CX)(R10*2), R11
+	MOVW         R11, -2(SP)(R10*2)
+	DECQ         R10
+	JNZ          copy1618
+	VMOVDQU      (SP), X4
+	VPMOVZXWD    X4, Y4
+	VPSLLD       $0x10, Y4, Y4
+	VBROADCASTSS (BX), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (BX)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y3
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R9
+	JNZ          key1617
+	VMASKMOVPS   Y2, Y1, (DX)
+	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
+
+done1615:
+	ADDQ $0x40, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block1582
+	VZEROUPPER
+	RET
+
+// func normBF16AVX2(p *uint16, stride int, rows int, d int) float32
+// Requires: AVX, AVX2, FMA3
+TEXT ·normBF16AVX2(SB), NOSPLIT, $16-36
+	MOVQ         p+0(FP), AX
+	MOVQ         rows+16(FP), CX
+	DECQ         CX
+	IMULQ        stride+8(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         CX, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         rows+16(FP), BX
+	MOVL         $0x7f800000, DX
+	VMOVD        DX, X0
+	VBROADCASTSS X0, Y0
+	VXORPS       Y1, Y1, Y1
+
+block1619:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), SI
+	SUBQ   $+32, SI
+	JLT    done1622
+
+loop1621:
+	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   (R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   (R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   (R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   16(R8), Y10
+	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   16(R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   16(R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   16(R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   32(R8), Y10
+	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   32(R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   32(R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   32(R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   48(R8), Y10
+	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   48(R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   48(R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   48(R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+64, R11
-	SUBQ        $+32, R13
-	JGE         loop1224
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1621
 
-done1225:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1228
+done1622:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1624
 
-loop1227:
-	VPMOVZXWD   (R8), Y10
+loop1623:
+	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   (R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   (R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   (R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+16, R10
-	ADDQ        $+16, R11
-	SUBQ        $+8, R13
-	JGE         loop1227
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1623
 
-done1228:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1229
+done1624:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1625
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    CX, SI
 
-copy1230:
-	MOVWLZX     -2(R8)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1230
+copy1626:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1626
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1231:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1231
+done1625:
+	CMPQ BX, $0x01
+	JLE  fold1620
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1628
+
+loop1627:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1627
+
+done1628:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1630
+
+loop1629:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1629
+
+done1630:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1631
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1632:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1632
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y3
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1232:
-	MOVWLZX     -2(R10)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1232
+done1631:
+	CMPQ BX, $0x02
+	JLE  fold1620
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1634
+
+loop1633:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1633
+
+done1634:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1636
+
+loop1635:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1635
+
+done1636:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1637
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1638:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1638
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y4
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1233:
-	MOVWLZX     -2(R11)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1233
+done1637:
+	CMPQ BX, $0x03
+	JLE  fold1620
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1640
+
+loop1639:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1639
+
+done1640:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1642
+
+loop1641:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1641
+
+done1642:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1643
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1644:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1644
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y5
 
-done1229:
-	CMPQ    R12, $0x04
-	JLE     fold1223
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1235
+done1643:
+	CMPQ BX, $0x04
+	JLE  fold1620
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1646
 
-loop1234:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1236
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within1236:
-	VPMOVZXWD   (R8), Y10
+loop1645:
+	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   (R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   (R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   (R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	VPMOVZXWD   16(R8), Y10
+	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   16(R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   16(R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   16(R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	VPMOVZXWD   32(R8), Y10
+	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   32(R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   32(R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   32(R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	VPMOVZXWD   48(R8), Y10
+	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   48(R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   48(R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   48(R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+64, R11
-	SUBQ        $+32, R13
-	JGE         loop1234
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1645
 
-done1235:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1238
+done1646:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1648
 
-loop1237:
-	VPMOVZXWD   (R8), Y10
+loop1647:
+	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   (R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   (R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   (R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+16, R10
-	ADDQ        $+16, R11
-	SUBQ        $+8, R13
-	JGE         loop1237
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1647
 
-done1238:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1239
+done1648:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1649
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    CX, SI
 
-copy1240:
-	MOVWLZX     -2(R8)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1240
+copy1650:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1650
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1241:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1241
+done1649:
+	CMPQ BX, $0x05
+	JLE  fold1620
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1652
+
+loop1651:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1651
+
+done1652:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1654
+
+loop1653:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1653
+
+done1654:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1655
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1656:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1656
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y7
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1242:
-	MOVWLZX     -2(R10)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1242
+done1655:
+	CMPQ BX, $0x06
+	JLE  fold1620
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1658
+
+loop1657:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1657
+
+done1658:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1660
+
+loop1659:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1659
+
+done1660:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1661
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1662:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1662
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y8
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1243:
-	MOVWLZX     -2(R11)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1243
+done1661:
+	CMPQ BX, $0x07
+	JLE  fold1620
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1664
+
+loop1663:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1663
+
+done1664:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1666
+
+loop1665:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1665
+
+done1666:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1667
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1668:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1668
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
 
-done1239:
-fold1223:
+done1667:
+fold1620:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -19206,8 +23695,8 @@ fold1223:
 	VADDPS       Y3, Y2, Y3
 	VMINPS       Y0, Y3, Y3
 	VMAXPS       Y3, Y1, Y1
-	SUBQ         $0x08, R12
-	JG           block1222
+	SUBQ         $0x08, BX
+	JG           block1619
 	VEXTRACTF128 $0x01, Y1, X0
 	VMAXPS       X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -19219,232 +23708,91 @@ fold1223:
 	RET
 
 // func peakBF16AVX2(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, MMX+
+// Requires: AVX, AVX2, CMOV
 TEXT ·peakBF16AVX2(SB), NOSPLIT, $16-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DI
-	ANDQ         $0x07, DI
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
 	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
 	SUBQ         BX, DX
 	VMOVUPS      (DX), Y0
-	MOVQ         rows+16(FP), R12
+	MOVQ         rows+16(FP), BX
 	MOVL         $0x7fffffff, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
-	VXORPS       Y2, Y2, Y2
-	VXORPS       Y3, Y3, Y3
-	VXORPS       Y4, Y4, Y4
 
-block1244:
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1246
+block1669:
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1671
 
-loop1245:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1247
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop1670:
+	VPMOVZXWD (DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 16(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 32(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 48(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	ADDQ      $+64, DX
+	SUBQ      $+32, SI
+	JGE       loop1670
 
-within1247:
-	VPMOVZXWD (R8), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPMOVZXWD (R9), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPMOVZXWD (R10), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPMOVZXWD (R11), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VPMOVZXWD 16(R8), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPMOVZXWD 16(R9), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPMOVZXWD 16(R10), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPMOVZXWD 16(R11), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VPMOVZXWD 32(R8), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPMOVZXWD 32(R9), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPMOVZXWD 32(R10), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPMOVZXWD 32(R11), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VPMOVZXWD 48(R8), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPMOVZXWD 48(R9), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPMOVZXWD 48(R10), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPMOVZXWD 48(R11), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	ADDQ      $+64, R8
-	ADDQ      $+64, R9
-	ADDQ      $+64, R10
-	ADDQ      $+64, R11
-	SUBQ      $+32, R13
-	JGE       loop1245
+done1671:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1673
 
-done1246:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1249
+loop1672:
+	VPMOVZXWD (DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	ADDQ      $+16, DX
+	SUBQ      $+8, SI
+	JGE       loop1672
 
-loop1248:
-	VPMOVZXWD (R8), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPMOVZXWD (R9), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPMOVZXWD (R10), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPMOVZXWD (R11), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	ADDQ      $+16, R8
-	ADDQ      $+16, R9
-	ADDQ      $+16, R10
-	ADDQ      $+16, R11
-	SUBQ      $+8, R13
-	JGE       loop1248
+done1673:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1674
+	VPXOR   X2, X2, X2
+	VMOVDQU X2, (SP)
+	MOVQ    CX, SI
 
-done1249:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1250
-	VPXOR   X5, X5, X5
-	VMOVDQU X5, (SP)
-	MOVQ    DI, DX
+copy1675:
+	MOVWLZX   -2(DX)(SI*2), DI
+	MOVW      DI, -2(SP)(SI*2)
+	DECQ      SI
+	JNZ       copy1675
+	VMOVDQU   (SP), X2
+	VPMOVZXWD X2, Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
 
-copy1251:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1251
-	VMOVDQU   (SP), X5
-	VPMOVZXWD X5, Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1252:
-	MOVWLZX   -2(R9)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1252
-	VMOVDQU   (SP), X5
-	VPMOVZXWD X5, Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1253:
-	MOVWLZX   -2(R10)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1253
-	VMOVDQU   (SP), X5
-	VPMOVZXWD X5, Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1254:
-	MOVWLZX   -2(R11)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1254
-	VMOVDQU   (SP), X5
-	VPMOVZXWD X5, Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-
-done1250:
-	SUBQ         $0x04, R12
-	JG           block1244
-	VPMAXUD      Y2, Y1, Y1
-	VPMAXUD      Y4, Y3, Y3
-	VPMAXUD      Y3, Y1, Y1
+done1674:
+	SUBQ         $0x01, BX
+	JG           block1669
 	VEXTRACTF128 $0x01, Y1, X0
 	VPMAXUD      X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -19467,9 +23815,9 @@ TEXT ·widenBF16AVX2(SB), NOSPLIT, $16-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+32, DX
-	JLT  done1256
+	JLT  done1677
 
-loop1255:
+loop1676:
 	VPMOVZXWD (CX), Y0
 	VPSLLD    $0x10, Y0, Y0
 	VMOVUPS   Y0, (AX)
@@ -19485,26 +23833,26 @@ loop1255:
 	ADDQ      $+64, CX
 	ADDQ      $+128, AX
 	SUBQ      $+32, DX
-	JGE       loop1255
+	JGE       loop1676
 
-done1256:
+done1677:
 	ADDQ $+32, DX
 	SUBQ $+8, DX
-	JLT  done1258
+	JLT  done1679
 
-loop1257:
+loop1678:
 	VPMOVZXWD (CX), Y0
 	VPSLLD    $0x10, Y0, Y0
 	VMOVUPS   Y0, (AX)
 	ADDQ      $+16, CX
 	ADDQ      $+32, AX
 	SUBQ      $+8, DX
-	JGE       loop1257
+	JGE       loop1678
 
-done1258:
+done1679:
 	ADDQ    $+8, DX
 	TESTQ   DX, DX
-	JZ      done1259
+	JZ      done1680
 	LEAQ    rowsMask<>+32(SB), BX
 	MOVQ    DX, SI
 	SHLQ    $0x02, SI
@@ -19513,30 +23861,30 @@ done1258:
 	VPXOR   X1, X1, X1
 	VMOVDQU X1, (SP)
 
-copy1260:
+copy1681:
 	MOVWLZX    -2(CX)(DX*2), BX
 	MOVW       BX, -2(SP)(DX*2)
 	DECQ       DX
-	JNZ        copy1260
+	JNZ        copy1681
 	VMOVDQU    (SP), X1
 	VPMOVZXWD  X1, Y1
 	VPSLLD     $0x10, Y1, Y1
 	VMASKMOVPS Y1, Y0, (AX)
 
-done1259:
+done1680:
 	VZEROUPPER
 	RET
 
 // func dotsF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
-// Requires: AVX, AVX2, CMOV, F16C, FMA3, MMX+
+// Requires: AVX, AVX2, CMOV, F16C, FMA3
 TEXT ·dotsF16AVX2(SB), NOSPLIT, $16-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1261
+	JE           rows1682
 	CMPQ         AX, $0x03
-	JE           rows1262
+	JE           rows1683
 	CMPQ         AX, $0x04
-	JE           rows1263
+	JE           rows1684
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -19555,7 +23903,7 @@ TEXT ·dotsF16AVX2(SB), NOSPLIT, $16-72
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1264:
+block1685:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -19570,9 +23918,9 @@ block1264:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+32, R8
-	JLT    done1267
+	JLT    done1688
 
-loop1266:
+loop1687:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y2
@@ -19588,52 +23936,52 @@ loop1266:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1266
+	JGE         loop1687
 
-done1267:
+done1688:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1269
+	JLT  done1690
 
-loop1268:
+loop1689:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y2
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1268
+	JGE         loop1689
 
-done1269:
+done1690:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1270
+	JZ      done1691
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1271:
+copy1692:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1271
+	JNZ         copy1692
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y2
 
-done1270:
+done1691:
 	CMPQ DI, $0x01
-	JLE  fold1265
+	JLE  fold1686
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1273
+	JLT  done1694
 
-loop1272:
+loop1693:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y3
@@ -19649,52 +23997,52 @@ loop1272:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1272
+	JGE         loop1693
 
-done1273:
+done1694:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1275
+	JLT  done1696
 
-loop1274:
+loop1695:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y3
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1274
+	JGE         loop1695
 
-done1275:
+done1696:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1276
+	JZ      done1697
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1277:
+copy1698:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1277
+	JNZ         copy1698
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y3
 
-done1276:
+done1697:
 	CMPQ DI, $0x02
-	JLE  fold1265
+	JLE  fold1686
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1279
+	JLT  done1700
 
-loop1278:
+loop1699:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y4
@@ -19710,52 +24058,52 @@ loop1278:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1278
+	JGE         loop1699
 
-done1279:
+done1700:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1281
+	JLT  done1702
 
-loop1280:
+loop1701:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y4
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1280
+	JGE         loop1701
 
-done1281:
+done1702:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1282
+	JZ      done1703
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1283:
+copy1704:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1283
+	JNZ         copy1704
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y4
 
-done1282:
+done1703:
 	CMPQ DI, $0x03
-	JLE  fold1265
+	JLE  fold1686
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1285
+	JLT  done1706
 
-loop1284:
+loop1705:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y5
@@ -19771,52 +24119,52 @@ loop1284:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1284
+	JGE         loop1705
 
-done1285:
+done1706:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1287
+	JLT  done1708
 
-loop1286:
+loop1707:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y5
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1286
+	JGE         loop1707
 
-done1287:
+done1708:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1288
+	JZ      done1709
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1289:
+copy1710:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1289
+	JNZ         copy1710
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y5
 
-done1288:
+done1709:
 	CMPQ DI, $0x04
-	JLE  fold1265
+	JLE  fold1686
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1291
+	JLT  done1712
 
-loop1290:
+loop1711:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y6
@@ -19832,52 +24180,52 @@ loop1290:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1290
+	JGE         loop1711
 
-done1291:
+done1712:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1293
+	JLT  done1714
 
-loop1292:
+loop1713:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1292
+	JGE         loop1713
 
-done1293:
+done1714:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1294
+	JZ      done1715
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1295:
+copy1716:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1295
+	JNZ         copy1716
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y6
 
-done1294:
+done1715:
 	CMPQ DI, $0x05
-	JLE  fold1265
+	JLE  fold1686
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1297
+	JLT  done1718
 
-loop1296:
+loop1717:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y7
@@ -19893,52 +24241,52 @@ loop1296:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1296
+	JGE         loop1717
 
-done1297:
+done1718:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1299
+	JLT  done1720
 
-loop1298:
+loop1719:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1298
+	JGE         loop1719
 
-done1299:
+done1720:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1300
+	JZ      done1721
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1301:
+copy1722:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1301
+	JNZ         copy1722
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y7
 
-done1300:
+done1721:
 	CMPQ DI, $0x06
-	JLE  fold1265
+	JLE  fold1686
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1303
+	JLT  done1724
 
-loop1302:
+loop1723:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y8
@@ -19954,52 +24302,52 @@ loop1302:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1302
+	JGE         loop1723
 
-done1303:
+done1724:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1305
+	JLT  done1726
 
-loop1304:
+loop1725:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1304
+	JGE         loop1725
 
-done1305:
+done1726:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1306
+	JZ      done1727
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1307:
+copy1728:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1307
+	JNZ         copy1728
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y8
 
-done1306:
+done1727:
 	CMPQ DI, $0x07
-	JLE  fold1265
+	JLE  fold1686
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1309
+	JLT  done1730
 
-loop1308:
+loop1729:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y9
@@ -20015,42 +24363,42 @@ loop1308:
 	ADDQ        $+64, DX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1308
+	JGE         loop1729
 
-done1309:
+done1730:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1311
+	JLT  done1732
 
-loop1310:
+loop1731:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (BX), Y11
 	VFMADD231PS Y10, Y11, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1310
+	JGE         loop1731
 
-done1311:
+done1732:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1312
+	JZ      done1733
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1313:
+copy1734:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1313
+	JNZ         copy1734
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y10, Y11, Y9
 
-done1312:
-fold1265:
+done1733:
+fold1686:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -20087,17 +24435,17 @@ fold1265:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       DX, $0x08
-	JLT        part1314
+	JLT        part1735
 	VMOVUPS    Y3, (SI)
-	JMP        stored1315
+	JMP        stored1736
 
-part1314:
+part1735:
 	VMASKMOVPS Y3, Y2, (SI)
 
-stored1315:
+stored1736:
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, DI
-	JG         block1264
+	JG         block1685
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -20111,7 +24459,7 @@ stored1315:
 	VZEROUPPER
 	RET
 
-rows1261:
+rows1682:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -20132,7 +24480,7 @@ rows1261:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1316:
+block1737:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -20147,9 +24495,9 @@ block1316:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
 	SUBQ   $+32, R9
-	JLT    done1319
+	JLT    done1740
 
-loop1318:
+loop1739:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (SI), Y11
 	VFMADD231PS Y10, Y11, Y2
@@ -20173,14 +24521,14 @@ loop1318:
 	ADDQ        $+64, DX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop1318
+	JGE         loop1739
 
-done1319:
+done1740:
 	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1321
+	JLT  done1742
 
-loop1320:
+loop1741:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (SI), Y11
 	VFMADD231PS Y10, Y11, Y2
@@ -20189,21 +24537,21 @@ loop1320:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1320
+	JGE         loop1741
 
-done1321:
+done1742:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1322
+	JZ      done1743
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1323:
+copy1744:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1323
+	JNZ         copy1744
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
@@ -20211,18 +24559,18 @@ copy1323:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y6
 
-done1322:
+done1743:
 	CMPQ R8, $0x01
-	JLE  fold1317
+	JLE  fold1738
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+32, R9
-	JLT  done1325
+	JLT  done1746
 
-loop1324:
+loop1745:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (SI), Y11
 	VFMADD231PS Y10, Y11, Y3
@@ -20246,14 +24594,14 @@ loop1324:
 	ADDQ        $+64, DX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop1324
+	JGE         loop1745
 
-done1325:
+done1746:
 	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1327
+	JLT  done1748
 
-loop1326:
+loop1747:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (SI), Y11
 	VFMADD231PS Y10, Y11, Y3
@@ -20262,21 +24610,21 @@ loop1326:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1326
+	JGE         loop1747
 
-done1327:
+done1748:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1328
+	JZ      done1749
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1329:
+copy1750:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1329
+	JNZ         copy1750
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
@@ -20284,18 +24632,18 @@ copy1329:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y7
 
-done1328:
+done1749:
 	CMPQ R8, $0x02
-	JLE  fold1317
+	JLE  fold1738
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+32, R9
-	JLT  done1331
+	JLT  done1752
 
-loop1330:
+loop1751:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (SI), Y11
 	VFMADD231PS Y10, Y11, Y4
@@ -20319,14 +24667,14 @@ loop1330:
 	ADDQ        $+64, DX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop1330
+	JGE         loop1751
 
-done1331:
+done1752:
 	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1333
+	JLT  done1754
 
-loop1332:
+loop1753:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (SI), Y11
 	VFMADD231PS Y10, Y11, Y4
@@ -20335,21 +24683,21 @@ loop1332:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1332
+	JGE         loop1753
 
-done1333:
+done1754:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1334
+	JZ      done1755
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1335:
+copy1756:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1335
+	JNZ         copy1756
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
@@ -20357,18 +24705,18 @@ copy1335:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y8
 
-done1334:
+done1755:
 	CMPQ R8, $0x03
-	JLE  fold1317
+	JLE  fold1738
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+32, R9
-	JLT  done1337
+	JLT  done1758
 
-loop1336:
+loop1757:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (SI), Y11
 	VFMADD231PS Y10, Y11, Y5
@@ -20392,14 +24740,14 @@ loop1336:
 	ADDQ        $+64, DX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop1336
+	JGE         loop1757
 
-done1337:
+done1758:
 	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1339
+	JLT  done1760
 
-loop1338:
+loop1759:
 	VCVTPH2PS   (DX), Y10
 	VMOVUPS     (SI), Y11
 	VFMADD231PS Y10, Y11, Y5
@@ -20408,21 +24756,21 @@ loop1338:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1338
+	JGE         loop1759
 
-done1339:
+done1760:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1340
+	JZ      done1761
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1341:
+copy1762:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1341
+	JNZ         copy1762
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
@@ -20430,8 +24778,8 @@ copy1341:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y10, Y11, Y9
 
-done1340:
-fold1317:
+done1761:
+fold1738:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -20469,19 +24817,19 @@ fold1317:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           DX, $0x04
-	JLT            part1342
+	JLT            part1763
 	VMOVUPS        X3, (DI)
 	VMOVUPS        X4, (DI)(SI*1)
-	JMP            stored1343
+	JMP            stored1764
 
-part1342:
+part1763:
 	VMASKMOVPS X3, X2, (DI)
 	VMASKMOVPS X4, X2, (DI)(SI*1)
 
-stored1343:
+stored1764:
 	ADDQ         $0x10, DI
 	SUBQ         $0x04, R8
-	JG           block1316
+	JG           block1737
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -20496,170 +24844,160 @@ stored1343:
 	VZEROUPPER
 	RET
 
-rows1262:
+rows1683:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long1765
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	MOVQ         DX, SI
+	SHLQ         $0x02, SI
+	SUBQ         SI, BX
+	VMOVUPS      (BX), Y0
 	MOVQ         d+32(FP), DI
-	ANDQ         $0x07, DI
-	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
-	SHLQ         $0x02, BX
-	SUBQ         BX, DX
-	VMOVUPS      (DX), Y0
-	MOVQ         d+32(FP), R10
-	SHLQ         $0x02, R10
-	MOVQ         s+0(FP), R12
-	MOVQ         keys+64(FP), R13
-	MOVL         $0xff800000, DX
-	VMOVD        DX, X1
+	SHLQ         $0x02, DI
+	MOVQ         s+0(FP), R9
+	MOVQ         keys+64(FP), R10
+	MOVL         $0xff800000, BX
+	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1344:
+block1766:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
-	MOVQ    q+24(FP), R11
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    q+24(FP), R8
+	MOVQ    AX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R14
-	SUBQ    $+32, R14
-	JLT     done1347
+	MOVQ    d+32(FP), R11
+	SUBQ    $+32, R11
+	JLT     done1769
 
-loop1346:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within1348
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within1348:
-	VCVTPH2PS   (R8), Y8
-	VCVTPH2PS   (R9), Y9
-	VMOVUPS     (R11), Y10
+loop1768:
+	VCVTPH2PS   (BX), Y8
+	VCVTPH2PS   (SI), Y9
+	VMOVUPS     (R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R11)(R10*1), Y10
+	VMOVUPS     (R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R11)(R10*2), Y10
+	VMOVUPS     (R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VCVTPH2PS   16(R8), Y8
-	VCVTPH2PS   16(R9), Y9
-	VMOVUPS     32(R11), Y10
+	VCVTPH2PS   16(BX), Y8
+	VCVTPH2PS   16(SI), Y9
+	VMOVUPS     32(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     32(R11)(R10*1), Y10
+	VMOVUPS     32(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     32(R11)(R10*2), Y10
+	VMOVUPS     32(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VCVTPH2PS   32(R8), Y8
-	VCVTPH2PS   32(R9), Y9
-	VMOVUPS     64(R11), Y10
+	VCVTPH2PS   32(BX), Y8
+	VCVTPH2PS   32(SI), Y9
+	VMOVUPS     64(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     64(R11)(R10*1), Y10
+	VMOVUPS     64(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     64(R11)(R10*2), Y10
+	VMOVUPS     64(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VCVTPH2PS   48(R8), Y8
-	VCVTPH2PS   48(R9), Y9
-	VMOVUPS     96(R11), Y10
+	VCVTPH2PS   48(BX), Y8
+	VCVTPH2PS   48(SI), Y9
+	VMOVUPS     96(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     96(R11)(R10*1), Y10
+	VMOVUPS     96(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     96(R11)(R10*2), Y10
+	VMOVUPS     96(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R11
-	SUBQ        $+32, R14
-	JGE         loop1346
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
+	ADDQ        $+128, R8
+	SUBQ        $+32, R11
+	JGE         loop1768
 
-done1347:
-	ADDQ $+32, R14
-	SUBQ $+8, R14
-	JLT  done1350
+done1769:
+	ADDQ $+32, R11
+	SUBQ $+8, R11
+	JLT  done1771
 
-loop1349:
-	VCVTPH2PS   (R8), Y8
-	VCVTPH2PS   (R9), Y9
-	VMOVUPS     (R11), Y10
+loop1770:
+	VCVTPH2PS   (BX), Y8
+	VCVTPH2PS   (SI), Y9
+	VMOVUPS     (R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R11)(R10*1), Y10
+	VMOVUPS     (R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R11)(R10*2), Y10
+	VMOVUPS     (R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R11
-	SUBQ        $+8, R14
-	JGE         loop1349
+	ADDQ        $+16, BX
+	ADDQ        $+16, SI
+	ADDQ        $+32, R8
+	SUBQ        $+8, R11
+	JGE         loop1770
 
-done1350:
-	ADDQ    $+8, R14
-	TESTQ   R14, R14
-	JZ      done1351
+done1771:
+	ADDQ    $+8, R11
+	TESTQ   R11, R11
+	JZ      done1772
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
-	MOVQ    DI, DX
+	MOVQ    DX, R11
 
-copy1352:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1352
+copy1773:
+	MOVWLZX   -2(BX)(R11*2), R12
+	MOVW      R12, -2(SP)(R11*2)
+	DECQ      R11
+	JNZ       copy1773
 	VMOVDQU   (SP), X8
 	VCVTPH2PS X8, Y8
 	VPXOR     X9, X9, X9
 	VMOVDQU   X9, (SP)
-	MOVQ      DI, DX
+	MOVQ      DX, BX
 
-copy1353:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1353
+copy1774:
+	MOVWLZX     -2(SI)(BX*2), R11
+	MOVW        R11, -2(SP)(BX*2)
+	DECQ        BX
+	JNZ         copy1774
 	VMOVDQU     (SP), X9
 	VCVTPH2PS   X9, Y9
-	VMASKMOVPS  (R11), Y0, Y10
+	VMASKMOVPS  (R8), Y0, Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMASKMOVPS  (R11)(R10*1), Y0, Y10
+	VMASKMOVPS  (R8)(DI*1), Y0, Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMASKMOVPS  (R11)(R10*2), Y0, Y10
+	VMASKMOVPS  (R8)(DI*2), Y0, Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done1351:
+done1772:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -20681,37 +25019,37 @@ done1351:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R13, DX
-	MOVQ         $0x00000002, BX
-	CMPQ         DX, BX
-	CMOVQGT      BX, DX
-	MOVQ         ldS+8(FP), BX
-	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), R8
+	MOVQ         R10, BX
+	MOVQ         $0x00000002, SI
+	CMPQ         BX, SI
+	CMOVQGT      SI, BX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R8
 	LEAQ         rowsMask<>+32(SB), R8
-	MOVQ         DX, R9
-	SHLQ         $0x02, R9
-	SUBQ         R9, R8
+	MOVQ         BX, R11
+	SHLQ         $0x02, R11
+	SUBQ         R11, R8
 	VBROADCASTSD (R8), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
-	CMPQ         DX, $0x02
-	JLT          part1354
-	VMOVLPS      X3, (R12)
-	VMOVHPS      X3, (R12)(BX*1)
-	VMOVLPS      X2, (R12)(BX*2)
-	JMP          stored1355
+	CMPQ         BX, $0x02
+	JLT          part1775
+	VMOVLPS      X3, (R9)
+	VMOVHPS      X3, (R9)(SI*1)
+	VMOVLPS      X2, (R9)(SI*2)
+	JMP          stored1776
 
-part1354:
-	VEXTRACTPS $0x00, X3, (R12)
-	VEXTRACTPS $0x02, X3, (R12)(BX*1)
-	VEXTRACTPS $0x00, X2, (R12)(BX*2)
+part1775:
+	VEXTRACTPS $0x00, X3, (R9)
+	VEXTRACTPS $0x02, X3, (R9)(SI*1)
+	VEXTRACTPS $0x00, X2, (R9)(SI*2)
 
-stored1355:
-	ADDQ         $0x08, R12
-	SUBQ         $0x02, R13
-	JG           block1344
+stored1776:
+	ADDQ         $0x08, R9
+	SUBQ         $0x02, R10
+	JG           block1766
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -20728,31 +25066,297 @@ stored1355:
 	VZEROUPPER
 	RET
 
-rows1263:
+long1765:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+32(FP), DI
-	ANDQ         $0x07, DI
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
 	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
 	SUBQ         BX, DX
 	VMOVUPS      (DX), Y0
-	MOVQ         d+32(FP), R10
-	SHLQ         $0x02, R10
-	LEAQ         (R10)(R10*2), R11
-	MOVQ         s+0(FP), R13
-	MOVQ         keys+64(FP), R14
+	MOVQ         d+32(FP), BX
+	SHLQ         $0x02, BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1356:
+block1777:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+32, R9
+	JLT    done1780
+
+loop1779:
+	VCVTPH2PS   (DX), Y8
+	VMOVUPS     (SI), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     (SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     (SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	VCVTPH2PS   16(DX), Y8
+	VMOVUPS     32(SI), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     32(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     32(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	VCVTPH2PS   32(DX), Y8
+	VMOVUPS     64(SI), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     64(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     64(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	VCVTPH2PS   48(DX), Y8
+	VMOVUPS     96(SI), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     96(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     96(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1779
+
+done1780:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1782
+
+loop1781:
+	VCVTPH2PS   (DX), Y8
+	VMOVUPS     (SI), Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMOVUPS     (SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMOVUPS     (SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y6
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1781
+
+done1782:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1783
+	VPXOR   X8, X8, X8
+	VMOVDQU X8, (SP)
+	MOVQ    CX, R9
+
+copy1784:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1784
+	VMOVDQU     (SP), X8
+	VCVTPH2PS   X8, Y8
+	VMASKMOVPS  (SI), Y0, Y9
+	VFMADD231PS Y8, Y9, Y2
+	VMASKMOVPS  (SI)(BX*1), Y0, Y9
+	VFMADD231PS Y8, Y9, Y4
+	VMASKMOVPS  (SI)(BX*2), Y0, Y9
+	VFMADD231PS Y8, Y9, Y6
+
+done1783:
+	CMPQ R8, $0x01
+	JLE  fold1778
+	MOVQ q+24(FP), SI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done1786
+
+loop1785:
+	VCVTPH2PS   (DX), Y8
+	VMOVUPS     (SI), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     (SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     (SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	VCVTPH2PS   16(DX), Y8
+	VMOVUPS     32(SI), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     32(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     32(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	VCVTPH2PS   32(DX), Y8
+	VMOVUPS     64(SI), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     64(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     64(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	VCVTPH2PS   48(DX), Y8
+	VMOVUPS     96(SI), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     96(SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     96(SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	ADDQ        $+64, DX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1785
+
+done1786:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1788
+
+loop1787:
+	VCVTPH2PS   (DX), Y8
+	VMOVUPS     (SI), Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMOVUPS     (SI)(BX*1), Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMOVUPS     (SI)(BX*2), Y9
+	VFMADD231PS Y8, Y9, Y7
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1787
+
+done1788:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1789
+	VPXOR   X8, X8, X8
+	VMOVDQU X8, (SP)
+	MOVQ    CX, R9
+
+copy1790:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1790
+	VMOVDQU     (SP), X8
+	VCVTPH2PS   X8, Y8
+	VMASKMOVPS  (SI), Y0, Y9
+	VFMADD231PS Y8, Y9, Y3
+	VMASKMOVPS  (SI)(BX*1), Y0, Y9
+	VFMADD231PS Y8, Y9, Y5
+	VMASKMOVPS  (SI)(BX*2), Y0, Y9
+	VFMADD231PS Y8, Y9, Y7
+
+done1789:
+fold1778:
+	VPERM2F128   $0x20, Y6, Y2, Y8
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y8, Y2, Y8
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y4, Y4, Y3
+	VPERM2F128   $0x31, Y4, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y5, Y5, Y4
+	VPERM2F128   $0x31, Y5, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y8, Y5
+	VUNPCKHPS    Y2, Y8, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         R8, DX
+	MOVQ         $0x00000002, SI
+	CMPQ         DX, SI
+	CMOVQGT      SI, DX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R9
+	LEAQ         rowsMask<>+32(SB), R9
+	MOVQ         DX, R10
+	SHLQ         $0x02, R10
+	SUBQ         R10, R9
+	VBROADCASTSD (R9), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         DX, $0x02
+	JLT          part1791
+	VMOVLPS      X3, (DI)
+	VMOVHPS      X3, (DI)(SI*1)
+	VMOVLPS      X2, (DI)(SI*2)
+	JMP          stored1792
+
+part1791:
+	VEXTRACTPS $0x00, X3, (DI)
+	VEXTRACTPS $0x02, X3, (DI)(SI*1)
+	VEXTRACTPS $0x00, X2, (DI)(SI*2)
+
+stored1792:
+	ADDQ         $0x08, DI
+	SUBQ         $0x02, R8
+	JG           block1777
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VZEROUPPER
+	RET
+
+rows1684:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long1793
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	MOVQ         DX, SI
+	SHLQ         $0x02, SI
+	SUBQ         SI, BX
+	VMOVUPS      (BX), Y0
+	MOVQ         d+32(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), R8
+	MOVQ         s+0(FP), R10
+	MOVQ         keys+64(FP), R11
+	MOVL         $0xff800000, BX
+	VMOVD        BX, X1
+	VBROADCASTSS X1, Y1
+
+block1794:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -20761,158 +25365,147 @@ block1356:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R12
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    q+24(FP), R9
+	MOVQ    AX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R15
-	SUBQ    $+32, R15
-	JLT     done1359
+	MOVQ    d+32(FP), R12
+	SUBQ    $+32, R12
+	JLT     done1797
 
-loop1358:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within1360
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within1360:
-	VCVTPH2PS   (R8), Y10
-	VCVTPH2PS   (R9), Y11
-	VMOVUPS     (R12), Y12
+loop1796:
+	VCVTPH2PS   (BX), Y10
+	VCVTPH2PS   (SI), Y11
+	VMOVUPS     (R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R12)(R10*1), Y12
+	VMOVUPS     (R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R12)(R10*2), Y12
+	VMOVUPS     (R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R12)(R11*1), Y12
+	VMOVUPS     (R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VCVTPH2PS   16(R8), Y10
-	VCVTPH2PS   16(R9), Y11
-	VMOVUPS     32(R12), Y12
+	VCVTPH2PS   16(BX), Y10
+	VCVTPH2PS   16(SI), Y11
+	VMOVUPS     32(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     32(R12)(R10*1), Y12
+	VMOVUPS     32(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     32(R12)(R10*2), Y12
+	VMOVUPS     32(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     32(R12)(R11*1), Y12
+	VMOVUPS     32(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VCVTPH2PS   32(R8), Y10
-	VCVTPH2PS   32(R9), Y11
-	VMOVUPS     64(R12), Y12
+	VCVTPH2PS   32(BX), Y10
+	VCVTPH2PS   32(SI), Y11
+	VMOVUPS     64(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     64(R12)(R10*1), Y12
+	VMOVUPS     64(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     64(R12)(R10*2), Y12
+	VMOVUPS     64(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     64(R12)(R11*1), Y12
+	VMOVUPS     64(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VCVTPH2PS   48(R8), Y10
-	VCVTPH2PS   48(R9), Y11
-	VMOVUPS     96(R12), Y12
+	VCVTPH2PS   48(BX), Y10
+	VCVTPH2PS   48(SI), Y11
+	VMOVUPS     96(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     96(R12)(R10*1), Y12
+	VMOVUPS     96(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     96(R12)(R10*2), Y12
+	VMOVUPS     96(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     96(R12)(R11*1), Y12
+	VMOVUPS     96(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R12
-	SUBQ        $+32, R15
-	JGE         loop1358
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
+	ADDQ        $+128, R9
+	SUBQ        $+32, R12
+	JGE         loop1796
 
-done1359:
-	ADDQ $+32, R15
-	SUBQ $+8, R15
-	JLT  done1362
+done1797:
+	ADDQ $+32, R12
+	SUBQ $+8, R12
+	JLT  done1799
 
-loop1361:
-	VCVTPH2PS   (R8), Y10
-	VCVTPH2PS   (R9), Y11
-	VMOVUPS     (R12), Y12
+loop1798:
+	VCVTPH2PS   (BX), Y10
+	VCVTPH2PS   (SI), Y11
+	VMOVUPS     (R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R12)(R10*1), Y12
+	VMOVUPS     (R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R12)(R10*2), Y12
+	VMOVUPS     (R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R12)(R11*1), Y12
+	VMOVUPS     (R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R12
-	SUBQ        $+8, R15
-	JGE         loop1361
+	ADDQ        $+16, BX
+	ADDQ        $+16, SI
+	ADDQ        $+32, R9
+	SUBQ        $+8, R12
+	JGE         loop1798
 
-done1362:
-	ADDQ    $+8, R15
-	TESTQ   R15, R15
-	JZ      done1363
+done1799:
+	ADDQ    $+8, R12
+	TESTQ   R12, R12
+	JZ      done1800
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    DX, R12
 
-copy1364:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1364
+copy1801:
+	MOVWLZX   -2(BX)(R12*2), R13
+	MOVW      R13, -2(SP)(R12*2)
+	DECQ      R12
+	JNZ       copy1801
 	VMOVDQU   (SP), X10
 	VCVTPH2PS X10, Y10
 	VPXOR     X11, X11, X11
 	VMOVDQU   X11, (SP)
-	MOVQ      DI, DX
+	MOVQ      DX, BX
 
-copy1365:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1365
+copy1802:
+	MOVWLZX     -2(SI)(BX*2), R12
+	MOVW        R12, -2(SP)(BX*2)
+	DECQ        BX
+	JNZ         copy1802
 	VMOVDQU     (SP), X11
 	VCVTPH2PS   X11, Y11
-	VMASKMOVPS  (R12), Y0, Y12
+	VMASKMOVPS  (R9), Y0, Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMASKMOVPS  (R12)(R10*1), Y0, Y12
+	VMASKMOVPS  (R9)(DI*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMASKMOVPS  (R12)(R10*2), Y0, Y12
+	VMASKMOVPS  (R9)(DI*2), Y0, Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMASKMOVPS  (R12)(R11*1), Y0, Y12
+	VMASKMOVPS  (R9)(R8*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done1363:
+done1800:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -20934,39 +25527,337 @@ done1363:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R14, DX
-	MOVQ         $0x00000002, BX
-	CMPQ         DX, BX
-	CMOVQGT      BX, DX
-	MOVQ         ldS+8(FP), BX
+	MOVQ         R11, BX
+	MOVQ         $0x00000002, SI
+	CMPQ         BX, SI
+	CMOVQGT      SI, BX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R9
+	LEAQ         rowsMask<>+32(SB), R12
+	MOVQ         BX, R13
+	SHLQ         $0x02, R13
+	SUBQ         R13, R12
+	VBROADCASTSD (R12), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         BX, $0x02
+	JLT          part1803
+	VMOVLPS      X3, (R10)
+	VMOVHPS      X3, (R10)(SI*1)
+	VMOVLPS      X2, (R10)(SI*2)
+	VMOVHPS      X2, (R10)(R9*1)
+	JMP          stored1804
+
+part1803:
+	VEXTRACTPS $0x00, X3, (R10)
+	VEXTRACTPS $0x02, X3, (R10)(SI*1)
+	VEXTRACTPS $0x00, X2, (R10)(SI*2)
+	VEXTRACTPS $0x02, X2, (R10)(R9*1)
+
+stored1804:
+	ADDQ         $0x08, R10
+	SUBQ         $0x02, R11
+	JG           block1794
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       12(AX), X0, X0
+	VMOVSS       X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long1793:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), R8
-	LEAQ         rowsMask<>+32(SB), R9
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), SI
+	MOVQ         s+0(FP), R8
+	MOVQ         keys+64(FP), R9
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
+	VBROADCASTSS X1, Y1
+
+block1805:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), DI
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R10
+	SUBQ   $+32, R10
+	JLT    done1808
+
+loop1807:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (DI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     (DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(DI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     32(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     32(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     32(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(DI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     64(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     64(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     64(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(DI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     96(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     96(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     96(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+64, DX
+	ADDQ        $+128, DI
+	SUBQ        $+32, R10
+	JGE         loop1807
+
+done1808:
+	ADDQ $+32, R10
+	SUBQ $+8, R10
+	JLT  done1810
+
+loop1809:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (DI), Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMOVUPS     (DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMOVUPS     (DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMOVUPS     (DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y8
+	ADDQ        $+16, DX
+	ADDQ        $+32, DI
+	SUBQ        $+8, R10
+	JGE         loop1809
+
+done1810:
+	ADDQ    $+8, R10
+	TESTQ   R10, R10
+	JZ      done1811
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R10
+
+copy1812:
+	MOVWLZX     -2(DX)(R10*2), R11
+	MOVW        R11, -2(SP)(R10*2)
+	DECQ        R10
+	JNZ         copy1812
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (DI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y2
+	VMASKMOVPS  (DI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y4
+	VMASKMOVPS  (DI)(BX*2), Y0, Y11
+	VFMADD231PS Y10, Y11, Y6
+	VMASKMOVPS  (DI)(SI*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y8
+
+done1811:
+	CMPQ R9, $0x01
+	JLE  fold1806
+	MOVQ q+24(FP), DI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R10
+	SUBQ $+32, R10
+	JLT  done1814
+
+loop1813:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (DI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     (DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VCVTPH2PS   16(DX), Y10
+	VMOVUPS     32(DI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     32(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     32(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     32(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VCVTPH2PS   32(DX), Y10
+	VMOVUPS     64(DI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     64(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     64(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     64(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	VCVTPH2PS   48(DX), Y10
+	VMOVUPS     96(DI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     96(DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     96(DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     96(DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+64, DX
+	ADDQ        $+128, DI
+	SUBQ        $+32, R10
+	JGE         loop1813
+
+done1814:
+	ADDQ $+32, R10
+	SUBQ $+8, R10
+	JLT  done1816
+
+loop1815:
+	VCVTPH2PS   (DX), Y10
+	VMOVUPS     (DI), Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMOVUPS     (DI)(BX*1), Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMOVUPS     (DI)(BX*2), Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMOVUPS     (DI)(SI*1), Y11
+	VFMADD231PS Y10, Y11, Y9
+	ADDQ        $+16, DX
+	ADDQ        $+32, DI
+	SUBQ        $+8, R10
+	JGE         loop1815
+
+done1816:
+	ADDQ    $+8, R10
+	TESTQ   R10, R10
+	JZ      done1817
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R10
+
+copy1818:
+	MOVWLZX     -2(DX)(R10*2), R11
+	MOVW        R11, -2(SP)(R10*2)
+	DECQ        R10
+	JNZ         copy1818
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (DI), Y0, Y11
+	VFMADD231PS Y10, Y11, Y3
+	VMASKMOVPS  (DI)(BX*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y5
+	VMASKMOVPS  (DI)(BX*2), Y0, Y11
+	VFMADD231PS Y10, Y11, Y7
+	VMASKMOVPS  (DI)(SI*1), Y0, Y11
+	VFMADD231PS Y10, Y11, Y9
+
+done1817:
+fold1806:
+	VPERM2F128   $0x20, Y6, Y2, Y10
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y10, Y2, Y10
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y8, Y4, Y3
+	VPERM2F128   $0x31, Y8, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y9, Y5, Y4
+	VPERM2F128   $0x31, Y9, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y10, Y5
+	VUNPCKHPS    Y2, Y10, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         R9, DX
+	MOVQ         $0x00000002, DI
+	CMPQ         DX, DI
+	CMOVQGT      DI, DX
+	MOVQ         ldS+8(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), R10
+	LEAQ         rowsMask<>+32(SB), R11
 	MOVQ         DX, R12
 	SHLQ         $0x02, R12
-	SUBQ         R12, R9
-	VBROADCASTSD (R9), Y2
+	SUBQ         R12, R11
+	VBROADCASTSD (R11), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1366
-	VMOVLPS      X3, (R13)
-	VMOVHPS      X3, (R13)(BX*1)
-	VMOVLPS      X2, (R13)(BX*2)
-	VMOVHPS      X2, (R13)(R8*1)
-	JMP          stored1367
+	JLT          part1819
+	VMOVLPS      X3, (R8)
+	VMOVHPS      X3, (R8)(DI*1)
+	VMOVLPS      X2, (R8)(DI*2)
+	VMOVHPS      X2, (R8)(R10*1)
+	JMP          stored1820
 
-part1366:
-	VEXTRACTPS $0x00, X3, (R13)
-	VEXTRACTPS $0x02, X3, (R13)(BX*1)
-	VEXTRACTPS $0x00, X2, (R13)(BX*2)
-	VEXTRACTPS $0x02, X2, (R13)(R8*1)
+part1819:
+	VEXTRACTPS $0x00, X3, (R8)
+	VEXTRACTPS $0x02, X3, (R8)(DI*1)
+	VEXTRACTPS $0x00, X2, (R8)(DI*2)
+	VEXTRACTPS $0x02, X2, (R8)(R10*1)
 
-stored1367:
-	ADDQ         $0x08, R13
-	SUBQ         $0x02, R14
-	JG           block1356
+stored1820:
+	ADDQ         $0x08, R8
+	SUBQ         $0x02, R9
+	JG           block1805
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -20992,18 +25883,18 @@ stored1367:
 TEXT ·combineF16AVX2(SB), NOSPLIT, $16-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows1368
+	JE   rows1821
 	CMPQ AX, $0x03
-	JE   rows1369
+	JE   rows1822
 	CMPQ AX, $0x04
-	JE   rows1370
+	JE   rows1823
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block1371:
+block1824:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -21012,9 +25903,9 @@ block1371:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done1373
+	JLT   done1826
 
-loop1372:
+loop1825:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21024,7 +25915,7 @@ loop1372:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1374
+	JZ      first1827
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -21034,7 +25925,7 @@ loop1372:
 	VMOVUPS 192(DX), Y6
 	VMOVUPS 224(DX), Y7
 
-first1374:
+first1827:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -21043,7 +25934,7 @@ first1374:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1375:
+key1828:
 	VBROADCASTSS (R8), Y8
 	VCVTPH2PS    (DI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -21064,7 +25955,7 @@ key1375:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1375
+	JNZ          key1828
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -21076,26 +25967,26 @@ key1375:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop1372
+	JGE          loop1825
 
-done1373:
+done1826:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done1377
+	JLT  done1830
 
-loop1376:
+loop1829:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1378
+	JZ      first1831
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
 	VMOVUPS 96(DX), Y3
 
-first1378:
+first1831:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -21104,7 +25995,7 @@ first1378:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1379:
+key1832:
 	VBROADCASTSS (R8), Y4
 	VCVTPH2PS    (DI), Y5
 	VFMADD231PS  Y5, Y4, Y0
@@ -21117,7 +26008,7 @@ key1379:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1379
+	JNZ          key1832
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -21125,22 +26016,22 @@ key1379:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop1376
+	JGE          loop1829
 
-done1377:
+done1830:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done1381
+	JLT  done1834
 
-loop1380:
+loop1833:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1382
+	JZ      first1835
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 
-first1382:
+first1835:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -21149,7 +26040,7 @@ first1382:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1383:
+key1836:
 	VBROADCASTSS (R8), Y2
 	VCVTPH2PS    (DI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -21158,26 +26049,26 @@ key1383:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1383
+	JNZ          key1836
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop1380
+	JGE          loop1833
 
-done1381:
+done1834:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done1385
+	JLT  done1838
 
-loop1384:
+loop1837:
 	VXORPS  Y0, Y0, Y0
 	TESTQ   AX, AX
-	JZ      first1386
+	JZ      first1839
 	VMOVUPS (DX), Y0
 
-first1386:
+first1839:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -21186,24 +26077,24 @@ first1386:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1387:
+key1840:
 	VBROADCASTSS (R8), Y1
 	VCVTPH2PS    (DI), Y2
 	VFMADD231PS  Y2, Y1, Y0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1387
+	JNZ          key1840
 	VMOVUPS      Y0, (DX)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop1384
+	JGE          loop1837
 
-done1385:
+done1838:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done1388
+	JZ         done1841
 	LEAQ       rowsMask<>+32(SB), DI
 	MOVQ       SI, R8
 	SHLQ       $0x02, R8
@@ -21211,10 +26102,10 @@ done1385:
 	VMOVUPS    (DI), Y0
 	VXORPS     Y1, Y1, Y1
 	TESTQ      AX, AX
-	JZ         first1389
+	JZ         first1842
 	VMASKMOVPS (DX), Y0, Y1
 
-first1389:
+first1842:
 	MOVQ    keys+48(FP), DI
 	MOVQ    BX, BX
 	SUBQ    AX, DI
@@ -21222,41 +26113,41 @@ first1389:
 	CMPQ    DI, R8
 	CMOVQGT R8, DI
 
-key1390:
+key1843:
 	VBROADCASTSS (BX), Y2
 	VPXOR        X3, X3, X3
 	VMOVDQU      X3, (SP)
 	MOVQ         SI, R8
 
-copy1391:
+copy1844:
 	MOVWLZX     -2(CX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1391
+	JNZ         copy1844
 	VMOVDQU     (SP), X3
 	VCVTPH2PS   X3, Y3
 	VFMADD231PS Y3, Y2, Y1
 	ADDQ        stride+40(FP), CX
 	ADDQ        $0x04, BX
 	DECQ        DI
-	JNZ         key1390
+	JNZ         key1843
 	VMASKMOVPS  Y1, Y0, (DX)
 
-done1388:
+done1841:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1371
+	JLT  block1824
 	VZEROUPPER
 	RET
 
-rows1368:
+rows1821:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1392:
+block1845:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -21265,9 +26156,9 @@ block1392:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1394
+	JLT   done1847
 
-loop1393:
+loop1846:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21277,7 +26168,7 @@ loop1393:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1395
+	JZ      first1848
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -21287,7 +26178,7 @@ loop1393:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1395:
+first1848:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -21296,7 +26187,7 @@ first1395:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1396:
+key1849:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -21314,7 +26205,7 @@ key1396:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1396
+	JNZ          key1849
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -21326,26 +26217,26 @@ key1396:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1393
+	JGE          loop1846
 
-done1394:
+done1847:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1398
+	JLT  done1851
 
-loop1397:
+loop1850:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1399
+	JZ      first1852
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1399:
+first1852:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -21354,7 +26245,7 @@ first1399:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1400:
+key1853:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -21366,7 +26257,7 @@ key1400:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1400
+	JNZ          key1853
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -21374,22 +26265,22 @@ key1400:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1397
+	JGE          loop1850
 
-done1398:
+done1851:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1402
+	JLT  done1855
 
-loop1401:
+loop1854:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1403
+	JZ      first1856
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1403:
+first1856:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -21398,7 +26289,7 @@ first1403:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1404:
+key1857:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -21407,18 +26298,18 @@ key1404:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1404
+	JNZ          key1857
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1401
+	JGE          loop1854
 
-done1402:
+done1855:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1405
+	JZ         done1858
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -21427,11 +26318,11 @@ done1402:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1406
+	JZ         first1859
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1406:
+first1859:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -21439,16 +26330,16 @@ first1406:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1407:
+key1860:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy1408:
+copy1861:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1408
+	JNZ          copy1861
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -21458,18 +26349,18 @@ copy1408:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1407
+	JNZ          key1860
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1405:
+done1858:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1392
+	JLT  block1845
 	VZEROUPPER
 	RET
 
-rows1369:
+rows1822:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -21478,7 +26369,7 @@ rows1369:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block1409:
+block1862:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -21487,9 +26378,9 @@ block1409:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1411
+	JLT   done1864
 
-loop1410:
+loop1863:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21503,7 +26394,7 @@ loop1410:
 	VXORPS  Y10, Y10, Y10
 	VXORPS  Y11, Y11, Y11
 	TESTQ   AX, AX
-	JZ      first1412
+	JZ      first1865
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -21517,7 +26408,7 @@ loop1410:
 	VMOVUPS 64(DX)(DI*2), Y10
 	VMOVUPS 96(DX)(DI*2), Y11
 
-first1412:
+first1865:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -21526,7 +26417,7 @@ first1412:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1413:
+key1866:
 	VBROADCASTSS (R10), Y12
 	VBROADCASTSS (R10)(SI*1), Y13
 	VBROADCASTSS (R10)(SI*2), Y14
@@ -21549,7 +26440,7 @@ key1413:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1413
+	JNZ          key1866
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -21565,14 +26456,14 @@ key1413:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1410
+	JGE          loop1863
 
-done1411:
+done1864:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1415
+	JLT  done1868
 
-loop1414:
+loop1867:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21580,7 +26471,7 @@ loop1414:
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	TESTQ   AX, AX
-	JZ      first1416
+	JZ      first1869
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
@@ -21588,7 +26479,7 @@ loop1414:
 	VMOVUPS (DX)(DI*2), Y4
 	VMOVUPS 32(DX)(DI*2), Y5
 
-first1416:
+first1869:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -21597,7 +26488,7 @@ first1416:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1417:
+key1870:
 	VCVTPH2PS    (R9), Y6
 	VCVTPH2PS    16(R9), Y7
 	VBROADCASTSS (R10), Y8
@@ -21612,7 +26503,7 @@ key1417:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1417
+	JNZ          key1870
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -21622,24 +26513,24 @@ key1417:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1414
+	JGE          loop1867
 
-done1415:
+done1868:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1419
+	JLT  done1872
 
-loop1418:
+loop1871:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1420
+	JZ      first1873
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 	VMOVUPS (DX)(DI*2), Y2
 
-first1420:
+first1873:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -21648,7 +26539,7 @@ first1420:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1421:
+key1874:
 	VCVTPH2PS    (R9), Y3
 	VBROADCASTSS (R10), Y4
 	VFMADD231PS  Y3, Y4, Y0
@@ -21659,19 +26550,19 @@ key1421:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1421
+	JNZ          key1874
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	VMOVUPS      Y2, (DX)(DI*2)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1418
+	JGE          loop1871
 
-done1419:
+done1872:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1422
+	JZ         done1875
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -21681,12 +26572,12 @@ done1419:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1423
+	JZ         first1876
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 	VMASKMOVPS (DX)(DI*2), Y0, Y3
 
-first1423:
+first1876:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -21694,16 +26585,16 @@ first1423:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1424:
+key1877:
 	VPXOR   X4, X4, X4
 	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1425:
+copy1878:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1425
+	JNZ          copy1878
 	VMOVDQU      (SP), X4
 	VCVTPH2PS    X4, Y4
 	VBROADCASTSS (BX), Y5
@@ -21715,26 +26606,26 @@ copy1425:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1424
+	JNZ          key1877
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
 
-done1422:
+done1875:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1409
+	JLT  block1862
 	VZEROUPPER
 	RET
 
-rows1370:
+rows1823:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1426:
+block1879:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -21743,9 +26634,9 @@ block1426:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1428
+	JLT   done1881
 
-loop1427:
+loop1880:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21755,7 +26646,7 @@ loop1427:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1429
+	JZ      first1882
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -21765,7 +26656,7 @@ loop1427:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1429:
+first1882:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -21774,7 +26665,7 @@ first1429:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1430:
+key1883:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -21792,7 +26683,7 @@ key1430:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1430
+	JNZ          key1883
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -21804,26 +26695,26 @@ key1430:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1427
+	JGE          loop1880
 
-done1428:
+done1881:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1432
+	JLT  done1885
 
-loop1431:
+loop1884:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1433
+	JZ      first1886
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1433:
+first1886:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -21832,7 +26723,7 @@ first1433:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1434:
+key1887:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -21844,7 +26735,7 @@ key1434:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1434
+	JNZ          key1887
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -21852,22 +26743,22 @@ key1434:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1431
+	JGE          loop1884
 
-done1432:
+done1885:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1436
+	JLT  done1889
 
-loop1435:
+loop1888:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1437
+	JZ      first1890
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1437:
+first1890:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -21876,7 +26767,7 @@ first1437:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1438:
+key1891:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -21885,18 +26776,18 @@ key1438:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1438
+	JNZ          key1891
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1435
+	JGE          loop1888
 
-done1436:
+done1889:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1439
+	JZ         done1892
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -21905,11 +26796,11 @@ done1436:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1440
+	JZ         first1893
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1440:
+first1893:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -21917,16 +26808,16 @@ first1440:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1441:
+key1894:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy1442:
+copy1895:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1442
+	JNZ          copy1895
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -21936,11 +26827,11 @@ copy1442:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1441
+	JNZ          key1894
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1439:
+done1892:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -21951,9 +26842,9 @@ done1439:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1444
+	JLT   done1897
 
-loop1443:
+loop1896:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21963,7 +26854,7 @@ loop1443:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1445
+	JZ      first1898
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -21973,7 +26864,7 @@ loop1443:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1445:
+first1898:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -21982,7 +26873,7 @@ first1445:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1446:
+key1899:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -22000,7 +26891,7 @@ key1446:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1446
+	JNZ          key1899
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -22012,26 +26903,26 @@ key1446:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1443
+	JGE          loop1896
 
-done1444:
+done1897:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1448
+	JLT  done1901
 
-loop1447:
+loop1900:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1449
+	JZ      first1902
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1449:
+first1902:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -22040,7 +26931,7 @@ first1449:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1450:
+key1903:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -22052,7 +26943,7 @@ key1450:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1450
+	JNZ          key1903
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -22060,22 +26951,22 @@ key1450:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1447
+	JGE          loop1900
 
-done1448:
+done1901:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1452
+	JLT  done1905
 
-loop1451:
+loop1904:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1453
+	JZ      first1906
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1453:
+first1906:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -22084,7 +26975,7 @@ first1453:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1454:
+key1907:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -22093,18 +26984,18 @@ key1454:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1454
+	JNZ          key1907
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1451
+	JGE          loop1904
 
-done1452:
+done1905:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1455
+	JZ         done1908
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -22113,11 +27004,11 @@ done1452:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1456
+	JZ         first1909
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1456:
+first1909:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -22125,16 +27016,16 @@ first1456:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1457:
+key1910:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy1458:
+copy1911:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1458
+	JNZ          copy1911
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -22144,346 +27035,462 @@ copy1458:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1457
+	JNZ          key1910
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1455:
+done1908:
 	ADDQ $0x40, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1426
+	JLT  block1879
 	VZEROUPPER
 	RET
 
 // func normF16AVX2(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, F16C, FMA3, MMX+
+// Requires: AVX, AVX2, F16C, FMA3
 TEXT ·normF16AVX2(SB), NOSPLIT, $16-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DI
-	ANDQ         $0x07, DI
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
 	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
 	SUBQ         BX, DX
 	VMOVUPS      (DX), Y0
-	MOVQ         rows+16(FP), R12
+	MOVQ         rows+16(FP), BX
 	MOVL         $0x7f800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 
-block1459:
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1462
+block1912:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), SI
+	SUBQ   $+32, SI
+	JLT    done1915
 
-loop1461:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1463
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop1914:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1914
 
-within1463:
-	VCVTPH2PS   (R8), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   (R9), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   (R10), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   (R11), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   16(R8), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   16(R9), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   16(R10), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   16(R11), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   32(R8), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   32(R9), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   32(R10), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   32(R11), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   48(R8), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   48(R9), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   48(R10), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   48(R11), Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+64, R11
-	SUBQ        $+32, R13
-	JGE         loop1461
+done1915:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1917
 
-done1462:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1465
-
-loop1464:
-	VCVTPH2PS   (R8), Y10
+loop1916:
+	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   (R9), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   (R10), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   (R11), Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+16, R10
-	ADDQ        $+16, R11
-	SUBQ        $+8, R13
-	JGE         loop1464
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1916
 
-done1465:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1466
+done1917:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1918
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    CX, SI
 
-copy1467:
-	MOVWLZX     -2(R8)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1467
+copy1919:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1919
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1468:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1468
+done1918:
+	CMPQ BX, $0x01
+	JLE  fold1913
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1921
+
+loop1920:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1920
+
+done1921:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1923
+
+loop1922:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1922
+
+done1923:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1924
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1925:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1925
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y3
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1469:
-	MOVWLZX     -2(R10)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1469
+done1924:
+	CMPQ BX, $0x02
+	JLE  fold1913
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1927
+
+loop1926:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1926
+
+done1927:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1929
+
+loop1928:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1928
+
+done1929:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1930
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1931:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1931
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y4
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1470:
-	MOVWLZX     -2(R11)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1470
+done1930:
+	CMPQ BX, $0x03
+	JLE  fold1913
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1933
+
+loop1932:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1932
+
+done1933:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1935
+
+loop1934:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1934
+
+done1935:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1936
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1937:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1937
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y5
 
-done1466:
-	CMPQ    R12, $0x04
-	JLE     fold1460
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1472
+done1936:
+	CMPQ BX, $0x04
+	JLE  fold1913
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1939
 
-loop1471:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1473
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop1938:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1938
 
-within1473:
-	VCVTPH2PS   (R8), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   (R9), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   (R10), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   (R11), Y10
-	VFMADD231PS Y10, Y10, Y9
-	VCVTPH2PS   16(R8), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   16(R9), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   16(R10), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   16(R11), Y10
-	VFMADD231PS Y10, Y10, Y9
-	VCVTPH2PS   32(R8), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   32(R9), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   32(R10), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   32(R11), Y10
-	VFMADD231PS Y10, Y10, Y9
-	VCVTPH2PS   48(R8), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   48(R9), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   48(R10), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   48(R11), Y10
-	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+64, R11
-	SUBQ        $+32, R13
-	JGE         loop1471
+done1939:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1941
 
-done1472:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1475
-
-loop1474:
-	VCVTPH2PS   (R8), Y10
+loop1940:
+	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   (R9), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   (R10), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   (R11), Y10
-	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+16, R10
-	ADDQ        $+16, R11
-	SUBQ        $+8, R13
-	JGE         loop1474
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1940
 
-done1475:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1476
+done1941:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1942
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    CX, SI
 
-copy1477:
-	MOVWLZX     -2(R8)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1477
+copy1943:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1943
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1478:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1478
+done1942:
+	CMPQ BX, $0x05
+	JLE  fold1913
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1945
+
+loop1944:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1944
+
+done1945:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1947
+
+loop1946:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1946
+
+done1947:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1948
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1949:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1949
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y7
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1479:
-	MOVWLZX     -2(R10)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1479
+done1948:
+	CMPQ BX, $0x06
+	JLE  fold1913
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1951
+
+loop1950:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1950
+
+done1951:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1953
+
+loop1952:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1952
+
+done1953:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1954
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1955:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1955
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y8
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1480:
-	MOVWLZX     -2(R11)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1480
+done1954:
+	CMPQ BX, $0x07
+	JLE  fold1913
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1957
+
+loop1956:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	ADDQ        $+64, DX
+	SUBQ        $+32, SI
+	JGE         loop1956
+
+done1957:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1959
+
+loop1958:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1958
+
+done1959:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1960
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1961:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1961
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y9
 
-done1476:
-fold1460:
+done1960:
+fold1913:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -22507,8 +27514,8 @@ fold1460:
 	VADDPS       Y3, Y2, Y3
 	VMINPS       Y0, Y3, Y3
 	VMAXPS       Y3, Y1, Y1
-	SUBQ         $0x08, R12
-	JG           block1459
+	SUBQ         $0x08, BX
+	JG           block1912
 	VEXTRACTF128 $0x01, Y1, X0
 	VMAXPS       X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -22520,208 +27527,85 @@ fold1460:
 	RET
 
 // func peakF16AVX2(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, F16C, MMX+
+// Requires: AVX, AVX2, CMOV, F16C
 TEXT ·peakF16AVX2(SB), NOSPLIT, $16-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DI
-	ANDQ         $0x07, DI
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
 	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
 	SUBQ         BX, DX
 	VMOVUPS      (DX), Y0
-	MOVQ         rows+16(FP), R12
+	MOVQ         rows+16(FP), BX
 	MOVL         $0x7fffffff, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
-	VXORPS       Y2, Y2, Y2
-	VXORPS       Y3, Y3, Y3
-	VXORPS       Y4, Y4, Y4
 
-block1481:
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1483
+block1962:
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+32, SI
+	JLT  done1964
 
-loop1482:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1484
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop1963:
+	VCVTPH2PS (DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 16(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 32(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 48(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	ADDQ      $+64, DX
+	SUBQ      $+32, SI
+	JGE       loop1963
 
-within1484:
-	VCVTPH2PS (R8), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VCVTPH2PS (R9), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VCVTPH2PS (R10), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VCVTPH2PS (R11), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VCVTPH2PS 16(R8), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VCVTPH2PS 16(R9), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VCVTPH2PS 16(R10), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VCVTPH2PS 16(R11), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VCVTPH2PS 32(R8), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VCVTPH2PS 32(R9), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VCVTPH2PS 32(R10), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VCVTPH2PS 32(R11), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VCVTPH2PS 48(R8), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VCVTPH2PS 48(R9), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VCVTPH2PS 48(R10), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VCVTPH2PS 48(R11), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	ADDQ      $+64, R8
-	ADDQ      $+64, R9
-	ADDQ      $+64, R10
-	ADDQ      $+64, R11
-	SUBQ      $+32, R13
-	JGE       loop1482
+done1964:
+	ADDQ $+32, SI
+	SUBQ $+8, SI
+	JLT  done1966
 
-done1483:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1486
+loop1965:
+	VCVTPH2PS (DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	ADDQ      $+16, DX
+	SUBQ      $+8, SI
+	JGE       loop1965
 
-loop1485:
-	VCVTPH2PS (R8), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VCVTPH2PS (R9), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VCVTPH2PS (R10), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VCVTPH2PS (R11), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	ADDQ      $+16, R8
-	ADDQ      $+16, R9
-	ADDQ      $+16, R10
-	ADDQ      $+16, R11
-	SUBQ      $+8, R13
-	JGE       loop1485
+done1966:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1967
+	VPXOR   X2, X2, X2
+	VMOVDQU X2, (SP)
+	MOVQ    CX, SI
 
-done1486:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1487
-	VPXOR   X5, X5, X5
-	VMOVDQU X5, (SP)
-	MOVQ    DI, DX
+copy1968:
+	MOVWLZX   -2(DX)(SI*2), DI
+	MOVW      DI, -2(SP)(SI*2)
+	DECQ      SI
+	JNZ       copy1968
+	VMOVDQU   (SP), X2
+	VCVTPH2PS X2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
 
-copy1488:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1488
-	VMOVDQU   (SP), X5
-	VCVTPH2PS X5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1489:
-	MOVWLZX   -2(R9)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1489
-	VMOVDQU   (SP), X5
-	VCVTPH2PS X5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1490:
-	MOVWLZX   -2(R10)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1490
-	VMOVDQU   (SP), X5
-	VCVTPH2PS X5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1491:
-	MOVWLZX   -2(R11)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1491
-	VMOVDQU   (SP), X5
-	VCVTPH2PS X5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-
-done1487:
-	SUBQ         $0x04, R12
-	JG           block1481
-	VPMAXUD      Y2, Y1, Y1
-	VPMAXUD      Y4, Y3, Y3
-	VPMAXUD      Y3, Y1, Y1
+done1967:
+	SUBQ         $0x01, BX
+	JG           block1962
 	VEXTRACTF128 $0x01, Y1, X0
 	VPMAXUD      X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -22744,9 +27628,9 @@ TEXT ·widenF16AVX2(SB), NOSPLIT, $16-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+32, DX
-	JLT  done1493
+	JLT  done1970
 
-loop1492:
+loop1969:
 	VCVTPH2PS (CX), Y0
 	VMOVUPS   Y0, (AX)
 	VCVTPH2PS 16(CX), Y0
@@ -22758,25 +27642,25 @@ loop1492:
 	ADDQ      $+64, CX
 	ADDQ      $+128, AX
 	SUBQ      $+32, DX
-	JGE       loop1492
+	JGE       loop1969
 
-done1493:
+done1970:
 	ADDQ $+32, DX
 	SUBQ $+8, DX
-	JLT  done1495
+	JLT  done1972
 
-loop1494:
+loop1971:
 	VCVTPH2PS (CX), Y0
 	VMOVUPS   Y0, (AX)
 	ADDQ      $+16, CX
 	ADDQ      $+32, AX
 	SUBQ      $+8, DX
-	JGE       loop1494
+	JGE       loop1971
 
-done1495:
+done1972:
 	ADDQ    $+8, DX
 	TESTQ   DX, DX
-	JZ      done1496
+	JZ      done1973
 	LEAQ    rowsMask<>+32(SB), BX
 	MOVQ    DX, SI
 	SHLQ    $0x02, SI
@@ -22785,16 +27669,16 @@ done1495:
 	VPXOR   X1, X1, X1
 	VMOVDQU X1, (SP)
 
-copy1497:
+copy1974:
 	MOVWLZX    -2(CX)(DX*2), BX
 	MOVW       BX, -2(SP)(DX*2)
 	DECQ       DX
-	JNZ        copy1497
+	JNZ        copy1974
 	VMOVDQU    (SP), X1
 	VCVTPH2PS  X1, Y1
 	VMASKMOVPS Y1, Y0, (AX)
 
-done1496:
+done1973:
 	VZEROUPPER
 	RET
 
@@ -22813,9 +27697,9 @@ TEXT ·weightsAVX2(SB), NOSPLIT, $0-36
 	VXORPS       Y3, Y3, Y3
 	VXORPS       Y4, Y4, Y4
 	SUBQ         $+16, CX
-	JLT          done1499
+	JLT          done1976
 
-loop1498:
+loop1975:
 	VMOVUPS     (AX), Y5
 	VMOVAPS     Y2, Y6
 	VFMADD231PS Y5, Y1, Y6
@@ -22868,14 +27752,14 @@ loop1498:
 	VADDPS      Y8, Y4, Y4
 	ADDQ        $+64, AX
 	SUBQ        $+16, CX
-	JGE         loop1498
+	JGE         loop1975
 
-done1499:
+done1976:
 	ADDQ $+16, CX
 	SUBQ $+8, CX
-	JLT  done1501
+	JLT  done1978
 
-loop1500:
+loop1977:
 	VMOVUPS     (AX), Y5
 	VMOVAPS     Y2, Y6
 	VFMADD231PS Y5, Y1, Y6
@@ -22903,12 +27787,12 @@ loop1500:
 	VADDPS      Y8, Y3, Y3
 	ADDQ        $+32, AX
 	SUBQ        $+8, CX
-	JGE         loop1500
+	JGE         loop1977
 
-done1501:
+done1978:
 	ADDQ        $+8, CX
 	TESTQ       CX, CX
-	JZ          done1502
+	JZ          done1979
 	LEAQ        rowsMask<>+32(SB), DX
 	SHLQ        $0x02, CX
 	SUBQ        CX, DX
@@ -22940,7 +27824,7 @@ done1501:
 	VMASKMOVPS  Y1, Y5, (AX)
 	VADDPS      Y1, Y3, Y3
 
-done1502:
+done1979:
 	VADDPS       Y4, Y3, Y3
 	VEXTRACTF128 $0x01, Y3, X0
 	VADDPS       X0, X3, X0
@@ -23076,9 +27960,9 @@ TEXT ·readPeakAVX2(SB), NOSPLIT, $0-16
 	VXORPS Y6, Y6, Y6
 	VXORPS Y7, Y7, Y7
 	SUBQ   $+256, CX
-	JLT    done1504
+	JLT    done1981
 
-loop1503:
+loop1980:
 	VMOVUPS (AX), Y8
 	VPADDD  Y8, Y0, Y0
 	VMOVUPS 32(AX), Y8
@@ -23097,23 +27981,23 @@ loop1503:
 	VPADDD  Y8, Y7, Y7
 	ADDQ    $+256, AX
 	SUBQ    $+256, CX
-	JGE     loop1503
+	JGE     loop1980
 
-done1504:
+done1981:
 	ADDQ $+256, CX
 	SUBQ $+64, CX
-	JLT  done1506
+	JLT  done1983
 
-loop1505:
+loop1982:
 	VMOVUPS (AX), Y2
 	VPADDD  Y2, Y0, Y0
 	VMOVUPS 32(AX), Y2
 	VPADDD  Y2, Y1, Y1
 	ADDQ    $+64, AX
 	SUBQ    $+64, CX
-	JGE     loop1505
+	JGE     loop1982
 
-done1506:
+done1983:
 	ADDQ $+64, CX
 	VZEROUPPER
 	RET

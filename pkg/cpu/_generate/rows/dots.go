@@ -15,9 +15,6 @@ type walker struct {
 	rows    []reg.GPVirtual // where the walk is in each of them
 	next    reg.GPVirtual   // the first row of the next group
 	last    reg.GPVirtual   // the last row of all
-	touch   reg.GPVirtual   // what to prefetch next, at offset x from a row's start
-	touched reg.GPVirtual   // x
-	bytes   reg.GPVirtual   // of a row
 	tail    tail
 	slot    operand.Mem
 	advance func(bytes int) // moves what the caller reads beside the rows
@@ -25,18 +22,14 @@ type walker struct {
 
 // newWalker starts before the first of count rows.
 //
-// Memory is read fastest in one sequence, without prefetch instructions: that is
-// what hardware foresees. Several rows side by side are therefore touched
-// beforehand, one after the other, while the ones before them are worked on.
+// Memory is read fastest in one sequence and without prefetch instructions: that
+// is what hardware foresees. Rows side by side share what is loaded beside them,
+// which costs as much as half of the bandwidth if they are long.
 func newWalker(t tier, e element, rows, count string, group int) walker {
 	w := walker{tier: t, e: e, slot: t.slot(e), next: load(rows), last: load(count)}
 	build.DECQ(w.last)
 	build.IMULQ(param("stride"), w.last)
 	build.ADDQ(w.next, w.last)
-	if group > 1 {
-		w.touch, w.touched, w.bytes = build.GP64(), build.GP64(), load("d")
-		build.SHLQ(operand.U8(e.bytes/2), w.bytes)
-	}
 	n := load("d")
 	build.ANDQ(operand.U8(t.lanes-1), n)
 	w.tail = t.tail(n)
@@ -59,18 +52,11 @@ func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m op
 	build.MOVQ(w.rows[len(w.rows)-1], w.next)
 	build.ADDQ(param("stride"), w.next)
 
-	if w.touch != nil {
-		build.MOVQ(w.next, w.touch)
-		build.XORQ(w.touched, w.touched)
-	}
 	x := load("d")
 	vector := w.lanes * w.e.bytes
 	line := 64 / vector // vectors of a cache line
 	plain := func(m operand.Mem) reg.VecVirtual { return w.load(f32, m) }
-	step := func(vectors int, prefetch bool) {
-		if prefetch {
-			w.prefetch()
-		}
+	step := func(vectors int) {
 		for u := range vectors {
 			body(func(i int) reg.VecVirtual { return w.load(w.e, at(w.rows[i], nil, u*vector)) },
 				func(m operand.Mem) reg.VecVirtual { return plain(m.Offset(u * w.lanes * 4)) })
@@ -82,9 +68,9 @@ func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m op
 			w.advance(vectors * w.lanes * 4)
 		}
 	}
-	w.loop(x, line, func() { step(line, w.touch != nil) })
+	w.loop(x, line, func() { step(line) })
 	if line > 1 {
-		w.loop(x, 1, func() { step(1, false) })
+		w.loop(x, 1, func() { step(1) })
 	}
 	done := label("done")
 	build.TESTQ(x, x)
@@ -92,20 +78,6 @@ func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m op
 	body(func(i int) reg.VecVirtual { return w.tail.load(w.e, at(w.rows[i], nil, 0), w.slot) },
 		func(m operand.Mem) reg.VecVirtual { return w.tail.load(f32, m, w.slot) })
 	build.Label(done)
-}
-
-// prefetch touches as many lines as a step reads.
-func (w walker) prefetch() {
-	for i := range w.rows {
-		build.PREFETCHT0(at(w.touch, w.touched, 64*i))
-	}
-	within := label("within")
-	build.ADDQ(operand.I32(64*len(w.rows)), w.touched)
-	build.CMPQ(w.touched, w.bytes)
-	build.JLT(ref(within))
-	build.ADDQ(param("stride"), w.touch)
-	build.XORQ(w.touched, w.touched)
-	build.Label(within)
 }
 
 // loop runs body while x, which it counts down, has that many vectors left.
@@ -120,6 +92,9 @@ func (t tier) loop(x reg.GPVirtual, vectors int, body func()) {
 	build.Label(done)
 	build.ADDQ(operand.I32(vectors*t.lanes), x)
 }
+
+// longRow is the size from which on rows are read one after the other, in bytes.
+const longRow = 256
 
 func dots(t tier, e element) {
 	text("dots"+e.name, t, fmt.Sprintf("func(s *float32, ldS int, top, q *float32, d, r int, k *%s, stride, keys int)", e.goType),
@@ -137,18 +112,22 @@ func dots(t tier, e element) {
 		if n > 1 {
 			build.Label(names[n-2])
 		}
-		dotRows(t, e, n)
+		if n > 2 {
+			long, d := label("long"), load("d")
+			build.CMPQ(d, operand.U32(longRow/e.bytes))
+			build.JGT(ref(long))
+			dotRows(t, e, n, 4)
+			build.Label(long)
+		}
+		dotRows(t, e, n, 1)
 	}
 }
 
 // dotRows takes as many keys at a time as give a vector of sums: they are folded
 // together, row by row, and each of them by the same tree.
-func dotRows(t tier, e element, rows int) {
+func dotRows(t tier, e element, rows, group int) {
 	per := t.lanes / []int{1, 2, 4, 4}[rows-1] // keys of a block
-	group := 1
-	if rows > 2 {
-		group = min(per, 4)
-	}
+	group = min(per, group)
 	w := newWalker(t, e, "k", "keys", group)
 	var q reg.GPVirtual
 	var d4, d12 reg.GPVirtual // bytes of a row, and of three, of q
