@@ -1957,7 +1957,7 @@ first126:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -2050,7 +2050,7 @@ first130:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -2111,7 +2111,7 @@ first134:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -2156,7 +2156,7 @@ first138:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -2193,7 +2193,7 @@ first142:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -2228,7 +2228,7 @@ first145:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
-	MOVQ    $0x00000040, DI
+	MOVQ    $0x00000020, DI
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
@@ -2243,7 +2243,7 @@ key146:
 	VMOVUPS      Z0, K1, (DX)
 
 done144:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block123
 	VZEROUPPER
@@ -2308,7 +2308,7 @@ first150:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -2394,7 +2394,7 @@ first154:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -2452,7 +2452,7 @@ first158:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -2496,7 +2496,7 @@ first162:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -2536,7 +2536,7 @@ first165:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -2554,7 +2554,7 @@ key166:
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
 done164:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block147
 	VZEROUPPER
@@ -2637,7 +2637,7 @@ first170:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -2748,7 +2748,7 @@ first174:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -2819,7 +2819,7 @@ first178:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -2870,7 +2870,7 @@ first182:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -2915,7 +2915,7 @@ first185:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -2936,7 +2936,7 @@ key186:
 	VMOVUPS      Z2, K1, (DX)(DI*2)
 
 done184:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block167
 	VZEROUPPER
@@ -3006,7 +3006,7 @@ first191:
 	MOVQ    CX, R11
 	MOVQ    BX, R12
 	SUBQ    AX, R13
-	MOVQ    $0x00000040, R14
+	MOVQ    $0x00000020, R14
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
@@ -3090,7 +3090,7 @@ first195:
 	MOVQ    CX, R11
 	MOVQ    BX, R12
 	SUBQ    AX, R13
-	MOVQ    $0x00000040, R14
+	MOVQ    $0x00000020, R14
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
@@ -3148,7 +3148,7 @@ first199:
 	MOVQ    CX, R11
 	MOVQ    BX, R12
 	SUBQ    AX, R13
-	MOVQ    $0x00000040, R14
+	MOVQ    $0x00000020, R14
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
@@ -3198,7 +3198,7 @@ first202:
 	MOVQ    keys+48(FP), R10
 	MOVQ    BX, BX
 	SUBQ    AX, R10
-	MOVQ    $0x00000040, R11
+	MOVQ    $0x00000020, R11
 	CMPQ    R10, R11
 	CMOVQGT R11, R10
 
@@ -3222,7 +3222,7 @@ key203:
 	VMOVUPS      Z3, K1, (DX)(R9*1)
 
 done201:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block188
 	VZEROUPPER
@@ -3287,7 +3287,7 @@ first207:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -3373,7 +3373,7 @@ first211:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -3431,7 +3431,7 @@ first215:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -3475,7 +3475,7 @@ first219:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -3515,7 +3515,7 @@ first222:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -3586,7 +3586,7 @@ first226:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -3672,7 +3672,7 @@ first230:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -3730,7 +3730,7 @@ first234:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -3774,7 +3774,7 @@ first238:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -3814,7 +3814,7 @@ first241:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -3832,7 +3832,7 @@ key242:
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
 done240:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block204
 	VZEROUPPER
@@ -7311,7 +7311,7 @@ first490:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -7363,7 +7363,7 @@ key491:
 	JNZ          key491
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
+	CMPQ         DI, $0x20
 	JGT          between492
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
@@ -7466,7 +7466,7 @@ first495:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -7498,7 +7498,7 @@ key496:
 	JNZ          key496
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
+	CMPQ         DI, $0x20
 	JGT          between497
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
@@ -7561,7 +7561,7 @@ first500:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -7583,7 +7583,7 @@ key501:
 	JNZ          key501
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
+	CMPQ         DI, $0x20
 	JGT          between502
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
@@ -7626,7 +7626,7 @@ first505:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -7643,7 +7643,7 @@ key506:
 	JNZ          key506
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
+	CMPQ         DI, $0x20
 	JGT          between507
 	VUNPCKLPS    Z2, Z1, Z3
 	VUNPCKHPS    Z2, Z1, Z2
@@ -7676,7 +7676,7 @@ first510:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -7712,7 +7712,7 @@ first513:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
-	MOVQ    $0x00000040, DI
+	MOVQ    $0x00000020, DI
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
@@ -7729,7 +7729,7 @@ key514:
 	VMOVUPS      Z1, K1, (DX)
 
 done512:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block487
 	VZEROUPPER
@@ -7797,7 +7797,7 @@ first518:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -7838,7 +7838,7 @@ key519:
 	JNZ          key519
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between520
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
@@ -7941,7 +7941,7 @@ first523:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -7968,7 +7968,7 @@ key524:
 	JNZ          key524
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between525
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
@@ -8031,7 +8031,7 @@ first528:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -8051,7 +8051,7 @@ key529:
 	JNZ          key529
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between530
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
@@ -8094,7 +8094,7 @@ first533:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -8135,7 +8135,7 @@ first536:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -8155,7 +8155,7 @@ key537:
 	VMOVUPS      Z2, K1, (DX)(DI*1)
 
 done535:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block515
 	VZEROUPPER
@@ -8241,7 +8241,7 @@ first541:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -8291,7 +8291,7 @@ key542:
 	JNZ          key542
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between543
 	VUNPCKLPS    Z2, Z1, Z25
 	VUNPCKHPS    Z2, Z1, Z2
@@ -8434,7 +8434,7 @@ first546:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -8466,7 +8466,7 @@ key547:
 	JNZ          key547
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between548
 	VUNPCKLPS    Z2, Z1, Z13
 	VUNPCKHPS    Z2, Z1, Z2
@@ -8549,7 +8549,7 @@ first551:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -8572,7 +8572,7 @@ key552:
 	JNZ          key552
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between553
 	VUNPCKLPS    Z2, Z1, Z7
 	VUNPCKHPS    Z2, Z1, Z2
@@ -8625,7 +8625,7 @@ first556:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -8671,7 +8671,7 @@ first559:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -8694,7 +8694,7 @@ key560:
 	VMOVUPS      Z3, K1, (DX)(DI*2)
 
 done558:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block538
 	VZEROUPPER
@@ -8767,7 +8767,7 @@ first565:
 	MOVQ    CX, R11
 	MOVQ    BX, R12
 	SUBQ    AX, R13
-	MOVQ    $0x00000040, R14
+	MOVQ    $0x00000020, R14
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
@@ -8804,7 +8804,7 @@ key566:
 	JNZ          key566
 	MOVQ         keys+48(FP), R11
 	SUBQ         AX, R11
-	CMPQ         R11, $0x40
+	CMPQ         R11, $0x20
 	JGT          between567
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
@@ -8907,7 +8907,7 @@ first570:
 	MOVQ    CX, R11
 	MOVQ    BX, R12
 	SUBQ    AX, R13
-	MOVQ    $0x00000040, R14
+	MOVQ    $0x00000020, R14
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
@@ -8933,7 +8933,7 @@ key571:
 	JNZ          key571
 	MOVQ         keys+48(FP), R11
 	SUBQ         AX, R11
-	CMPQ         R11, $0x40
+	CMPQ         R11, $0x20
 	JGT          between572
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
@@ -8996,7 +8996,7 @@ first575:
 	MOVQ    CX, R11
 	MOVQ    BX, R12
 	SUBQ    AX, R13
-	MOVQ    $0x00000040, R14
+	MOVQ    $0x00000020, R14
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
@@ -9047,7 +9047,7 @@ first578:
 	MOVQ    keys+48(FP), R10
 	MOVQ    BX, BX
 	SUBQ    AX, R10
-	MOVQ    $0x00000040, R11
+	MOVQ    $0x00000020, R11
 	CMPQ    R10, R11
 	CMOVQGT R11, R10
 
@@ -9073,7 +9073,7 @@ key579:
 	VMOVUPS      Z4, K1, (DX)(R9*1)
 
 done577:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block562
 	VZEROUPPER
@@ -9141,7 +9141,7 @@ first583:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -9182,7 +9182,7 @@ key584:
 	JNZ          key584
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between585
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
@@ -9285,7 +9285,7 @@ first588:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -9312,7 +9312,7 @@ key589:
 	JNZ          key589
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between590
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
@@ -9375,7 +9375,7 @@ first593:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -9395,7 +9395,7 @@ key594:
 	JNZ          key594
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between595
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
@@ -9438,7 +9438,7 @@ first598:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -9479,7 +9479,7 @@ first601:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -9552,7 +9552,7 @@ first605:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -9593,7 +9593,7 @@ key606:
 	JNZ          key606
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between607
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
@@ -9696,7 +9696,7 @@ first610:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -9723,7 +9723,7 @@ key611:
 	JNZ          key611
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between612
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
@@ -9786,7 +9786,7 @@ first615:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -9806,7 +9806,7 @@ key616:
 	JNZ          key616
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between617
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
@@ -9849,7 +9849,7 @@ first620:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -9890,7 +9890,7 @@ first623:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -9910,7 +9910,7 @@ key624:
 	VMOVUPS      Z2, K1, (DX)(DI*1)
 
 done622:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block580
 	VZEROUPPER
@@ -13609,7 +13609,7 @@ first911:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -13702,7 +13702,7 @@ first915:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -13763,7 +13763,7 @@ first919:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -13808,7 +13808,7 @@ first923:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -13845,7 +13845,7 @@ first927:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -13880,7 +13880,7 @@ first930:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
-	MOVQ    $0x00000040, DI
+	MOVQ    $0x00000020, DI
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
@@ -13896,7 +13896,7 @@ key931:
 	VMOVUPS      Z0, K1, (DX)
 
 done929:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block908
 	VZEROUPPER
@@ -13961,7 +13961,7 @@ first935:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -14047,7 +14047,7 @@ first939:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -14105,7 +14105,7 @@ first943:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -14149,7 +14149,7 @@ first947:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -14189,7 +14189,7 @@ first950:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -14208,7 +14208,7 @@ key951:
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
 done949:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block932
 	VZEROUPPER
@@ -14291,7 +14291,7 @@ first955:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -14402,7 +14402,7 @@ first959:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -14473,7 +14473,7 @@ first963:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -14524,7 +14524,7 @@ first967:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -14569,7 +14569,7 @@ first970:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -14591,7 +14591,7 @@ key971:
 	VMOVUPS      Z2, K1, (DX)(DI*2)
 
 done969:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block952
 	VZEROUPPER
@@ -14661,7 +14661,7 @@ first976:
 	MOVQ    CX, R11
 	MOVQ    BX, R12
 	SUBQ    AX, R13
-	MOVQ    $0x00000040, R14
+	MOVQ    $0x00000020, R14
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
@@ -14745,7 +14745,7 @@ first980:
 	MOVQ    CX, R11
 	MOVQ    BX, R12
 	SUBQ    AX, R13
-	MOVQ    $0x00000040, R14
+	MOVQ    $0x00000020, R14
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
@@ -14803,7 +14803,7 @@ first984:
 	MOVQ    CX, R11
 	MOVQ    BX, R12
 	SUBQ    AX, R13
-	MOVQ    $0x00000040, R14
+	MOVQ    $0x00000020, R14
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
@@ -14853,7 +14853,7 @@ first987:
 	MOVQ    keys+48(FP), R10
 	MOVQ    BX, BX
 	SUBQ    AX, R10
-	MOVQ    $0x00000040, R11
+	MOVQ    $0x00000020, R11
 	CMPQ    R10, R11
 	CMOVQGT R11, R10
 
@@ -14878,7 +14878,7 @@ key988:
 	VMOVUPS      Z3, K1, (DX)(R9*1)
 
 done986:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block973
 	VZEROUPPER
@@ -14943,7 +14943,7 @@ first992:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -15029,7 +15029,7 @@ first996:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -15087,7 +15087,7 @@ first1000:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -15131,7 +15131,7 @@ first1004:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -15171,7 +15171,7 @@ first1007:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -15243,7 +15243,7 @@ first1011:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -15329,7 +15329,7 @@ first1015:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -15387,7 +15387,7 @@ first1019:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -15431,7 +15431,7 @@ first1023:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -15471,7 +15471,7 @@ first1026:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -15490,7 +15490,7 @@ key1027:
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
 done1025:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block989
 	VZEROUPPER
@@ -18254,7 +18254,7 @@ first1255:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -18315,7 +18315,7 @@ first1259:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -18360,7 +18360,7 @@ first1263:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -18397,7 +18397,7 @@ first1267:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -18432,7 +18432,7 @@ first1270:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
-	MOVQ    $0x00000040, DI
+	MOVQ    $0x00000020, DI
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
@@ -18447,7 +18447,7 @@ key1271:
 	VMASKMOVPS   Y1, Y0, (DX)
 
 done1269:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1252
 	VZEROUPPER
@@ -18496,7 +18496,7 @@ first1275:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -18554,7 +18554,7 @@ first1279:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -18598,7 +18598,7 @@ first1283:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -18638,7 +18638,7 @@ first1286:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -18656,7 +18656,7 @@ key1287:
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
 done1285:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1272
 	VZEROUPPER
@@ -18715,7 +18715,7 @@ first1291:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -18786,7 +18786,7 @@ first1295:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -18837,7 +18837,7 @@ first1299:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -18882,7 +18882,7 @@ first1302:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -18903,7 +18903,7 @@ key1303:
 	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
 
 done1301:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1288
 	VZEROUPPER
@@ -18952,7 +18952,7 @@ first1307:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -19010,7 +19010,7 @@ first1311:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -19054,7 +19054,7 @@ first1315:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -19094,7 +19094,7 @@ first1318:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -19149,7 +19149,7 @@ first1322:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -19207,7 +19207,7 @@ first1326:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -19251,7 +19251,7 @@ first1330:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -19291,7 +19291,7 @@ first1333:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
@@ -19309,7 +19309,7 @@ key1334:
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
 done1332:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1304
 	VZEROUPPER
@@ -21938,7 +21938,7 @@ first1528:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -21970,7 +21970,7 @@ key1529:
 	JNZ          key1529
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
+	CMPQ         DI, $0x20
 	JGT          between1530
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
@@ -22025,7 +22025,7 @@ first1533:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -22047,7 +22047,7 @@ key1534:
 	JNZ          key1534
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
+	CMPQ         DI, $0x20
 	JGT          between1535
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
@@ -22086,7 +22086,7 @@ first1538:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -22103,7 +22103,7 @@ key1539:
 	JNZ          key1539
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
+	CMPQ         DI, $0x20
 	JGT          between1540
 	VUNPCKLPS    Y2, Y1, Y3
 	VUNPCKHPS    Y2, Y1, Y2
@@ -22134,7 +22134,7 @@ first1543:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -22171,7 +22171,7 @@ first1546:
 	MOVQ    keys+48(FP), DI
 	MOVQ    BX, BX
 	SUBQ    AX, DI
-	MOVQ    $0x00000040, R8
+	MOVQ    $0x00000020, R8
 	CMPQ    DI, R8
 	CMOVQGT R8, DI
 
@@ -22197,7 +22197,7 @@ copy1548:
 	VMASKMOVPS  Y2, Y1, (DX)
 
 done1545:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1525
 	VZEROUPPER
@@ -22249,7 +22249,7 @@ first1552:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -22276,7 +22276,7 @@ key1553:
 	JNZ          key1553
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between1554
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
@@ -22331,7 +22331,7 @@ first1557:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -22351,7 +22351,7 @@ key1558:
 	JNZ          key1558
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between1559
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
@@ -22390,7 +22390,7 @@ first1562:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -22432,7 +22432,7 @@ first1565:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -22461,7 +22461,7 @@ copy1567:
 	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
 done1564:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1549
 	VZEROUPPER
@@ -22511,7 +22511,7 @@ first1571:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -22534,7 +22534,7 @@ key1572:
 	JNZ          key1572
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between1573
 	VUNPCKLPS    Y2, Y1, Y7
 	VUNPCKHPS    Y2, Y1, Y2
@@ -22581,7 +22581,7 @@ first1576:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -22628,7 +22628,7 @@ first1579:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -22660,7 +22660,7 @@ copy1581:
 	VMASKMOVPS   Y4, Y1, (DX)(DI*2)
 
 done1578:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1568
 	VZEROUPPER
@@ -22712,7 +22712,7 @@ first1585:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -22739,7 +22739,7 @@ key1586:
 	JNZ          key1586
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between1587
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
@@ -22794,7 +22794,7 @@ first1590:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -22814,7 +22814,7 @@ key1591:
 	JNZ          key1591
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between1592
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
@@ -22853,7 +22853,7 @@ first1595:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -22895,7 +22895,7 @@ first1598:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -22961,7 +22961,7 @@ first1603:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -22988,7 +22988,7 @@ key1604:
 	JNZ          key1604
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between1605
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
@@ -23043,7 +23043,7 @@ first1608:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -23063,7 +23063,7 @@ key1609:
 	JNZ          key1609
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
+	CMPQ         R9, $0x20
 	JGT          between1610
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
@@ -23102,7 +23102,7 @@ first1613:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -23144,7 +23144,7 @@ first1616:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -23173,7 +23173,7 @@ copy1618:
 	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
 done1615:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1582
 	VZEROUPPER
@@ -25930,7 +25930,7 @@ first1827:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -25991,7 +25991,7 @@ first1831:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -26036,7 +26036,7 @@ first1835:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -26073,7 +26073,7 @@ first1839:
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -26109,7 +26109,7 @@ first1842:
 	MOVQ    keys+48(FP), DI
 	MOVQ    BX, BX
 	SUBQ    AX, DI
-	MOVQ    $0x00000040, R8
+	MOVQ    $0x00000020, R8
 	CMPQ    DI, R8
 	CMOVQGT R8, DI
 
@@ -26134,7 +26134,7 @@ copy1844:
 	VMASKMOVPS  Y1, Y0, (DX)
 
 done1841:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1824
 	VZEROUPPER
@@ -26183,7 +26183,7 @@ first1848:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -26241,7 +26241,7 @@ first1852:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -26285,7 +26285,7 @@ first1856:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -26326,7 +26326,7 @@ first1859:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -26354,7 +26354,7 @@ copy1861:
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
 done1858:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1845
 	VZEROUPPER
@@ -26413,7 +26413,7 @@ first1865:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -26484,7 +26484,7 @@ first1869:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -26535,7 +26535,7 @@ first1873:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -26581,7 +26581,7 @@ first1876:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -26612,7 +26612,7 @@ copy1878:
 	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
 
 done1875:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1862
 	VZEROUPPER
@@ -26661,7 +26661,7 @@ first1882:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -26719,7 +26719,7 @@ first1886:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -26763,7 +26763,7 @@ first1890:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -26804,7 +26804,7 @@ first1893:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -26869,7 +26869,7 @@ first1898:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -26927,7 +26927,7 @@ first1902:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -26971,7 +26971,7 @@ first1906:
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
@@ -27012,7 +27012,7 @@ first1909:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
@@ -27040,7 +27040,7 @@ copy1911:
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
 done1908:
-	ADDQ $0x40, AX
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
 	JLT  block1879
 	VZEROUPPER

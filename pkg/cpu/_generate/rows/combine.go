@@ -48,7 +48,7 @@ func combine(t tier, e element) {
 
 // keyBlock is how many keys all rows and columns meet before the next ones: their
 // values are in the L1 or L2 cache when they are read again.
-const keyBlock = 64
+const keyBlock = 32
 
 // sums are those of a block of keys. Between the blocks they are kept in o.
 type sums struct {
