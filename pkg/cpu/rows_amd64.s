@@ -51,27 +51,41 @@ block4:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
-	SUBQ   $+16, DI
+	SUBQ   $+32, DI
 	JLT    done7
 
 loop6:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
+	VFMADD231PS (DX), Z17, Z1
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z1
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
 	JGE         loop6
 
 done7:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done9
+
+loop8:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z1
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop8
+
+done9:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done8
+	JZ          done10
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 
-done8:
+done10:
 	CMPQ SI, $0x01
 	JLE  fold5
 	MOVQ q+24(FP), DX
@@ -79,27 +93,41 @@ done8:
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done10
+	SUBQ $+32, DI
+	JLT  done12
 
-loop9:
+loop11:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS (DX), Z17, Z2
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z2
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop11
+
+done12:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done14
+
+loop13:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z2
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop9
+	JGE         loop13
 
-done10:
+done14:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done11
+	JZ          done15
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 
-done11:
+done15:
 	CMPQ SI, $0x02
 	JLE  fold5
 	MOVQ q+24(FP), DX
@@ -107,69 +135,27 @@ done11:
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done13
+	SUBQ $+32, DI
+	JLT  done17
 
-loop12:
+loop16:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop12
-
-done13:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done14
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
-
-done14:
-	CMPQ SI, $0x03
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done16
-
-loop15:
-	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop15
-
-done16:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done17
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS (DX), Z17, Z3
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z3
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop16
 
 done17:
-	CMPQ SI, $0x04
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
+	ADDQ $+32, DI
 	SUBQ $+16, DI
 	JLT  done19
 
 loop18:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS (DX), Z17, Z3
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
@@ -181,9 +167,93 @@ done19:
 	JZ          done20
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z3
 
 done20:
+	CMPQ SI, $0x03
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done22
+
+loop21:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z4
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z4
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop21
+
+done22:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done24
+
+loop23:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z4
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop23
+
+done24:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done25
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z4
+
+done25:
+	CMPQ SI, $0x04
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done27
+
+loop26:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z5
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z5
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop26
+
+done27:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done29
+
+loop28:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z5
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop28
+
+done29:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done30
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z5
+
+done30:
 	CMPQ SI, $0x05
 	JLE  fold5
 	MOVQ q+24(FP), DX
@@ -191,125 +261,27 @@ done20:
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done22
+	SUBQ $+32, DI
+	JLT  done32
 
-loop21:
+loop31:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop21
-
-done22:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done23
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
-
-done23:
-	CMPQ SI, $0x06
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done25
-
-loop24:
-	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop24
-
-done25:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done26
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
-
-done26:
-	CMPQ SI, $0x07
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done28
-
-loop27:
-	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop27
-
-done28:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done29
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
-
-done29:
-	CMPQ SI, $0x08
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done31
-
-loop30:
-	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop30
-
-done31:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done32
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (DX), Z17, Z6
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z6
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop31
 
 done32:
-	CMPQ SI, $0x09
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
+	ADDQ $+32, DI
 	SUBQ $+16, DI
 	JLT  done34
 
 loop33:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (DX), Z17, Z6
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
@@ -321,135 +293,121 @@ done34:
 	JZ          done35
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z6
 
 done35:
-	CMPQ SI, $0x0a
+	CMPQ SI, $0x06
 	JLE  fold5
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
+	SUBQ $+32, DI
 	JLT  done37
 
 loop36:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
+	VFMADD231PS (DX), Z17, Z7
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z7
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
 	JGE         loop36
 
 done37:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done38
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
-
-done38:
-	CMPQ SI, $0x0b
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
+	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done40
+	JLT  done39
 
-loop39:
+loop38:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (DX), Z17, Z7
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop39
+	JGE         loop38
+
+done39:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done40
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z7
 
 done40:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done41
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
-
-done41:
-	CMPQ SI, $0x0c
+	CMPQ SI, $0x07
 	JLE  fold5
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done43
+	SUBQ $+32, DI
+	JLT  done42
 
-loop42:
+loop41:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (DX), Z17, Z8
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z8
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop41
+
+done42:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done44
+
+loop43:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z8
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop42
-
-done43:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done44
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	JGE         loop43
 
 done44:
-	CMPQ SI, $0x0d
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done46
-
-loop45:
-	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop45
-
-done46:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done47
+	JZ          done45
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z8
 
-done47:
-	CMPQ SI, $0x0e
+done45:
+	CMPQ SI, $0x08
 	JLE  fold5
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done47
+
+loop46:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z9
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop46
+
+done47:
+	ADDQ $+32, DI
 	SUBQ $+16, DI
 	JLT  done49
 
 loop48:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (DX), Z17, Z9
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
@@ -461,9 +419,261 @@ done49:
 	JZ          done50
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z9
 
 done50:
+	CMPQ SI, $0x09
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done52
+
+loop51:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z10
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop51
+
+done52:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done54
+
+loop53:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop53
+
+done54:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done55
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z10
+
+done55:
+	CMPQ SI, $0x0a
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done57
+
+loop56:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z11
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop56
+
+done57:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done59
+
+loop58:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop58
+
+done59:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done60
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z11
+
+done60:
+	CMPQ SI, $0x0b
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done62
+
+loop61:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z12
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop61
+
+done62:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done64
+
+loop63:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop63
+
+done64:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done65
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z12
+
+done65:
+	CMPQ SI, $0x0c
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done67
+
+loop66:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z13
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop66
+
+done67:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done69
+
+loop68:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop68
+
+done69:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done70
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z13
+
+done70:
+	CMPQ SI, $0x0d
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done72
+
+loop71:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z14
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop71
+
+done72:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done74
+
+loop73:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop73
+
+done74:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done75
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z14
+
+done75:
+	CMPQ SI, $0x0e
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done77
+
+loop76:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z15
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop76
+
+done77:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done79
+
+loop78:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop78
+
+done79:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done80
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z15
+
+done80:
 	CMPQ SI, $0x0f
 	JLE  fold5
 	MOVQ q+24(FP), DX
@@ -471,27 +681,41 @@ done50:
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done52
+	SUBQ $+32, DI
+	JLT  done82
 
-loop51:
+loop81:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (DX), Z17, Z16
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop81
+
+done82:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done84
+
+loop83:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z16
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop51
+	JGE         loop83
 
-done52:
+done84:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done53
+	JZ          done85
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done53:
+done85:
 fold5:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
@@ -589,7 +813,7 @@ rows1:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block54:
+block86:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -611,256 +835,376 @@ block54:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+16, R8
-	JLT    done57
+	SUBQ   $+32, R8
+	JLT    done89
 
-loop56:
+loop88:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z1
+	VFMADD231PS 64(BX)(DX*1), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop88
+
+done89:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done91
+
+loop90:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop56
+	JGE         loop90
 
-done57:
+done91:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done58
+	JZ          done92
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 
-done58:
+done92:
 	CMPQ DI, $0x01
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done60
+	SUBQ $+32, R8
+	JLT  done94
 
-loop59:
+loop93:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z2
+	VFMADD231PS 64(BX)(DX*1), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop93
+
+done94:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done96
+
+loop95:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop59
+	JGE         loop95
 
-done60:
+done96:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done61
+	JZ          done97
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 
-done61:
+done97:
 	CMPQ DI, $0x02
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done63
+	SUBQ $+32, R8
+	JLT  done99
 
-loop62:
+loop98:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z3
+	VFMADD231PS 64(BX)(DX*1), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop98
+
+done99:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done101
+
+loop100:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop62
+	JGE         loop100
 
-done63:
+done101:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done64
+	JZ          done102
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 
-done64:
+done102:
 	CMPQ DI, $0x03
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done66
+	SUBQ $+32, R8
+	JLT  done104
 
-loop65:
+loop103:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z4
+	VFMADD231PS 64(BX)(DX*1), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop103
+
+done104:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done106
+
+loop105:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop65
+	JGE         loop105
 
-done66:
+done106:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done67
+	JZ          done107
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 
-done67:
+done107:
 	CMPQ DI, $0x04
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done69
+	SUBQ $+32, R8
+	JLT  done109
 
-loop68:
+loop108:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z5
+	VFMADD231PS 64(BX)(DX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop108
+
+done109:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done111
+
+loop110:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop68
+	JGE         loop110
 
-done69:
+done111:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done70
+	JZ          done112
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done70:
+done112:
 	CMPQ DI, $0x05
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done72
+	SUBQ $+32, R8
+	JLT  done114
 
-loop71:
+loop113:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z6
+	VFMADD231PS 64(BX)(DX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop113
+
+done114:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done116
+
+loop115:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop71
+	JGE         loop115
 
-done72:
+done116:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done73
+	JZ          done117
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done73:
+done117:
 	CMPQ DI, $0x06
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done75
+	SUBQ $+32, R8
+	JLT  done119
 
-loop74:
+loop118:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z7
+	VFMADD231PS 64(BX)(DX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop118
+
+done119:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done121
+
+loop120:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop74
+	JGE         loop120
 
-done75:
+done121:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done76
+	JZ          done122
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done76:
+done122:
 	CMPQ DI, $0x07
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done78
+	SUBQ $+32, R8
+	JLT  done124
 
-loop77:
+loop123:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z8
+	VFMADD231PS 64(BX)(DX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop123
+
+done124:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done126
+
+loop125:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop77
+	JGE         loop125
 
-done78:
+done126:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done79
+	JZ          done127
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done79:
-fold55:
+done127:
+fold87:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -924,7 +1268,7 @@ fold55:
 	VMOVUPS       Y1, K2, (SI)(BX*1)
 	ADDQ          $0x20, SI
 	SUBQ          $0x08, DI
-	JG            block54
+	JG            block86
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -944,7 +1288,7 @@ fold55:
 rows2:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000040
-	JGT          long80
+	JGT          long128
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -964,7 +1308,7 @@ rows2:
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block81:
+block129:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -995,61 +1339,61 @@ block81:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R12
 	SUBQ    $+16, R12
-	JLT     done84
+	JLT     done132
 
-loop83:
-	VMOVUPS     (R9), Z13
-	VMOVUPS     (R9)(R8*1), Z14
-	VMOVUPS     (R9)(R8*2), Z15
-	VMOVUPS     (DX), Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VMOVUPS     (BX), Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VMOVUPS     (SI), Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
+loop131:
+	VMOVUPS     (DX), Z13
+	VMOVUPS     (BX), Z14
+	VMOVUPS     (SI), Z15
 	VMOVUPS     (DI), Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS     (R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     (R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     (R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
 	ADDQ        $+64, DX
 	ADDQ        $+64, BX
 	ADDQ        $+64, SI
 	ADDQ        $+64, DI
 	ADDQ        $+64, R9
 	SUBQ        $+16, R12
-	JGE         loop83
+	JGE         loop131
 
-done84:
+done132:
 	ADDQ        $+16, R12
 	TESTQ       R12, R12
-	JZ          done85
-	VMOVUPS.Z   (R9), K1, Z13
-	VMOVUPS.Z   (R9)(R8*1), K1, Z14
-	VMOVUPS.Z   (R9)(R8*2), K1, Z15
-	VMOVUPS.Z   (DX), K1, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VMOVUPS.Z   (BX), K1, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VMOVUPS.Z   (SI), K1, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
+	JZ          done133
+	VMOVUPS.Z   (DX), K1, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VMOVUPS.Z   (SI), K1, Z15
 	VMOVUPS.Z   (DI), K1, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS.Z   (R9), K1, Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS.Z   (R9)(R8*1), K1, Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS.Z   (R9)(R8*2), K1, Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
 
-done85:
+done133:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -1115,7 +1459,7 @@ done85:
 	VMOVUPS       X1, K2, (R10)(BX*2)
 	ADDQ          $0x10, R10
 	SUBQ          $0x04, R11
-	JG            block81
+	JG            block129
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -1133,7 +1477,7 @@ done85:
 	VZEROUPPER
 	RET
 
-long80:
+long128:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -1153,7 +1497,7 @@ long80:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block86:
+block134:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -1171,144 +1515,208 @@ block86:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+16, R8
-	JLT    done89
+	SUBQ   $+32, R8
+	JLT    done137
 
-loop88:
+loop136:
 	VMOVUPS     (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z1
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z5
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z9
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
+	VMOVUPS     64(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z1
+	VFMADD231PS 64(BX)(DX*1), Z13, Z5
+	VFMADD231PS 64(BX)(DX*2), Z13, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop136
+
+done137:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done139
+
+loop138:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop88
+	JGE         loop138
 
-done89:
+done139:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done90
+	JZ          done140
 	VMOVUPS.Z   (CX), K1, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z1
+	VFMADD231PS Z14, Z13, Z1
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z5
+	VFMADD231PS Z14, Z13, Z5
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z9
+	VFMADD231PS Z14, Z13, Z9
 
-done90:
+done140:
 	CMPQ DI, $0x01
-	JLE  fold87
+	JLE  fold135
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done92
+	SUBQ $+32, R8
+	JLT  done142
 
-loop91:
+loop141:
 	VMOVUPS     (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z2
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z6
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z10
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
+	VMOVUPS     64(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z2
+	VFMADD231PS 64(BX)(DX*1), Z13, Z6
+	VFMADD231PS 64(BX)(DX*2), Z13, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop141
+
+done142:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done144
+
+loop143:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop91
+	JGE         loop143
 
-done92:
+done144:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done93
+	JZ          done145
 	VMOVUPS.Z   (CX), K1, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z2
+	VFMADD231PS Z14, Z13, Z2
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z6
+	VFMADD231PS Z14, Z13, Z6
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z10
+	VFMADD231PS Z14, Z13, Z10
 
-done93:
+done145:
 	CMPQ DI, $0x02
-	JLE  fold87
+	JLE  fold135
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done95
+	SUBQ $+32, R8
+	JLT  done147
 
-loop94:
+loop146:
 	VMOVUPS     (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z3
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z7
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z11
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
+	VMOVUPS     64(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z3
+	VFMADD231PS 64(BX)(DX*1), Z13, Z7
+	VFMADD231PS 64(BX)(DX*2), Z13, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop146
+
+done147:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done149
+
+loop148:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop94
+	JGE         loop148
 
-done95:
+done149:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done96
+	JZ          done150
 	VMOVUPS.Z   (CX), K1, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z3
+	VFMADD231PS Z14, Z13, Z3
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z7
+	VFMADD231PS Z14, Z13, Z7
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z11
+	VFMADD231PS Z14, Z13, Z11
 
-done96:
+done150:
 	CMPQ DI, $0x03
-	JLE  fold87
+	JLE  fold135
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done98
+	SUBQ $+32, R8
+	JLT  done152
 
-loop97:
+loop151:
 	VMOVUPS     (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z4
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z8
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z12
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
+	VMOVUPS     64(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z4
+	VFMADD231PS 64(BX)(DX*1), Z13, Z8
+	VFMADD231PS 64(BX)(DX*2), Z13, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop151
+
+done152:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done154
+
+loop153:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop97
+	JGE         loop153
 
-done98:
+done154:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done99
+	JZ          done155
 	VMOVUPS.Z   (CX), K1, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z4
+	VFMADD231PS Z14, Z13, Z4
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z8
+	VFMADD231PS Z14, Z13, Z8
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z12
+	VFMADD231PS Z14, Z13, Z12
 
-done99:
-fold87:
+done155:
+fold135:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -1374,7 +1782,7 @@ fold87:
 	VMOVUPS       X1, K2, (SI)(BX*2)
 	ADDQ          $0x10, SI
 	SUBQ          $0x04, DI
-	JG            block86
+	JG            block134
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -1395,7 +1803,7 @@ fold87:
 rows3:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000040
-	JGT          long100
+	JGT          long156
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -1416,7 +1824,7 @@ rows3:
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block101:
+block157:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -1451,9 +1859,9 @@ block101:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R13
 	SUBQ    $+16, R13
-	JLT     done104
+	JLT     done160
 
-loop103:
+loop159:
 	VMOVUPS     (DX), Z17
 	VMOVUPS     (BX), Z18
 	VMOVUPS     (SI), Z19
@@ -1484,12 +1892,12 @@ loop103:
 	ADDQ        $+64, DI
 	ADDQ        $+64, R10
 	SUBQ        $+16, R13
-	JGE         loop103
+	JGE         loop159
 
-done104:
+done160:
 	ADDQ        $+16, R13
 	TESTQ       R13, R13
-	JZ          done105
+	JZ          done161
 	VMOVUPS.Z   (DX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
 	VMOVUPS.Z   (SI), K1, Z19
@@ -1515,7 +1923,7 @@ done104:
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done105:
+done161:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -1583,7 +1991,7 @@ done105:
 	VMOVUPS       X1, K2, (R11)(SI*1)
 	ADDQ          $0x10, R11
 	SUBQ          $0x04, R12
-	JG            block101
+	JG            block157
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -1604,7 +2012,7 @@ done105:
 	VZEROUPPER
 	RET
 
-long100:
+long156:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -1625,7 +2033,7 @@ long100:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block106:
+block162:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -1647,160 +2055,228 @@ block106:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
-	SUBQ   $+16, R9
-	JLT    done109
+	SUBQ   $+32, R9
+	JLT    done165
 
-loop108:
+loop164:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z9
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z1
+	VFMADD231PS 64(SI)(DX*1), Z17, Z5
+	VFMADD231PS 64(SI)(DX*2), Z17, Z9
+	VFMADD231PS 64(SI)(BX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop164
+
+done165:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done167
+
+loop166:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
 	ADDQ        $+64, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop108
+	JGE         loop166
 
-done109:
+done167:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done110
+	JZ          done168
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done110:
+done168:
 	CMPQ R8, $0x01
-	JLE  fold107
+	JLE  fold163
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+16, R9
-	JLT  done112
+	SUBQ $+32, R9
+	JLT  done170
 
-loop111:
+loop169:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z10
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z2
+	VFMADD231PS 64(SI)(DX*1), Z17, Z6
+	VFMADD231PS 64(SI)(DX*2), Z17, Z10
+	VFMADD231PS 64(SI)(BX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop169
+
+done170:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done172
+
+loop171:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
 	ADDQ        $+64, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop111
+	JGE         loop171
 
-done112:
+done172:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done113
+	JZ          done173
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done113:
+done173:
 	CMPQ R8, $0x02
-	JLE  fold107
+	JLE  fold163
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+16, R9
-	JLT  done115
+	SUBQ $+32, R9
+	JLT  done175
 
-loop114:
+loop174:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z11
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z3
+	VFMADD231PS 64(SI)(DX*1), Z17, Z7
+	VFMADD231PS 64(SI)(DX*2), Z17, Z11
+	VFMADD231PS 64(SI)(BX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop174
+
+done175:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done177
+
+loop176:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
 	ADDQ        $+64, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop114
+	JGE         loop176
 
-done115:
+done177:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done116
+	JZ          done178
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done116:
+done178:
 	CMPQ R8, $0x03
-	JLE  fold107
+	JLE  fold163
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+16, R9
-	JLT  done118
+	SUBQ $+32, R9
+	JLT  done180
 
-loop117:
+loop179:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z12
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z4
+	VFMADD231PS 64(SI)(DX*1), Z17, Z8
+	VFMADD231PS 64(SI)(DX*2), Z17, Z12
+	VFMADD231PS 64(SI)(BX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop179
+
+done180:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done182
+
+loop181:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
 	ADDQ        $+64, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop117
+	JGE         loop181
 
-done118:
+done182:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done119
+	JZ          done183
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done119:
-fold107:
+done183:
+fold163:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -1868,7 +2344,7 @@ fold107:
 	VMOVUPS       X1, K2, (DI)(R9*1)
 	ADDQ          $0x10, DI
 	SUBQ          $0x04, R8
-	JG            block106
+	JG            block162
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -1894,18 +2370,18 @@ fold107:
 TEXT ·combineF32AVX512(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows120
+	JE   rows184
 	CMPQ AX, $0x03
-	JE   rows121
+	JE   rows185
 	CMPQ AX, $0x04
-	JE   rows122
+	JE   rows186
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block123:
+block187:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -1914,9 +2390,9 @@ block123:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done125
+	JLT   done189
 
-loop124:
+loop188:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -1934,7 +2410,7 @@ loop124:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first126
+	JZ      first190
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -1952,7 +2428,7 @@ loop124:
 	VMOVUPS 896(DX), Z14
 	VMOVUPS 960(DX), Z15
 
-first126:
+first190:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -1961,7 +2437,7 @@ first126:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key127:
+key191:
 	VBROADCASTSS (R8), Z16
 	VMOVUPS      (DI), Z17
 	VFMADD231PS  Z17, Z16, Z0
@@ -1998,7 +2474,7 @@ key127:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key127
+	JNZ          key191
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2018,14 +2494,14 @@ key127:
 	ADDQ         $+1024, CX
 	ADDQ         $+1024, DX
 	SUBQ         $+256, SI
-	JGE          loop124
+	JGE          loop188
 
-done125:
+done189:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done129
+	JLT  done193
 
-loop128:
+loop192:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2035,7 +2511,7 @@ loop128:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first130
+	JZ      first194
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2045,7 +2521,7 @@ loop128:
 	VMOVUPS 384(DX), Z6
 	VMOVUPS 448(DX), Z7
 
-first130:
+first194:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -2054,7 +2530,7 @@ first130:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key131:
+key195:
 	VBROADCASTSS (R8), Z8
 	VMOVUPS      (DI), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -2075,7 +2551,7 @@ key131:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key131
+	JNZ          key195
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2087,26 +2563,26 @@ key131:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, SI
-	JGE          loop128
+	JGE          loop192
 
-done129:
+done193:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done133
+	JLT  done197
 
-loop132:
+loop196:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first134
+	JZ      first198
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
 	VMOVUPS 192(DX), Z3
 
-first134:
+first198:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -2115,7 +2591,7 @@ first134:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key135:
+key199:
 	VBROADCASTSS (R8), Z4
 	VMOVUPS      (DI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -2128,7 +2604,7 @@ key135:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key135
+	JNZ          key199
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2136,22 +2612,22 @@ key135:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop132
+	JGE          loop196
 
-done133:
+done197:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done137
+	JLT  done201
 
-loop136:
+loop200:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first138
+	JZ      first202
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 
-first138:
+first202:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -2160,7 +2636,7 @@ first138:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key139:
+key203:
 	VBROADCASTSS (R8), Z2
 	VMOVUPS      (DI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -2169,26 +2645,26 @@ key139:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key139
+	JNZ          key203
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop136
+	JGE          loop200
 
-done137:
+done201:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done141
+	JLT  done205
 
-loop140:
+loop204:
 	VXORPS  Z0, Z0, Z0
 	TESTQ   AX, AX
-	JZ      first142
+	JZ      first206
 	VMOVUPS (DX), Z0
 
-first142:
+first206:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -2197,34 +2673,34 @@ first142:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key143:
+key207:
 	VBROADCASTSS (R8), Z1
 	VMOVUPS      (DI), Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key143
+	JNZ          key207
 	VMOVUPS      Z0, (DX)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop140
+	JGE          loop204
 
-done141:
+done205:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done144
+	JZ        done208
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
 	VXORPS    Z0, Z0, Z0
 	TESTQ     AX, AX
-	JZ        first145
+	JZ        first209
 	VMOVUPS.Z (DX), K1, Z0
 
-first145:
+first209:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -2232,31 +2708,31 @@ first145:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key146:
+key210:
 	VBROADCASTSS (BX), Z1
 	VMOVUPS.Z    (CX), K1, Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key146
+	JNZ          key210
 	VMOVUPS      Z0, K1, (DX)
 
-done144:
+done208:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block123
+	JLT  block187
 	VZEROUPPER
 	RET
 
-rows120:
+rows184:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block147:
+block211:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -2265,9 +2741,9 @@ block147:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done149
+	JLT   done213
 
-loop148:
+loop212:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2285,7 +2761,7 @@ loop148:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first150
+	JZ      first214
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2303,7 +2779,7 @@ loop148:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first150:
+first214:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2312,7 +2788,7 @@ first150:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key151:
+key215:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -2342,7 +2818,7 @@ key151:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key151
+	JNZ          key215
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2362,14 +2838,14 @@ key151:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop148
+	JGE          loop212
 
-done149:
+done213:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done153
+	JLT  done217
 
-loop152:
+loop216:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2379,7 +2855,7 @@ loop152:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first154
+	JZ      first218
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2389,7 +2865,7 @@ loop152:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first154:
+first218:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2398,7 +2874,7 @@ first154:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key155:
+key219:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -2416,7 +2892,7 @@ key155:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key155
+	JNZ          key219
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2428,26 +2904,26 @@ key155:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop152
+	JGE          loop216
 
-done153:
+done217:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done157
+	JLT  done221
 
-loop156:
+loop220:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first158
+	JZ      first222
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first158:
+first222:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2456,7 +2932,7 @@ first158:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key159:
+key223:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -2468,7 +2944,7 @@ key159:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key159
+	JNZ          key223
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -2476,22 +2952,22 @@ key159:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop156
+	JGE          loop220
 
-done157:
+done221:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done161
+	JLT  done225
 
-loop160:
+loop224:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first162
+	JZ      first226
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first162:
+first226:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2500,7 +2976,7 @@ first162:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key163:
+key227:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -2509,18 +2985,18 @@ key163:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key163
+	JNZ          key227
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop160
+	JGE          loop224
 
-done161:
+done225:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done164
+	JZ        done228
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -2528,11 +3004,11 @@ done161:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first165
+	JZ        first229
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first165:
+first229:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -2540,7 +3016,7 @@ first165:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key166:
+key230:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -2549,18 +3025,18 @@ key166:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key166
+	JNZ          key230
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done164:
+done228:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block147
+	JLT  block211
 	VZEROUPPER
 	RET
 
-rows121:
+rows185:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -2569,7 +3045,7 @@ rows121:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block167:
+block231:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -2578,9 +3054,9 @@ block167:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done169
+	JLT   done233
 
-loop168:
+loop232:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2606,7 +3082,7 @@ loop168:
 	VXORPS  Z22, Z22, Z22
 	VXORPS  Z23, Z23, Z23
 	TESTQ   AX, AX
-	JZ      first170
+	JZ      first234
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2632,7 +3108,7 @@ loop168:
 	VMOVUPS 384(DX)(DI*2), Z22
 	VMOVUPS 448(DX)(DI*2), Z23
 
-first170:
+first234:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2641,7 +3117,7 @@ first170:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key171:
+key235:
 	VBROADCASTSS (R10), Z24
 	VBROADCASTSS (R10)(SI*1), Z25
 	VBROADCASTSS (R10)(SI*2), Z26
@@ -2680,7 +3156,7 @@ key171:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key171
+	JNZ          key235
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2708,14 +3184,14 @@ key171:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop168
+	JGE          loop232
 
-done169:
+done233:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done173
+	JLT  done237
 
-loop172:
+loop236:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2729,7 +3205,7 @@ loop172:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	TESTQ   AX, AX
-	JZ      first174
+	JZ      first238
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2743,7 +3219,7 @@ loop172:
 	VMOVUPS 128(DX)(DI*2), Z10
 	VMOVUPS 192(DX)(DI*2), Z11
 
-first174:
+first238:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2752,7 +3228,7 @@ first174:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key175:
+key239:
 	VBROADCASTSS (R10), Z12
 	VBROADCASTSS (R10)(SI*1), Z13
 	VBROADCASTSS (R10)(SI*2), Z14
@@ -2775,7 +3251,7 @@ key175:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key175
+	JNZ          key239
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2791,14 +3267,14 @@ key175:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop172
+	JGE          loop236
 
-done173:
+done237:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done177
+	JLT  done241
 
-loop176:
+loop240:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2806,7 +3282,7 @@ loop176:
 	VXORPS  Z4, Z4, Z4
 	VXORPS  Z5, Z5, Z5
 	TESTQ   AX, AX
-	JZ      first178
+	JZ      first242
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
@@ -2814,7 +3290,7 @@ loop176:
 	VMOVUPS (DX)(DI*2), Z4
 	VMOVUPS 64(DX)(DI*2), Z5
 
-first178:
+first242:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2823,7 +3299,7 @@ first178:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key179:
+key243:
 	VMOVUPS      (R9), Z6
 	VMOVUPS      64(R9), Z7
 	VBROADCASTSS (R10), Z8
@@ -2838,7 +3314,7 @@ key179:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key179
+	JNZ          key243
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -2848,24 +3324,24 @@ key179:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop176
+	JGE          loop240
 
-done177:
+done241:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done181
+	JLT  done245
 
-loop180:
+loop244:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first182
+	JZ      first246
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 	VMOVUPS (DX)(DI*2), Z2
 
-first182:
+first246:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2874,7 +3350,7 @@ first182:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key183:
+key247:
 	VMOVUPS      (R9), Z3
 	VBROADCASTSS (R10), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -2885,19 +3361,19 @@ key183:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key183
+	JNZ          key247
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	VMOVUPS      Z2, (DX)(DI*2)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop180
+	JGE          loop244
 
-done181:
+done245:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done184
+	JZ        done248
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -2906,12 +3382,12 @@ done181:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first185
+	JZ        first249
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 	VMOVUPS.Z (DX)(DI*2), K1, Z2
 
-first185:
+first249:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -2919,7 +3395,7 @@ first185:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key186:
+key250:
 	VMOVUPS.Z    (CX), K1, Z3
 	VBROADCASTSS (BX), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -2930,22 +3406,22 @@ key186:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key186
+	JNZ          key250
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 	VMOVUPS      Z2, K1, (DX)(DI*2)
 
-done184:
+done248:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block167
+	JLT  block231
 	VZEROUPPER
 	RET
 
-rows122:
+rows186:
 	MOVQ dv+56(FP), AX
 	CMPQ AX, $0x40
-	JGT  wide187
+	JGT  wide251
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), DI
@@ -2954,7 +3430,7 @@ rows122:
 	LEAQ (R8)(R8*2), R9
 	XORQ AX, AX
 
-block188:
+block252:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -2963,9 +3439,9 @@ block188:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R10
 	SUBQ  $+64, R10
-	JLT   done190
+	JLT   done254
 
-loop189:
+loop253:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2983,7 +3459,7 @@ loop189:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first191
+	JZ      first255
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -3001,7 +3477,7 @@ loop189:
 	VMOVUPS 128(DX)(R9*1), Z14
 	VMOVUPS 192(DX)(R9*1), Z15
 
-first191:
+first255:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -3010,7 +3486,7 @@ first191:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key192:
+key256:
 	VBROADCASTSS (R12), Z16
 	VBROADCASTSS (R12)(SI*1), Z17
 	VBROADCASTSS (R12)(SI*2), Z18
@@ -3038,7 +3514,7 @@ key192:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key192
+	JNZ          key256
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -3058,14 +3534,14 @@ key192:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R10
-	JGE          loop189
+	JGE          loop253
 
-done190:
+done254:
 	ADDQ $+64, R10
 	SUBQ $+32, R10
-	JLT  done194
+	JLT  done258
 
-loop193:
+loop257:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3075,7 +3551,7 @@ loop193:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first195
+	JZ      first259
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(R8*1), Z2
@@ -3085,7 +3561,7 @@ loop193:
 	VMOVUPS (DX)(R9*1), Z6
 	VMOVUPS 64(DX)(R9*1), Z7
 
-first195:
+first259:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -3094,7 +3570,7 @@ first195:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key196:
+key260:
 	VMOVUPS      (R11), Z8
 	VMOVUPS      64(R11), Z9
 	VBROADCASTSS (R12), Z10
@@ -3112,7 +3588,7 @@ key196:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key196
+	JNZ          key260
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(R8*1)
@@ -3124,26 +3600,26 @@ key196:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R10
-	JGE          loop193
+	JGE          loop257
 
-done194:
+done258:
 	ADDQ $+32, R10
 	SUBQ $+16, R10
-	JLT  done198
+	JLT  done262
 
-loop197:
+loop261:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first199
+	JZ      first263
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(R8*1), Z1
 	VMOVUPS (DX)(R8*2), Z2
 	VMOVUPS (DX)(R9*1), Z3
 
-first199:
+first263:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -3152,7 +3628,7 @@ first199:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key200:
+key264:
 	VMOVUPS      (R11), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -3165,7 +3641,7 @@ key200:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key200
+	JNZ          key264
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(R8*1)
 	VMOVUPS      Z2, (DX)(R8*2)
@@ -3173,12 +3649,12 @@ key200:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R10
-	JGE          loop197
+	JGE          loop261
 
-done198:
+done262:
 	ADDQ      $+16, R10
 	TESTQ     R10, R10
-	JZ        done201
+	JZ        done265
 	MOVL      $0x00000001, R11
 	SHLXL     R10, R11, R11
 	DECL      R11
@@ -3188,13 +3664,13 @@ done198:
 	VXORPS    Z2, Z2, Z2
 	VXORPS    Z3, Z3, Z3
 	TESTQ     AX, AX
-	JZ        first202
+	JZ        first266
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(R8*1), K1, Z1
 	VMOVUPS.Z (DX)(R8*2), K1, Z2
 	VMOVUPS.Z (DX)(R9*1), K1, Z3
 
-first202:
+first266:
 	MOVQ    keys+48(FP), R10
 	MOVQ    BX, BX
 	SUBQ    AX, R10
@@ -3202,7 +3678,7 @@ first202:
 	CMPQ    R10, R11
 	CMOVQGT R11, R10
 
-key203:
+key267:
 	VMOVUPS.Z    (CX), K1, Z4
 	VBROADCASTSS (BX), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -3215,27 +3691,27 @@ key203:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R10
-	JNZ          key203
+	JNZ          key267
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(R8*1)
 	VMOVUPS      Z2, K1, (DX)(R8*2)
 	VMOVUPS      Z3, K1, (DX)(R9*1)
 
-done201:
+done265:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block188
+	JLT  block252
 	VZEROUPPER
 	RET
 
-wide187:
+wide251:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block204:
+block268:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -3244,9 +3720,9 @@ block204:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done206
+	JLT   done270
 
-loop205:
+loop269:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3264,7 +3740,7 @@ loop205:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first207
+	JZ      first271
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -3282,7 +3758,7 @@ loop205:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first207:
+first271:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3291,7 +3767,7 @@ first207:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key208:
+key272:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -3321,7 +3797,7 @@ key208:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key208
+	JNZ          key272
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -3341,14 +3817,14 @@ key208:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop205
+	JGE          loop269
 
-done206:
+done270:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done210
+	JLT  done274
 
-loop209:
+loop273:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3358,7 +3834,7 @@ loop209:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first211
+	JZ      first275
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -3368,7 +3844,7 @@ loop209:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first211:
+first275:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3377,7 +3853,7 @@ first211:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key212:
+key276:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -3395,7 +3871,7 @@ key212:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key212
+	JNZ          key276
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -3407,26 +3883,26 @@ key212:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop209
+	JGE          loop273
 
-done210:
+done274:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done214
+	JLT  done278
 
-loop213:
+loop277:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first215
+	JZ      first279
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first215:
+first279:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3435,7 +3911,7 @@ first215:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key216:
+key280:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -3447,7 +3923,7 @@ key216:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key216
+	JNZ          key280
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -3455,22 +3931,22 @@ key216:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop213
+	JGE          loop277
 
-done214:
+done278:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done218
+	JLT  done282
 
-loop217:
+loop281:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first219
+	JZ      first283
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first219:
+first283:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3479,7 +3955,7 @@ first219:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key220:
+key284:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -3488,18 +3964,18 @@ key220:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key220
+	JNZ          key284
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop217
+	JGE          loop281
 
-done218:
+done282:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done221
+	JZ        done285
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -3507,11 +3983,11 @@ done218:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first222
+	JZ        first286
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first222:
+first286:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -3519,7 +3995,7 @@ first222:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key223:
+key287:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -3528,11 +4004,11 @@ key223:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key223
+	JNZ          key287
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done221:
+done285:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -3543,9 +4019,9 @@ done221:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done225
+	JLT   done289
 
-loop224:
+loop288:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3563,7 +4039,7 @@ loop224:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first226
+	JZ      first290
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -3581,7 +4057,7 @@ loop224:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first226:
+first290:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3590,7 +4066,7 @@ first226:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key227:
+key291:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -3620,7 +4096,7 @@ key227:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key227
+	JNZ          key291
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -3640,14 +4116,14 @@ key227:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop224
+	JGE          loop288
 
-done225:
+done289:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done229
+	JLT  done293
 
-loop228:
+loop292:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3657,7 +4133,7 @@ loop228:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first230
+	JZ      first294
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -3667,7 +4143,7 @@ loop228:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first230:
+first294:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3676,7 +4152,7 @@ first230:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key231:
+key295:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -3694,7 +4170,7 @@ key231:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key231
+	JNZ          key295
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -3706,26 +4182,26 @@ key231:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop228
+	JGE          loop292
 
-done229:
+done293:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done233
+	JLT  done297
 
-loop232:
+loop296:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first234
+	JZ      first298
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first234:
+first298:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3734,7 +4210,7 @@ first234:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key235:
+key299:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -3746,7 +4222,7 @@ key235:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key235
+	JNZ          key299
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -3754,22 +4230,22 @@ key235:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop232
+	JGE          loop296
 
-done233:
+done297:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done237
+	JLT  done301
 
-loop236:
+loop300:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first238
+	JZ      first302
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first238:
+first302:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3778,7 +4254,7 @@ first238:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key239:
+key303:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -3787,18 +4263,18 @@ key239:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key239
+	JNZ          key303
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop236
+	JGE          loop300
 
-done237:
+done301:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done240
+	JZ        done304
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -3806,11 +4282,11 @@ done237:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first241
+	JZ        first305
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first241:
+first305:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -3818,7 +4294,7 @@ first241:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key242:
+key306:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -3827,14 +4303,14 @@ key242:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key242
+	JNZ          key306
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done240:
+done304:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block204
+	JLT  block268
 	VZEROUPPER
 	RET
 
@@ -3858,7 +4334,7 @@ TEXT ·normF32AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block243:
+block307:
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
 	VXORPS Z4, Z4, Z4
@@ -3879,385 +4355,609 @@ block243:
 	MOVQ   CX, AX
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), BX
-	SUBQ   $+16, BX
-	JLT    done246
+	SUBQ   $+32, BX
+	JLT    done310
 
-loop245:
+loop309:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z2
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z2
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop309
+
+done310:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done312
+
+loop311:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop245
+	JGE         loop311
 
-done246:
+done312:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done247
+	JZ          done313
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z2
 
-done247:
+done313:
 	CMPQ DX, $0x01
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done249
+	SUBQ $+32, BX
+	JLT  done315
 
-loop248:
+loop314:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop314
+
+done315:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done317
+
+loop316:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z3
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop248
+	JGE         loop316
 
-done249:
+done317:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done250
+	JZ          done318
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z3
 
-done250:
+done318:
 	CMPQ DX, $0x02
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done252
+	SUBQ $+32, BX
+	JLT  done320
 
-loop251:
+loop319:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop319
+
+done320:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done322
+
+loop321:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z4
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop251
+	JGE         loop321
 
-done252:
+done322:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done253
+	JZ          done323
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z4
 
-done253:
+done323:
 	CMPQ DX, $0x03
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done255
+	SUBQ $+32, BX
+	JLT  done325
 
-loop254:
+loop324:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop324
+
+done325:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done327
+
+loop326:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z5
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop254
+	JGE         loop326
 
-done255:
+done327:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done256
+	JZ          done328
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done256:
+done328:
 	CMPQ DX, $0x04
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done258
+	SUBQ $+32, BX
+	JLT  done330
 
-loop257:
+loop329:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z6
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z6
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop329
+
+done330:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done332
+
+loop331:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z6
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop257
+	JGE         loop331
 
-done258:
+done332:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done259
+	JZ          done333
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z6
 
-done259:
+done333:
 	CMPQ DX, $0x05
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done261
+	SUBQ $+32, BX
+	JLT  done335
 
-loop260:
+loop334:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop334
+
+done335:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done337
+
+loop336:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z7
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop260
+	JGE         loop336
 
-done261:
+done337:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done262
+	JZ          done338
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z7
 
-done262:
+done338:
 	CMPQ DX, $0x06
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done264
+	SUBQ $+32, BX
+	JLT  done340
 
-loop263:
+loop339:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop339
+
+done340:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done342
+
+loop341:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z8
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop263
+	JGE         loop341
 
-done264:
+done342:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done265
+	JZ          done343
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z8
 
-done265:
+done343:
 	CMPQ DX, $0x07
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done267
+	SUBQ $+32, BX
+	JLT  done345
 
-loop266:
+loop344:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop344
+
+done345:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done347
+
+loop346:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z9
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop266
+	JGE         loop346
 
-done267:
+done347:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done268
+	JZ          done348
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done268:
+done348:
 	CMPQ DX, $0x08
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done270
+	SUBQ $+32, BX
+	JLT  done350
 
-loop269:
+loop349:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z10
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z10
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop349
+
+done350:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done352
+
+loop351:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z10
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop269
+	JGE         loop351
 
-done270:
+done352:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done271
+	JZ          done353
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z10
 
-done271:
+done353:
 	CMPQ DX, $0x09
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done273
+	SUBQ $+32, BX
+	JLT  done355
 
-loop272:
+loop354:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop354
+
+done355:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done357
+
+loop356:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z11
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop272
+	JGE         loop356
 
-done273:
+done357:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done274
+	JZ          done358
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z11
 
-done274:
+done358:
 	CMPQ DX, $0x0a
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done276
+	SUBQ $+32, BX
+	JLT  done360
 
-loop275:
+loop359:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop359
+
+done360:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done362
+
+loop361:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z12
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop275
+	JGE         loop361
 
-done276:
+done362:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done277
+	JZ          done363
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z12
 
-done277:
+done363:
 	CMPQ DX, $0x0b
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done279
+	SUBQ $+32, BX
+	JLT  done365
 
-loop278:
+loop364:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop364
+
+done365:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done367
+
+loop366:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z13
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop278
+	JGE         loop366
 
-done279:
+done367:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done280
+	JZ          done368
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done280:
+done368:
 	CMPQ DX, $0x0c
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done282
+	SUBQ $+32, BX
+	JLT  done370
 
-loop281:
+loop369:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop369
+
+done370:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done372
+
+loop371:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z14
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop281
+	JGE         loop371
 
-done282:
+done372:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done283
+	JZ          done373
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z14
 
-done283:
+done373:
 	CMPQ DX, $0x0d
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done285
+	SUBQ $+32, BX
+	JLT  done375
 
-loop284:
+loop374:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop374
+
+done375:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done377
+
+loop376:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z15
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop284
+	JGE         loop376
 
-done285:
+done377:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done286
+	JZ          done378
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z15
 
-done286:
+done378:
 	CMPQ DX, $0x0e
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done288
+	SUBQ $+32, BX
+	JLT  done380
 
-loop287:
+loop379:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop379
+
+done380:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done382
+
+loop381:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z16
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop287
+	JGE         loop381
 
-done288:
+done382:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done289
+	JZ          done383
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z16
 
-done289:
+done383:
 	CMPQ DX, $0x0f
-	JLE  fold244
+	JLE  fold308
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done291
+	SUBQ $+32, BX
+	JLT  done385
 
-loop290:
+loop384:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop384
+
+done385:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done387
+
+loop386:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z17
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop290
+	JGE         loop386
 
-done291:
+done387:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done292
+	JZ          done388
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done292:
-fold244:
+done388:
+fold308:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -4306,7 +5006,7 @@ fold244:
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
 	SUBQ          $0x10, DX
-	JG            block243
+	JG            block307
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -4339,33 +5039,49 @@ TEXT ·peakF32AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block293:
+block389:
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done295
+	SUBQ $+32, BX
+	JLT  done391
 
-loop294:
+loop390:
+	VMOVUPS (CX), Z2
+	VPANDD  Z0, Z2, Z2
+	VPMAXUD Z2, Z1, Z1
+	VMOVUPS 64(CX), Z2
+	VPANDD  Z0, Z2, Z2
+	VPMAXUD Z2, Z1, Z1
+	ADDQ    $+128, CX
+	SUBQ    $+32, BX
+	JGE     loop390
+
+done391:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done393
+
+loop392:
 	VMOVUPS (CX), Z2
 	VPANDD  Z0, Z2, Z2
 	VPMAXUD Z2, Z1, Z1
 	ADDQ    $+64, CX
 	SUBQ    $+16, BX
-	JGE     loop294
+	JGE     loop392
 
-done295:
+done393:
 	ADDQ      $+16, BX
 	TESTQ     BX, BX
-	JZ        done296
+	JZ        done394
 	VMOVUPS.Z (CX), K1, Z2
 	VPANDD    Z0, Z2, Z2
 	VPMAXUD   Z2, Z1, Z1
 
-done296:
+done394:
 	SUBQ          $0x01, DX
-	JG            block293
+	JG            block389
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -4388,11 +5104,11 @@ done296:
 TEXT ·dotsBF16AVX512(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows297
+	JE           rows395
 	CMPQ         AX, $0x03
-	JE           rows298
+	JE           rows396
 	CMPQ         AX, $0x04
-	JE           rows299
+	JE           rows397
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -4410,7 +5126,7 @@ TEXT ·dotsBF16AVX512(SB), NOSPLIT, $0-72
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block300:
+block398:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -4432,800 +5148,848 @@ block300:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
-	SUBQ   $+32, DI
-	JLT    done303
+	SUBQ   $+64, DI
+	JLT    done401
 
-loop302:
+loop400:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS (DX), Z17, Z1
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop302
+	VFMADD231PS 64(DX), Z17, Z1
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z1
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z1
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop400
 
-done303:
-	ADDQ $+32, DI
+done401:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done305
+	JLT  done403
 
-loop304:
+loop402:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS (DX), Z17, Z1
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop304
+	JGE         loop402
 
-done305:
+done403:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done306
+	JZ          done404
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 
-done306:
+done404:
 	CMPQ SI, $0x01
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done308
+	SUBQ $+64, DI
+	JLT  done406
 
-loop307:
+loop405:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS (DX), Z17, Z2
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop307
+	VFMADD231PS 64(DX), Z17, Z2
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z2
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z2
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop405
 
-done308:
-	ADDQ $+32, DI
+done406:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done310
+	JLT  done408
 
-loop309:
+loop407:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS (DX), Z17, Z2
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop309
+	JGE         loop407
 
-done310:
+done408:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done311
+	JZ          done409
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 
-done311:
+done409:
 	CMPQ SI, $0x02
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done313
+	SUBQ $+64, DI
+	JLT  done411
 
-loop312:
+loop410:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS (DX), Z17, Z3
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop312
+	VFMADD231PS 64(DX), Z17, Z3
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z3
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z3
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop410
 
-done313:
-	ADDQ $+32, DI
+done411:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done315
+	JLT  done413
 
-loop314:
+loop412:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS (DX), Z17, Z3
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop314
+	JGE         loop412
 
-done315:
+done413:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done316
+	JZ          done414
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 
-done316:
+done414:
 	CMPQ SI, $0x03
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done318
+	SUBQ $+64, DI
+	JLT  done416
 
-loop317:
+loop415:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS (DX), Z17, Z4
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop317
+	VFMADD231PS 64(DX), Z17, Z4
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z4
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z4
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop415
 
-done318:
-	ADDQ $+32, DI
+done416:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done320
+	JLT  done418
 
-loop319:
+loop417:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS (DX), Z17, Z4
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop319
+	JGE         loop417
 
-done320:
+done418:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done321
+	JZ          done419
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 
-done321:
+done419:
 	CMPQ SI, $0x04
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done323
+	SUBQ $+64, DI
+	JLT  done421
 
-loop322:
+loop420:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS (DX), Z17, Z5
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop322
+	VFMADD231PS 64(DX), Z17, Z5
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z5
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z5
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop420
 
-done323:
-	ADDQ $+32, DI
+done421:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done325
+	JLT  done423
 
-loop324:
+loop422:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS (DX), Z17, Z5
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop324
+	JGE         loop422
 
-done325:
+done423:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done326
+	JZ          done424
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 
-done326:
+done424:
 	CMPQ SI, $0x05
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done328
+	SUBQ $+64, DI
+	JLT  done426
 
-loop327:
+loop425:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS (DX), Z17, Z6
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop327
+	VFMADD231PS 64(DX), Z17, Z6
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z6
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z6
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop425
 
-done328:
-	ADDQ $+32, DI
+done426:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done330
+	JLT  done428
 
-loop329:
+loop427:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS (DX), Z17, Z6
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop329
+	JGE         loop427
 
-done330:
+done428:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done331
+	JZ          done429
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 
-done331:
+done429:
 	CMPQ SI, $0x06
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done333
+	SUBQ $+64, DI
+	JLT  done431
 
-loop332:
+loop430:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS (DX), Z17, Z7
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop332
+	VFMADD231PS 64(DX), Z17, Z7
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z7
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z7
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop430
 
-done333:
-	ADDQ $+32, DI
+done431:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done335
+	JLT  done433
 
-loop334:
+loop432:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS (DX), Z17, Z7
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop334
+	JGE         loop432
 
-done335:
+done433:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done336
+	JZ          done434
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 
-done336:
+done434:
 	CMPQ SI, $0x07
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done338
+	SUBQ $+64, DI
+	JLT  done436
 
-loop337:
+loop435:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS (DX), Z17, Z8
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop337
+	VFMADD231PS 64(DX), Z17, Z8
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z8
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z8
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop435
 
-done338:
-	ADDQ $+32, DI
+done436:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done340
+	JLT  done438
 
-loop339:
+loop437:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS (DX), Z17, Z8
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop339
+	JGE         loop437
 
-done340:
+done438:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done341
+	JZ          done439
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 
-done341:
+done439:
 	CMPQ SI, $0x08
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done343
+	SUBQ $+64, DI
+	JLT  done441
 
-loop342:
+loop440:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (DX), Z17, Z9
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop342
+	VFMADD231PS 64(DX), Z17, Z9
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z9
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop440
 
-done343:
-	ADDQ $+32, DI
+done441:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done345
+	JLT  done443
 
-loop344:
+loop442:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (DX), Z17, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop344
+	JGE         loop442
 
-done345:
+done443:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done346
+	JZ          done444
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 
-done346:
+done444:
 	CMPQ SI, $0x09
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done348
+	SUBQ $+64, DI
+	JLT  done446
 
-loop347:
+loop445:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (DX), Z17, Z10
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z10
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop347
+	VFMADD231PS 64(DX), Z17, Z10
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z10
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop445
 
-done348:
-	ADDQ $+32, DI
+done446:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done350
+	JLT  done448
 
-loop349:
+loop447:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (DX), Z17, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop349
+	JGE         loop447
 
-done350:
+done448:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done351
+	JZ          done449
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 
-done351:
+done449:
 	CMPQ SI, $0x0a
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done353
+	SUBQ $+64, DI
+	JLT  done451
 
-loop352:
+loop450:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (DX), Z17, Z11
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop352
+	VFMADD231PS 64(DX), Z17, Z11
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z11
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop450
 
-done353:
-	ADDQ $+32, DI
+done451:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done355
+	JLT  done453
 
-loop354:
+loop452:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (DX), Z17, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop354
+	JGE         loop452
 
-done355:
+done453:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done356
+	JZ          done454
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 
-done356:
+done454:
 	CMPQ SI, $0x0b
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done358
+	SUBQ $+64, DI
+	JLT  done456
 
-loop357:
+loop455:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (DX), Z17, Z12
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z12
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop357
+	VFMADD231PS 64(DX), Z17, Z12
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z12
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop455
 
-done358:
-	ADDQ $+32, DI
+done456:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done360
+	JLT  done458
 
-loop359:
+loop457:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (DX), Z17, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop359
+	JGE         loop457
 
-done360:
+done458:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done361
+	JZ          done459
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 
-done361:
+done459:
 	CMPQ SI, $0x0c
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done363
+	SUBQ $+64, DI
+	JLT  done461
 
-loop362:
+loop460:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (DX), Z17, Z13
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop362
+	VFMADD231PS 64(DX), Z17, Z13
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z13
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop460
 
-done363:
-	ADDQ $+32, DI
+done461:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done365
+	JLT  done463
 
-loop364:
+loop462:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (DX), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop364
+	JGE         loop462
 
-done365:
+done463:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done366
+	JZ          done464
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done366:
+done464:
 	CMPQ SI, $0x0d
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done368
+	SUBQ $+64, DI
+	JLT  done466
 
-loop367:
+loop465:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (DX), Z17, Z14
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop367
+	VFMADD231PS 64(DX), Z17, Z14
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z14
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop465
 
-done368:
-	ADDQ $+32, DI
+done466:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done370
+	JLT  done468
 
-loop369:
+loop467:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (DX), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop369
+	JGE         loop467
 
-done370:
+done468:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done371
+	JZ          done469
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done371:
+done469:
 	CMPQ SI, $0x0e
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done373
+	SUBQ $+64, DI
+	JLT  done471
 
-loop372:
+loop470:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (DX), Z17, Z15
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop372
+	VFMADD231PS 64(DX), Z17, Z15
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z15
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop470
 
-done373:
-	ADDQ $+32, DI
+done471:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done375
+	JLT  done473
 
-loop374:
+loop472:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (DX), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop374
+	JGE         loop472
 
-done375:
+done473:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done376
+	JZ          done474
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done376:
+done474:
 	CMPQ SI, $0x0f
-	JLE  fold301
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done378
+	SUBQ $+64, DI
+	JLT  done476
 
-loop377:
+loop475:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (DX), Z17, Z16
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop377
+	VFMADD231PS 64(DX), Z17, Z16
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z16
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop475
 
-done378:
-	ADDQ $+32, DI
+done476:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done380
+	JLT  done478
 
-loop379:
+loop477:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (DX), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop379
+	JGE         loop477
 
-done380:
+done478:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done381
+	JZ          done479
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done381:
-fold301:
+done479:
+fold399:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
 	VADDPS     Z17, Z1, Z17
@@ -5286,7 +6050,7 @@ fold301:
 	VMOVUPS    Z3, K2, (BX)
 	ADDQ       $0x40, BX
 	SUBQ       $0x10, SI
-	JG         block300
+	JG         block398
 	MOVQ       top+16(FP), AX
 	VSHUFF32X4 $0x4e, Z0, Z0, Z1
 	VMAXPS     Z1, Z0, Z0
@@ -5302,7 +6066,7 @@ fold301:
 	VZEROUPPER
 	RET
 
-rows297:
+rows395:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -5322,7 +6086,7 @@ rows297:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block382:
+block480:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -5344,464 +6108,480 @@ block382:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+32, R8
-	JLT    done385
+	SUBQ   $+64, R8
+	JLT    done483
 
-loop384:
+loop482:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop384
+	VFMADD231PS 64(BX), Z17, Z1
+	VFMADD231PS 64(BX)(DX*1), Z17, Z9
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z1
+	VFMADD231PS 128(BX)(DX*1), Z17, Z9
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z1
+	VFMADD231PS 192(BX)(DX*1), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop482
 
-done385:
-	ADDQ $+32, R8
+done483:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done387
+	JLT  done485
 
-loop386:
+loop484:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop386
+	JGE         loop484
 
-done387:
+done485:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done388
+	JZ          done486
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 
-done388:
+done486:
 	CMPQ DI, $0x01
-	JLE  fold383
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done390
+	SUBQ $+64, R8
+	JLT  done488
 
-loop389:
+loop487:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop389
+	VFMADD231PS 64(BX), Z17, Z2
+	VFMADD231PS 64(BX)(DX*1), Z17, Z10
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z2
+	VFMADD231PS 128(BX)(DX*1), Z17, Z10
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z2
+	VFMADD231PS 192(BX)(DX*1), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop487
 
-done390:
-	ADDQ $+32, R8
+done488:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done392
+	JLT  done490
 
-loop391:
+loop489:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop391
+	JGE         loop489
 
-done392:
+done490:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done393
+	JZ          done491
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 
-done393:
+done491:
 	CMPQ DI, $0x02
-	JLE  fold383
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done395
+	SUBQ $+64, R8
+	JLT  done493
 
-loop394:
+loop492:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop394
+	VFMADD231PS 64(BX), Z17, Z3
+	VFMADD231PS 64(BX)(DX*1), Z17, Z11
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z3
+	VFMADD231PS 128(BX)(DX*1), Z17, Z11
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z3
+	VFMADD231PS 192(BX)(DX*1), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop492
 
-done395:
-	ADDQ $+32, R8
+done493:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done397
+	JLT  done495
 
-loop396:
+loop494:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop396
+	JGE         loop494
 
-done397:
+done495:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done398
+	JZ          done496
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 
-done398:
+done496:
 	CMPQ DI, $0x03
-	JLE  fold383
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done400
+	SUBQ $+64, R8
+	JLT  done498
 
-loop399:
+loop497:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop399
+	VFMADD231PS 64(BX), Z17, Z4
+	VFMADD231PS 64(BX)(DX*1), Z17, Z12
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z4
+	VFMADD231PS 128(BX)(DX*1), Z17, Z12
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z4
+	VFMADD231PS 192(BX)(DX*1), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop497
 
-done400:
-	ADDQ $+32, R8
+done498:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done402
+	JLT  done500
 
-loop401:
+loop499:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop401
+	JGE         loop499
 
-done402:
+done500:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done403
+	JZ          done501
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 
-done403:
+done501:
 	CMPQ DI, $0x04
-	JLE  fold383
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done405
+	SUBQ $+64, R8
+	JLT  done503
 
-loop404:
+loop502:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop404
+	VFMADD231PS 64(BX), Z17, Z5
+	VFMADD231PS 64(BX)(DX*1), Z17, Z13
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z5
+	VFMADD231PS 128(BX)(DX*1), Z17, Z13
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z5
+	VFMADD231PS 192(BX)(DX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop502
 
-done405:
-	ADDQ $+32, R8
+done503:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done407
+	JLT  done505
 
-loop406:
+loop504:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop406
+	JGE         loop504
 
-done407:
+done505:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done408
+	JZ          done506
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done408:
+done506:
 	CMPQ DI, $0x05
-	JLE  fold383
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done410
+	SUBQ $+64, R8
+	JLT  done508
 
-loop409:
+loop507:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop409
+	VFMADD231PS 64(BX), Z17, Z6
+	VFMADD231PS 64(BX)(DX*1), Z17, Z14
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z6
+	VFMADD231PS 128(BX)(DX*1), Z17, Z14
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z6
+	VFMADD231PS 192(BX)(DX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop507
 
-done410:
-	ADDQ $+32, R8
+done508:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done412
+	JLT  done510
 
-loop411:
+loop509:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop411
+	JGE         loop509
 
-done412:
+done510:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done413
+	JZ          done511
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done413:
+done511:
 	CMPQ DI, $0x06
-	JLE  fold383
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done415
+	SUBQ $+64, R8
+	JLT  done513
 
-loop414:
+loop512:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop414
+	VFMADD231PS 64(BX), Z17, Z7
+	VFMADD231PS 64(BX)(DX*1), Z17, Z15
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z7
+	VFMADD231PS 128(BX)(DX*1), Z17, Z15
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z7
+	VFMADD231PS 192(BX)(DX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop512
 
-done415:
-	ADDQ $+32, R8
+done513:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done417
+	JLT  done515
 
-loop416:
+loop514:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop416
+	JGE         loop514
 
-done417:
+done515:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done418
+	JZ          done516
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done418:
+done516:
 	CMPQ DI, $0x07
-	JLE  fold383
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done420
+	SUBQ $+64, R8
+	JLT  done518
 
-loop419:
+loop517:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop419
+	VFMADD231PS 64(BX), Z17, Z8
+	VFMADD231PS 64(BX)(DX*1), Z17, Z16
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z8
+	VFMADD231PS 128(BX)(DX*1), Z17, Z16
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z8
+	VFMADD231PS 192(BX)(DX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop517
 
-done420:
-	ADDQ $+32, R8
+done518:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done422
+	JLT  done520
 
-loop421:
+loop519:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop421
+	JGE         loop519
 
-done422:
+done520:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done423
+	JZ          done521
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done423:
-fold383:
+done521:
+fold481:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -5865,7 +6645,7 @@ fold383:
 	VMOVUPS       Y1, K2, (SI)(BX*1)
 	ADDQ          $0x20, SI
 	SUBQ          $0x08, DI
-	JG            block382
+	JG            block480
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -5882,10 +6662,10 @@ fold383:
 	VZEROUPPER
 	RET
 
-rows298:
+rows396:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long424
+	JGT          long522
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -5905,7 +6685,7 @@ rows298:
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block425:
+block523:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -5936,133 +6716,133 @@ block425:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R12
 	SUBQ    $+32, R12
-	JLT     done428
+	JLT     done526
 
-loop427:
-	VMOVUPS     (R9), Z13
-	VMOVUPS     (R9)(R8*1), Z14
-	VMOVUPS     (R9)(R8*2), Z15
-	VPMOVZXWD   (DX), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   (BX), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VPMOVZXWD   (SI), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
+loop525:
+	VPMOVZXWD   (DX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VPMOVZXWD   (BX), Z14
+	VPSLLD      $0x10, Z14, Z14
+	VPMOVZXWD   (SI), Z15
+	VPSLLD      $0x10, Z15, Z15
 	VPMOVZXWD   (DI), Z16
 	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
-	VMOVUPS     64(R9), Z13
-	VMOVUPS     64(R9)(R8*1), Z14
-	VMOVUPS     64(R9)(R8*2), Z15
-	VPMOVZXWD   32(DX), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   32(BX), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VPMOVZXWD   32(SI), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
+	VMOVUPS     (R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     (R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     (R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
+	VPMOVZXWD   32(DX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VPMOVZXWD   32(BX), Z14
+	VPSLLD      $0x10, Z14, Z14
+	VPMOVZXWD   32(SI), Z15
+	VPSLLD      $0x10, Z15, Z15
 	VPMOVZXWD   32(DI), Z16
 	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS     64(R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     64(R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     64(R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
 	ADDQ        $+64, DX
 	ADDQ        $+64, BX
 	ADDQ        $+64, SI
 	ADDQ        $+64, DI
 	ADDQ        $+128, R9
 	SUBQ        $+32, R12
-	JGE         loop427
+	JGE         loop525
 
-done428:
+done526:
 	ADDQ $+32, R12
 	SUBQ $+16, R12
-	JLT  done430
+	JLT  done528
 
-loop429:
-	VMOVUPS     (R9), Z13
-	VMOVUPS     (R9)(R8*1), Z14
-	VMOVUPS     (R9)(R8*2), Z15
-	VPMOVZXWD   (DX), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   (BX), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VPMOVZXWD   (SI), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
+loop527:
+	VPMOVZXWD   (DX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VPMOVZXWD   (BX), Z14
+	VPSLLD      $0x10, Z14, Z14
+	VPMOVZXWD   (SI), Z15
+	VPSLLD      $0x10, Z15, Z15
 	VPMOVZXWD   (DI), Z16
 	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS     (R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     (R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     (R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
 	ADDQ        $+32, DX
 	ADDQ        $+32, BX
 	ADDQ        $+32, SI
 	ADDQ        $+32, DI
 	ADDQ        $+64, R9
 	SUBQ        $+16, R12
-	JGE         loop429
+	JGE         loop527
 
-done430:
+done528:
 	ADDQ        $+16, R12
 	TESTQ       R12, R12
-	JZ          done431
-	VMOVUPS.Z   (R9), K1, Z13
-	VMOVUPS.Z   (R9)(R8*1), K1, Z14
-	VMOVUPS.Z   (R9)(R8*2), K1, Z15
-	VMOVDQU16.Z (DX), K1, Y16
-	VPMOVZXWD   Y16, Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VMOVDQU16.Z (BX), K1, Y16
-	VPMOVZXWD   Y16, Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VMOVDQU16.Z (SI), K1, Y16
-	VPMOVZXWD   Y16, Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
+	JZ          done529
+	VMOVDQU16.Z (DX), K1, Y13
+	VPMOVZXWD   Y13, Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVDQU16.Z (BX), K1, Y14
+	VPMOVZXWD   Y14, Z14
+	VPSLLD      $0x10, Z14, Z14
+	VMOVDQU16.Z (SI), K1, Y15
+	VPMOVZXWD   Y15, Z15
+	VPSLLD      $0x10, Z15, Z15
 	VMOVDQU16.Z (DI), K1, Y16
 	VPMOVZXWD   Y16, Z16
 	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS.Z   (R9), K1, Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS.Z   (R9)(R8*1), K1, Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS.Z   (R9)(R8*2), K1, Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
 
-done431:
+done529:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -6128,7 +6908,7 @@ done431:
 	VMOVUPS       X1, K2, (R10)(BX*2)
 	ADDQ          $0x10, R10
 	SUBQ          $0x04, R11
-	JG            block425
+	JG            block523
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -6146,7 +6926,7 @@ done431:
 	VZEROUPPER
 	RET
 
-long424:
+long522:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -6166,7 +6946,7 @@ long424:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block432:
+block530:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -6184,264 +6964,268 @@ block432:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+32, R8
-	JLT    done435
+	SUBQ   $+64, R8
+	JLT    done533
 
-loop434:
+loop532:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z1
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z5
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z9
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
 	VPMOVZXWD   32(CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     64(BX), Z14
-	VFMADD231PS Z13, Z14, Z1
-	VMOVUPS     64(BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z5
-	VMOVUPS     64(BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop434
+	VFMADD231PS 64(BX), Z13, Z1
+	VFMADD231PS 64(BX)(DX*1), Z13, Z5
+	VFMADD231PS 64(BX)(DX*2), Z13, Z9
+	VPMOVZXWD   64(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 128(BX), Z13, Z1
+	VFMADD231PS 128(BX)(DX*1), Z13, Z5
+	VFMADD231PS 128(BX)(DX*2), Z13, Z9
+	VPMOVZXWD   96(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 192(BX), Z13, Z1
+	VFMADD231PS 192(BX)(DX*1), Z13, Z5
+	VFMADD231PS 192(BX)(DX*2), Z13, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop532
 
-done435:
-	ADDQ $+32, R8
+done533:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done437
+	JLT  done535
 
-loop436:
+loop534:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z1
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z5
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z9
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop436
+	JGE         loop534
 
-done437:
+done535:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done438
+	JZ          done536
 	VMOVDQU16.Z (CX), K1, Y13
 	VPMOVZXWD   Y13, Z13
 	VPSLLD      $0x10, Z13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z1
+	VFMADD231PS Z14, Z13, Z1
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z5
+	VFMADD231PS Z14, Z13, Z5
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z9
+	VFMADD231PS Z14, Z13, Z9
 
-done438:
+done536:
 	CMPQ DI, $0x01
-	JLE  fold433
+	JLE  fold531
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done440
+	SUBQ $+64, R8
+	JLT  done538
 
-loop439:
+loop537:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z2
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z6
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z10
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
 	VPMOVZXWD   32(CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     64(BX), Z14
-	VFMADD231PS Z13, Z14, Z2
-	VMOVUPS     64(BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z6
-	VMOVUPS     64(BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z10
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop439
+	VFMADD231PS 64(BX), Z13, Z2
+	VFMADD231PS 64(BX)(DX*1), Z13, Z6
+	VFMADD231PS 64(BX)(DX*2), Z13, Z10
+	VPMOVZXWD   64(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 128(BX), Z13, Z2
+	VFMADD231PS 128(BX)(DX*1), Z13, Z6
+	VFMADD231PS 128(BX)(DX*2), Z13, Z10
+	VPMOVZXWD   96(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 192(BX), Z13, Z2
+	VFMADD231PS 192(BX)(DX*1), Z13, Z6
+	VFMADD231PS 192(BX)(DX*2), Z13, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop537
 
-done440:
-	ADDQ $+32, R8
+done538:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done442
+	JLT  done540
 
-loop441:
+loop539:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z2
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z6
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z10
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop441
+	JGE         loop539
 
-done442:
+done540:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done443
+	JZ          done541
 	VMOVDQU16.Z (CX), K1, Y13
 	VPMOVZXWD   Y13, Z13
 	VPSLLD      $0x10, Z13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z2
+	VFMADD231PS Z14, Z13, Z2
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z6
+	VFMADD231PS Z14, Z13, Z6
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z10
+	VFMADD231PS Z14, Z13, Z10
 
-done443:
+done541:
 	CMPQ DI, $0x02
-	JLE  fold433
+	JLE  fold531
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done445
+	SUBQ $+64, R8
+	JLT  done543
 
-loop444:
+loop542:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z3
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z7
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z11
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
 	VPMOVZXWD   32(CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     64(BX), Z14
-	VFMADD231PS Z13, Z14, Z3
-	VMOVUPS     64(BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z7
-	VMOVUPS     64(BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop444
+	VFMADD231PS 64(BX), Z13, Z3
+	VFMADD231PS 64(BX)(DX*1), Z13, Z7
+	VFMADD231PS 64(BX)(DX*2), Z13, Z11
+	VPMOVZXWD   64(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 128(BX), Z13, Z3
+	VFMADD231PS 128(BX)(DX*1), Z13, Z7
+	VFMADD231PS 128(BX)(DX*2), Z13, Z11
+	VPMOVZXWD   96(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 192(BX), Z13, Z3
+	VFMADD231PS 192(BX)(DX*1), Z13, Z7
+	VFMADD231PS 192(BX)(DX*2), Z13, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop542
 
-done445:
-	ADDQ $+32, R8
+done543:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done447
+	JLT  done545
 
-loop446:
+loop544:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z3
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z7
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z11
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop446
+	JGE         loop544
 
-done447:
+done545:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done448
+	JZ          done546
 	VMOVDQU16.Z (CX), K1, Y13
 	VPMOVZXWD   Y13, Z13
 	VPSLLD      $0x10, Z13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z3
+	VFMADD231PS Z14, Z13, Z3
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z7
+	VFMADD231PS Z14, Z13, Z7
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z11
+	VFMADD231PS Z14, Z13, Z11
 
-done448:
+done546:
 	CMPQ DI, $0x03
-	JLE  fold433
+	JLE  fold531
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done450
+	SUBQ $+64, R8
+	JLT  done548
 
-loop449:
+loop547:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z4
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z8
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z12
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
 	VPMOVZXWD   32(CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     64(BX), Z14
-	VFMADD231PS Z13, Z14, Z4
-	VMOVUPS     64(BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z8
-	VMOVUPS     64(BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z12
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop449
+	VFMADD231PS 64(BX), Z13, Z4
+	VFMADD231PS 64(BX)(DX*1), Z13, Z8
+	VFMADD231PS 64(BX)(DX*2), Z13, Z12
+	VPMOVZXWD   64(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 128(BX), Z13, Z4
+	VFMADD231PS 128(BX)(DX*1), Z13, Z8
+	VFMADD231PS 128(BX)(DX*2), Z13, Z12
+	VPMOVZXWD   96(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 192(BX), Z13, Z4
+	VFMADD231PS 192(BX)(DX*1), Z13, Z8
+	VFMADD231PS 192(BX)(DX*2), Z13, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop547
 
-done450:
-	ADDQ $+32, R8
+done548:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done452
+	JLT  done550
 
-loop451:
+loop549:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z4
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z8
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z12
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop451
+	JGE         loop549
 
-done452:
+done550:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done453
+	JZ          done551
 	VMOVDQU16.Z (CX), K1, Y13
 	VPMOVZXWD   Y13, Z13
 	VPSLLD      $0x10, Z13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z4
+	VFMADD231PS Z14, Z13, Z4
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z8
+	VFMADD231PS Z14, Z13, Z8
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z12
+	VFMADD231PS Z14, Z13, Z12
 
-done453:
-fold433:
+done551:
+fold531:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -6507,7 +7291,7 @@ fold433:
 	VMOVUPS       X1, K2, (SI)(BX*2)
 	ADDQ          $0x10, SI
 	SUBQ          $0x04, DI
-	JG            block432
+	JG            block530
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -6525,10 +7309,10 @@ fold433:
 	VZEROUPPER
 	RET
 
-rows299:
+rows397:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long454
+	JGT          long552
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -6549,7 +7333,7 @@ rows299:
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block455:
+block553:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -6584,9 +7368,9 @@ block455:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R13
 	SUBQ    $+32, R13
-	JLT     done458
+	JLT     done556
 
-loop457:
+loop555:
 	VPMOVZXWD   (DX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VPMOVZXWD   (BX), Z18
@@ -6649,14 +7433,14 @@ loop457:
 	ADDQ        $+64, DI
 	ADDQ        $+128, R10
 	SUBQ        $+32, R13
-	JGE         loop457
+	JGE         loop555
 
-done458:
+done556:
 	ADDQ $+32, R13
 	SUBQ $+16, R13
-	JLT  done460
+	JLT  done558
 
-loop459:
+loop557:
 	VPMOVZXWD   (DX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VPMOVZXWD   (BX), Z18
@@ -6691,12 +7475,12 @@ loop459:
 	ADDQ        $+32, DI
 	ADDQ        $+64, R10
 	SUBQ        $+16, R13
-	JGE         loop459
+	JGE         loop557
 
-done460:
+done558:
 	ADDQ        $+16, R13
 	TESTQ       R13, R13
-	JZ          done461
+	JZ          done559
 	VMOVDQU16.Z (DX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -6730,7 +7514,7 @@ done460:
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done461:
+done559:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -6798,7 +7582,7 @@ done461:
 	VMOVUPS       X1, K2, (R11)(SI*1)
 	ADDQ          $0x10, R11
 	SUBQ          $0x04, R12
-	JG            block455
+	JG            block553
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -6819,7 +7603,7 @@ done461:
 	VZEROUPPER
 	RET
 
-long454:
+long552:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -6840,7 +7624,7 @@ long454:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block462:
+block560:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -6862,296 +7646,296 @@ block462:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
-	SUBQ   $+32, R9
-	JLT    done465
+	SUBQ   $+64, R9
+	JLT    done563
 
-loop464:
+loop562:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z9
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(SI), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     64(SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     64(SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z9
-	VMOVUPS     64(SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+64, CX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop464
+	VFMADD231PS 64(SI), Z17, Z1
+	VFMADD231PS 64(SI)(DX*1), Z17, Z5
+	VFMADD231PS 64(SI)(DX*2), Z17, Z9
+	VFMADD231PS 64(SI)(BX*1), Z17, Z13
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(SI), Z17, Z1
+	VFMADD231PS 128(SI)(DX*1), Z17, Z5
+	VFMADD231PS 128(SI)(DX*2), Z17, Z9
+	VFMADD231PS 128(SI)(BX*1), Z17, Z13
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(SI), Z17, Z1
+	VFMADD231PS 192(SI)(DX*1), Z17, Z5
+	VFMADD231PS 192(SI)(DX*2), Z17, Z9
+	VFMADD231PS 192(SI)(BX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop562
 
-done465:
-	ADDQ $+32, R9
+done563:
+	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done467
+	JLT  done565
 
-loop466:
+loop564:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z9
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop466
+	JGE         loop564
 
-done467:
+done565:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done468
+	JZ          done566
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done468:
+done566:
 	CMPQ R8, $0x01
-	JLE  fold463
+	JLE  fold561
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done470
+	SUBQ $+64, R9
+	JLT  done568
 
-loop469:
+loop567:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z10
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(SI), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     64(SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     64(SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z10
-	VMOVUPS     64(SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop469
+	VFMADD231PS 64(SI), Z17, Z2
+	VFMADD231PS 64(SI)(DX*1), Z17, Z6
+	VFMADD231PS 64(SI)(DX*2), Z17, Z10
+	VFMADD231PS 64(SI)(BX*1), Z17, Z14
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(SI), Z17, Z2
+	VFMADD231PS 128(SI)(DX*1), Z17, Z6
+	VFMADD231PS 128(SI)(DX*2), Z17, Z10
+	VFMADD231PS 128(SI)(BX*1), Z17, Z14
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(SI), Z17, Z2
+	VFMADD231PS 192(SI)(DX*1), Z17, Z6
+	VFMADD231PS 192(SI)(DX*2), Z17, Z10
+	VFMADD231PS 192(SI)(BX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop567
 
-done470:
-	ADDQ $+32, R9
+done568:
+	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done472
+	JLT  done570
 
-loop471:
+loop569:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z10
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop471
+	JGE         loop569
 
-done472:
+done570:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done473
+	JZ          done571
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done473:
+done571:
 	CMPQ R8, $0x02
-	JLE  fold463
+	JLE  fold561
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done475
+	SUBQ $+64, R9
+	JLT  done573
 
-loop474:
+loop572:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z11
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(SI), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     64(SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     64(SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z11
-	VMOVUPS     64(SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+64, CX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop474
+	VFMADD231PS 64(SI), Z17, Z3
+	VFMADD231PS 64(SI)(DX*1), Z17, Z7
+	VFMADD231PS 64(SI)(DX*2), Z17, Z11
+	VFMADD231PS 64(SI)(BX*1), Z17, Z15
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(SI), Z17, Z3
+	VFMADD231PS 128(SI)(DX*1), Z17, Z7
+	VFMADD231PS 128(SI)(DX*2), Z17, Z11
+	VFMADD231PS 128(SI)(BX*1), Z17, Z15
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(SI), Z17, Z3
+	VFMADD231PS 192(SI)(DX*1), Z17, Z7
+	VFMADD231PS 192(SI)(DX*2), Z17, Z11
+	VFMADD231PS 192(SI)(BX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop572
 
-done475:
-	ADDQ $+32, R9
+done573:
+	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done477
+	JLT  done575
 
-loop476:
+loop574:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z11
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop476
+	JGE         loop574
 
-done477:
+done575:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done478
+	JZ          done576
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done478:
+done576:
 	CMPQ R8, $0x03
-	JLE  fold463
+	JLE  fold561
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done480
+	SUBQ $+64, R9
+	JLT  done578
 
-loop479:
+loop577:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z12
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(SI), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     64(SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     64(SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z12
-	VMOVUPS     64(SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+64, CX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop479
+	VFMADD231PS 64(SI), Z17, Z4
+	VFMADD231PS 64(SI)(DX*1), Z17, Z8
+	VFMADD231PS 64(SI)(DX*2), Z17, Z12
+	VFMADD231PS 64(SI)(BX*1), Z17, Z16
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(SI), Z17, Z4
+	VFMADD231PS 128(SI)(DX*1), Z17, Z8
+	VFMADD231PS 128(SI)(DX*2), Z17, Z12
+	VFMADD231PS 128(SI)(BX*1), Z17, Z16
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(SI), Z17, Z4
+	VFMADD231PS 192(SI)(DX*1), Z17, Z8
+	VFMADD231PS 192(SI)(DX*2), Z17, Z12
+	VFMADD231PS 192(SI)(BX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop577
 
-done480:
-	ADDQ $+32, R9
+done578:
+	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done482
+	JLT  done580
 
-loop481:
+loop579:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z12
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop481
+	JGE         loop579
 
-done482:
+done580:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done483
+	JZ          done581
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done483:
-fold463:
+done581:
+fold561:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -7219,7 +8003,7 @@ fold463:
 	VMOVUPS       X1, K2, (DI)(R9*1)
 	ADDQ          $0x10, DI
 	SUBQ          $0x04, R8
-	JG            block462
+	JG            block560
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -7245,11 +8029,11 @@ fold463:
 TEXT ·combineBF16AVX512(SB), NOSPLIT, $0-64
 	MOVQ         r+24(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows484
+	JE           rows582
 	CMPQ         AX, $0x03
-	JE           rows485
+	JE           rows583
 	CMPQ         AX, $0x04
-	JE           rows486
+	JE           rows584
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
@@ -7259,7 +8043,7 @@ TEXT ·combineBF16AVX512(SB), NOSPLIT, $0-64
 	SHLQ         $0x02, AX
 	XORQ         AX, AX
 
-block487:
+block585:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -7268,9 +8052,9 @@ block487:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done489
+	JLT   done587
 
-loop488:
+loop586:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -7288,7 +8072,7 @@ loop488:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first490
+	JZ      first588
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -7306,7 +8090,7 @@ loop488:
 	VMOVUPS 896(DX), Z15
 	VMOVUPS 960(DX), Z16
 
-first490:
+first588:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -7315,7 +8099,7 @@ first490:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key491:
+key589:
 	VBROADCASTSS (R8), Z17
 	VMOVUPS      (DI), Z19
 	VPSLLD       $0x10, Z19, Z18
@@ -7360,11 +8144,11 @@ key491:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key491
+	JNZ          key589
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between492
+	JGT          between590
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z17, Z1
@@ -7414,7 +8198,7 @@ key491:
 	VSHUFF32X4   $0xee, Z16, Z17, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between492:
+between590:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -7434,14 +8218,14 @@ between492:
 	ADDQ    $+512, CX
 	ADDQ    $+1024, DX
 	SUBQ    $+256, SI
-	JGE     loop488
+	JGE     loop586
 
-done489:
+done587:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done494
+	JLT  done592
 
-loop493:
+loop591:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -7451,7 +8235,7 @@ loop493:
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first495
+	JZ      first593
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -7461,7 +8245,7 @@ loop493:
 	VMOVUPS 384(DX), Z7
 	VMOVUPS 448(DX), Z8
 
-first495:
+first593:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -7470,7 +8254,7 @@ first495:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key496:
+key594:
 	VBROADCASTSS (R8), Z9
 	VMOVUPS      (DI), Z11
 	VPSLLD       $0x10, Z11, Z10
@@ -7495,11 +8279,11 @@ key496:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key496
+	JNZ          key594
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between497
+	JGT          between595
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z9, Z1
@@ -7525,7 +8309,7 @@ key496:
 	VSHUFF32X4   $0xee, Z8, Z9, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between497:
+between595:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -7537,26 +8321,26 @@ between497:
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, SI
-	JGE     loop493
+	JGE     loop591
 
-done494:
+done592:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done499
+	JLT  done597
 
-loop498:
+loop596:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first500
+	JZ      first598
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
 	VMOVUPS 192(DX), Z4
 
-first500:
+first598:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -7565,7 +8349,7 @@ first500:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key501:
+key599:
 	VBROADCASTSS (R8), Z5
 	VMOVUPS      (DI), Z7
 	VPSLLD       $0x10, Z7, Z6
@@ -7580,11 +8364,11 @@ key501:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key501
+	JNZ          key599
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between502
+	JGT          between600
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z5, Z1
@@ -7598,7 +8382,7 @@ key501:
 	VSHUFF32X4   $0xee, Z4, Z5, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between502:
+between600:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -7606,22 +8390,22 @@ between502:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, SI
-	JGE     loop498
+	JGE     loop596
 
-done499:
+done597:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done504
+	JLT  done602
 
-loop503:
+loop601:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first505
+	JZ      first603
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 
-first505:
+first603:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -7630,7 +8414,7 @@ first505:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key506:
+key604:
 	VBROADCASTSS (R8), Z3
 	VMOVUPS      (DI), Z5
 	VPSLLD       $0x10, Z5, Z4
@@ -7640,11 +8424,11 @@ key506:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key506
+	JNZ          key604
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between507
+	JGT          between605
 	VUNPCKLPS    Z2, Z1, Z3
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z3, Z1
@@ -7652,26 +8436,26 @@ key506:
 	VSHUFF32X4   $0xee, Z2, Z3, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
 
-between507:
+between605:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, SI
-	JGE     loop503
+	JGE     loop601
 
-done504:
+done602:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done509
+	JLT  done607
 
-loop508:
+loop606:
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first510
+	JZ      first608
 	VMOVUPS (DX), Z1
 
-first510:
+first608:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -7680,7 +8464,7 @@ first510:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key511:
+key609:
 	VBROADCASTSS (R8), Z2
 	VPMOVZXWD    (DI), Z3
 	VPSLLD       $0x10, Z3, Z3
@@ -7688,27 +8472,27 @@ key511:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key511
+	JNZ          key609
 	VMOVUPS      Z1, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop508
+	JGE          loop606
 
-done509:
+done607:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done512
+	JZ        done610
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first513
+	JZ        first611
 	VMOVUPS.Z (DX), K1, Z1
 
-first513:
+first611:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -7716,7 +8500,7 @@ first513:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key514:
+key612:
 	VBROADCASTSS (BX), Z2
 	VMOVDQU16.Z  (CX), K1, Y3
 	VPMOVZXWD    Y3, Z3
@@ -7725,17 +8509,17 @@ key514:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key514
+	JNZ          key612
 	VMOVUPS      Z1, K1, (DX)
 
-done512:
+done610:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block487
+	JLT  block585
 	VZEROUPPER
 	RET
 
-rows484:
+rows582:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
@@ -7745,7 +8529,7 @@ rows484:
 	SHLQ         $0x02, DI
 	XORQ         AX, AX
 
-block515:
+block613:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -7754,9 +8538,9 @@ block515:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done517
+	JLT   done615
 
-loop516:
+loop614:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -7774,7 +8558,7 @@ loop516:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first518
+	JZ      first616
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -7792,7 +8576,7 @@ loop516:
 	VMOVUPS 384(DX)(DI*1), Z15
 	VMOVUPS 448(DX)(DI*1), Z16
 
-first518:
+first616:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -7801,7 +8585,7 @@ first518:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key519:
+key617:
 	VBROADCASTSS (R10), Z17
 	VBROADCASTSS (R10)(SI*1), Z18
 	VMOVUPS      (R9), Z20
@@ -7835,11 +8619,11 @@ key519:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key519
+	JNZ          key617
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between520
+	JGT          between618
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z17, Z1
@@ -7889,7 +8673,7 @@ key519:
 	VSHUFF32X4   $0xee, Z16, Z17, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between520:
+between618:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -7909,14 +8693,14 @@ between520:
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop516
+	JGE     loop614
 
-done517:
+done615:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done522
+	JLT  done620
 
-loop521:
+loop619:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -7926,7 +8710,7 @@ loop521:
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first523
+	JZ      first621
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -7936,7 +8720,7 @@ loop521:
 	VMOVUPS 128(DX)(DI*1), Z7
 	VMOVUPS 192(DX)(DI*1), Z8
 
-first523:
+first621:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -7945,7 +8729,7 @@ first523:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key524:
+key622:
 	VBROADCASTSS (R10), Z9
 	VBROADCASTSS (R10)(SI*1), Z10
 	VMOVUPS      (R9), Z12
@@ -7965,11 +8749,11 @@ key524:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key524
+	JNZ          key622
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between525
+	JGT          between623
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z9, Z1
@@ -7995,7 +8779,7 @@ key524:
 	VSHUFF32X4   $0xee, Z8, Z9, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between525:
+between623:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -8007,26 +8791,26 @@ between525:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop521
+	JGE     loop619
 
-done522:
+done620:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done527
+	JLT  done625
 
-loop526:
+loop624:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first528
+	JZ      first626
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS (DX)(DI*1), Z3
 	VMOVUPS 64(DX)(DI*1), Z4
 
-first528:
+first626:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -8035,7 +8819,7 @@ first528:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key529:
+key627:
 	VBROADCASTSS (R10), Z5
 	VBROADCASTSS (R10)(SI*1), Z6
 	VMOVUPS      (R9), Z8
@@ -8048,11 +8832,11 @@ key529:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key529
+	JNZ          key627
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between530
+	JGT          between628
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z5, Z1
@@ -8066,7 +8850,7 @@ key529:
 	VSHUFF32X4   $0xee, Z4, Z5, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between530:
+between628:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, (DX)(DI*1)
@@ -8074,22 +8858,22 @@ between530:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop526
+	JGE     loop624
 
-done527:
+done625:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done532
+	JLT  done630
 
-loop531:
+loop629:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first533
+	JZ      first631
 	VMOVUPS (DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 
-first533:
+first631:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -8098,7 +8882,7 @@ first533:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key534:
+key632:
 	VPMOVZXWD    (R9), Z3
 	VPSLLD       $0x10, Z3, Z3
 	VBROADCASTSS (R10), Z4
@@ -8108,18 +8892,18 @@ key534:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key534
+	JNZ          key632
 	VMOVUPS      Z1, (DX)
 	VMOVUPS      Z2, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop531
+	JGE          loop629
 
-done532:
+done630:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done535
+	JZ        done633
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -8127,11 +8911,11 @@ done532:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first536
+	JZ        first634
 	VMOVUPS.Z (DX), K1, Z1
 	VMOVUPS.Z (DX)(DI*1), K1, Z2
 
-first536:
+first634:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -8139,7 +8923,7 @@ first536:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key537:
+key635:
 	VMOVDQU16.Z  (CX), K1, Y3
 	VPMOVZXWD    Y3, Z3
 	VPSLLD       $0x10, Z3, Z3
@@ -8150,18 +8934,18 @@ key537:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key537
+	JNZ          key635
 	VMOVUPS      Z1, K1, (DX)
 	VMOVUPS      Z2, K1, (DX)(DI*1)
 
-done535:
+done633:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block515
+	JLT  block613
 	VZEROUPPER
 	RET
 
-rows485:
+rows583:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
@@ -8173,7 +8957,7 @@ rows485:
 	LEAQ         (DI)(DI*2), AX
 	XORQ         AX, AX
 
-block538:
+block636:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -8182,9 +8966,9 @@ block538:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done540
+	JLT   done638
 
-loop539:
+loop637:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -8210,7 +8994,7 @@ loop539:
 	VXORPS  Z23, Z23, Z23
 	VXORPS  Z24, Z24, Z24
 	TESTQ   AX, AX
-	JZ      first541
+	JZ      first639
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -8236,7 +9020,7 @@ loop539:
 	VMOVUPS 384(DX)(DI*2), Z23
 	VMOVUPS 448(DX)(DI*2), Z24
 
-first541:
+first639:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -8245,7 +9029,7 @@ first541:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key542:
+key640:
 	VBROADCASTSS (R10), Z25
 	VBROADCASTSS (R10)(SI*1), Z26
 	VBROADCASTSS (R10)(SI*2), Z27
@@ -8288,11 +9072,11 @@ key542:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key542
+	JNZ          key640
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between543
+	JGT          between641
 	VUNPCKLPS    Z2, Z1, Z25
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z25, Z1
@@ -8366,7 +9150,7 @@ key542:
 	VSHUFF32X4   $0xee, Z24, Z25, Z24
 	VSHUFF32X4   $0xd8, Z24, Z24, Z24
 
-between543:
+between641:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -8394,14 +9178,14 @@ between543:
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop539
+	JGE     loop637
 
-done540:
+done638:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done545
+	JLT  done643
 
-loop544:
+loop642:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -8415,7 +9199,7 @@ loop544:
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
 	TESTQ   AX, AX
-	JZ      first546
+	JZ      first644
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -8429,7 +9213,7 @@ loop544:
 	VMOVUPS 128(DX)(DI*2), Z11
 	VMOVUPS 192(DX)(DI*2), Z12
 
-first546:
+first644:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -8438,7 +9222,7 @@ first546:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key547:
+key645:
 	VBROADCASTSS (R10), Z13
 	VBROADCASTSS (R10)(SI*1), Z14
 	VBROADCASTSS (R10)(SI*2), Z15
@@ -8463,11 +9247,11 @@ key547:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key547
+	JNZ          key645
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between548
+	JGT          between646
 	VUNPCKLPS    Z2, Z1, Z13
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z13, Z1
@@ -8505,7 +9289,7 @@ key547:
 	VSHUFF32X4   $0xee, Z12, Z13, Z12
 	VSHUFF32X4   $0xd8, Z12, Z12, Z12
 
-between548:
+between646:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -8521,14 +9305,14 @@ between548:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop544
+	JGE     loop642
 
-done545:
+done643:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done550
+	JLT  done648
 
-loop549:
+loop647:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -8536,7 +9320,7 @@ loop549:
 	VXORPS  Z5, Z5, Z5
 	VXORPS  Z6, Z6, Z6
 	TESTQ   AX, AX
-	JZ      first551
+	JZ      first649
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS (DX)(DI*1), Z3
@@ -8544,7 +9328,7 @@ loop549:
 	VMOVUPS (DX)(DI*2), Z5
 	VMOVUPS 64(DX)(DI*2), Z6
 
-first551:
+first649:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -8553,7 +9337,7 @@ first551:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key552:
+key650:
 	VMOVUPS      (R9), Z8
 	VPSLLD       $0x10, Z8, Z7
 	VPANDD       Z0, Z8, Z8
@@ -8569,11 +9353,11 @@ key552:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key552
+	JNZ          key650
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between553
+	JGT          between651
 	VUNPCKLPS    Z2, Z1, Z7
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z7, Z1
@@ -8593,7 +9377,7 @@ key552:
 	VSHUFF32X4   $0xee, Z6, Z7, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
 
-between553:
+between651:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, (DX)(DI*1)
@@ -8603,24 +9387,24 @@ between553:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop549
+	JGE     loop647
 
-done550:
+done648:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done555
+	JLT  done653
 
-loop554:
+loop652:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first556
+	JZ      first654
 	VMOVUPS (DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS (DX)(DI*2), Z3
 
-first556:
+first654:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -8629,7 +9413,7 @@ first556:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key557:
+key655:
 	VPMOVZXWD    (R9), Z4
 	VPSLLD       $0x10, Z4, Z4
 	VBROADCASTSS (R10), Z5
@@ -8641,19 +9425,19 @@ key557:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key557
+	JNZ          key655
 	VMOVUPS      Z1, (DX)
 	VMOVUPS      Z2, (DX)(DI*1)
 	VMOVUPS      Z3, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop554
+	JGE          loop652
 
-done555:
+done653:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done558
+	JZ        done656
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -8662,12 +9446,12 @@ done555:
 	VXORPS    Z2, Z2, Z2
 	VXORPS    Z3, Z3, Z3
 	TESTQ     AX, AX
-	JZ        first559
+	JZ        first657
 	VMOVUPS.Z (DX), K1, Z1
 	VMOVUPS.Z (DX)(DI*1), K1, Z2
 	VMOVUPS.Z (DX)(DI*2), K1, Z3
 
-first559:
+first657:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -8675,7 +9459,7 @@ first559:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key560:
+key658:
 	VMOVDQU16.Z  (CX), K1, Y4
 	VPMOVZXWD    Y4, Z4
 	VPSLLD       $0x10, Z4, Z4
@@ -8688,22 +9472,22 @@ key560:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key560
+	JNZ          key658
 	VMOVUPS      Z1, K1, (DX)
 	VMOVUPS      Z2, K1, (DX)(DI*1)
 	VMOVUPS      Z3, K1, (DX)(DI*2)
 
-done558:
+done656:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block538
+	JLT  block636
 	VZEROUPPER
 	RET
 
-rows486:
+rows584:
 	MOVQ         dv+56(FP), AX
 	CMPQ         AX, $0x40
-	JGT          wide561
+	JGT          wide659
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
@@ -8715,7 +9499,7 @@ rows486:
 	LEAQ         (R8)(R8*2), R9
 	XORQ         AX, AX
 
-block562:
+block660:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -8724,9 +9508,9 @@ block562:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R10
 	SUBQ  $+64, R10
-	JLT   done564
+	JLT   done662
 
-loop563:
+loop661:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -8744,7 +9528,7 @@ loop563:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first565
+	JZ      first663
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -8762,7 +9546,7 @@ loop563:
 	VMOVUPS 128(DX)(R9*1), Z15
 	VMOVUPS 192(DX)(R9*1), Z16
 
-first565:
+first663:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -8771,7 +9555,7 @@ first565:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key566:
+key664:
 	VBROADCASTSS (R12), Z17
 	VBROADCASTSS (R12)(SI*1), Z18
 	VBROADCASTSS (R12)(SI*2), Z19
@@ -8801,11 +9585,11 @@ key566:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key566
+	JNZ          key664
 	MOVQ         keys+48(FP), R11
 	SUBQ         AX, R11
 	CMPQ         R11, $0x20
-	JGT          between567
+	JGT          between665
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z17, Z1
@@ -8855,7 +9639,7 @@ key566:
 	VSHUFF32X4   $0xee, Z16, Z17, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between567:
+between665:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -8875,14 +9659,14 @@ between567:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R10
-	JGE     loop563
+	JGE     loop661
 
-done564:
+done662:
 	ADDQ $+64, R10
 	SUBQ $+32, R10
-	JLT  done569
+	JLT  done667
 
-loop568:
+loop666:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -8892,7 +9676,7 @@ loop568:
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first570
+	JZ      first668
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS (DX)(R8*1), Z3
@@ -8902,7 +9686,7 @@ loop568:
 	VMOVUPS (DX)(R9*1), Z7
 	VMOVUPS 64(DX)(R9*1), Z8
 
-first570:
+first668:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -8911,7 +9695,7 @@ first570:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key571:
+key669:
 	VMOVUPS      (R11), Z10
 	VPSLLD       $0x10, Z10, Z9
 	VPANDD       Z0, Z10, Z10
@@ -8930,11 +9714,11 @@ key571:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key571
+	JNZ          key669
 	MOVQ         keys+48(FP), R11
 	SUBQ         AX, R11
 	CMPQ         R11, $0x20
-	JGT          between572
+	JGT          between670
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z9, Z1
@@ -8960,7 +9744,7 @@ key571:
 	VSHUFF32X4   $0xee, Z8, Z9, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between572:
+between670:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, (DX)(R8*1)
@@ -8972,26 +9756,26 @@ between572:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R10
-	JGE     loop568
+	JGE     loop666
 
-done569:
+done667:
 	ADDQ $+32, R10
 	SUBQ $+16, R10
-	JLT  done574
+	JLT  done672
 
-loop573:
+loop671:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first575
+	JZ      first673
 	VMOVUPS (DX), Z1
 	VMOVUPS (DX)(R8*1), Z2
 	VMOVUPS (DX)(R8*2), Z3
 	VMOVUPS (DX)(R9*1), Z4
 
-first575:
+first673:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -9000,7 +9784,7 @@ first575:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key576:
+key674:
 	VPMOVZXWD    (R11), Z5
 	VPSLLD       $0x10, Z5, Z5
 	VBROADCASTSS (R12), Z6
@@ -9014,7 +9798,7 @@ key576:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key576
+	JNZ          key674
 	VMOVUPS      Z1, (DX)
 	VMOVUPS      Z2, (DX)(R8*1)
 	VMOVUPS      Z3, (DX)(R8*2)
@@ -9022,12 +9806,12 @@ key576:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R10
-	JGE          loop573
+	JGE          loop671
 
-done574:
+done672:
 	ADDQ      $+16, R10
 	TESTQ     R10, R10
-	JZ        done577
+	JZ        done675
 	MOVL      $0x00000001, R11
 	SHLXL     R10, R11, R11
 	DECL      R11
@@ -9037,13 +9821,13 @@ done574:
 	VXORPS    Z3, Z3, Z3
 	VXORPS    Z4, Z4, Z4
 	TESTQ     AX, AX
-	JZ        first578
+	JZ        first676
 	VMOVUPS.Z (DX), K1, Z1
 	VMOVUPS.Z (DX)(R8*1), K1, Z2
 	VMOVUPS.Z (DX)(R8*2), K1, Z3
 	VMOVUPS.Z (DX)(R9*1), K1, Z4
 
-first578:
+first676:
 	MOVQ    keys+48(FP), R10
 	MOVQ    BX, BX
 	SUBQ    AX, R10
@@ -9051,7 +9835,7 @@ first578:
 	CMPQ    R10, R11
 	CMOVQGT R11, R10
 
-key579:
+key677:
 	VMOVDQU16.Z  (CX), K1, Y5
 	VPMOVZXWD    Y5, Z5
 	VPSLLD       $0x10, Z5, Z5
@@ -9066,20 +9850,20 @@ key579:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R10
-	JNZ          key579
+	JNZ          key677
 	VMOVUPS      Z1, K1, (DX)
 	VMOVUPS      Z2, K1, (DX)(R8*1)
 	VMOVUPS      Z3, K1, (DX)(R8*2)
 	VMOVUPS      Z4, K1, (DX)(R9*1)
 
-done577:
+done675:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block562
+	JLT  block660
 	VZEROUPPER
 	RET
 
-wide561:
+wide659:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
@@ -9089,7 +9873,7 @@ wide561:
 	SHLQ         $0x02, DI
 	XORQ         AX, AX
 
-block580:
+block678:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -9098,9 +9882,9 @@ block580:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done582
+	JLT   done680
 
-loop581:
+loop679:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -9118,7 +9902,7 @@ loop581:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first583
+	JZ      first681
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -9136,7 +9920,7 @@ loop581:
 	VMOVUPS 384(DX)(DI*1), Z15
 	VMOVUPS 448(DX)(DI*1), Z16
 
-first583:
+first681:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9145,7 +9929,7 @@ first583:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key584:
+key682:
 	VBROADCASTSS (R10), Z17
 	VBROADCASTSS (R10)(SI*1), Z18
 	VMOVUPS      (R9), Z20
@@ -9179,11 +9963,11 @@ key584:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key584
+	JNZ          key682
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between585
+	JGT          between683
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z17, Z1
@@ -9233,7 +10017,7 @@ key584:
 	VSHUFF32X4   $0xee, Z16, Z17, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between585:
+between683:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -9253,14 +10037,14 @@ between585:
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop581
+	JGE     loop679
 
-done582:
+done680:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done587
+	JLT  done685
 
-loop586:
+loop684:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -9270,7 +10054,7 @@ loop586:
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first588
+	JZ      first686
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -9280,7 +10064,7 @@ loop586:
 	VMOVUPS 128(DX)(DI*1), Z7
 	VMOVUPS 192(DX)(DI*1), Z8
 
-first588:
+first686:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9289,7 +10073,7 @@ first588:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key589:
+key687:
 	VBROADCASTSS (R10), Z9
 	VBROADCASTSS (R10)(SI*1), Z10
 	VMOVUPS      (R9), Z12
@@ -9309,11 +10093,11 @@ key589:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key589
+	JNZ          key687
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between590
+	JGT          between688
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z9, Z1
@@ -9339,7 +10123,7 @@ key589:
 	VSHUFF32X4   $0xee, Z8, Z9, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between590:
+between688:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -9351,26 +10135,26 @@ between590:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop586
+	JGE     loop684
 
-done587:
+done685:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done592
+	JLT  done690
 
-loop591:
+loop689:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first593
+	JZ      first691
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS (DX)(DI*1), Z3
 	VMOVUPS 64(DX)(DI*1), Z4
 
-first593:
+first691:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9379,7 +10163,7 @@ first593:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key594:
+key692:
 	VBROADCASTSS (R10), Z5
 	VBROADCASTSS (R10)(SI*1), Z6
 	VMOVUPS      (R9), Z8
@@ -9392,11 +10176,11 @@ key594:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key594
+	JNZ          key692
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between595
+	JGT          between693
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z5, Z1
@@ -9410,7 +10194,7 @@ key594:
 	VSHUFF32X4   $0xee, Z4, Z5, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between595:
+between693:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, (DX)(DI*1)
@@ -9418,22 +10202,22 @@ between595:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop591
+	JGE     loop689
 
-done592:
+done690:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done597
+	JLT  done695
 
-loop596:
+loop694:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first598
+	JZ      first696
 	VMOVUPS (DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 
-first598:
+first696:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9442,7 +10226,7 @@ first598:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key599:
+key697:
 	VPMOVZXWD    (R9), Z3
 	VPSLLD       $0x10, Z3, Z3
 	VBROADCASTSS (R10), Z4
@@ -9452,18 +10236,18 @@ key599:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key599
+	JNZ          key697
 	VMOVUPS      Z1, (DX)
 	VMOVUPS      Z2, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop596
+	JGE          loop694
 
-done597:
+done695:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done600
+	JZ        done698
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -9471,11 +10255,11 @@ done597:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first601
+	JZ        first699
 	VMOVUPS.Z (DX), K1, Z1
 	VMOVUPS.Z (DX)(DI*1), K1, Z2
 
-first601:
+first699:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -9483,7 +10267,7 @@ first601:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key602:
+key700:
 	VMOVDQU16.Z  (CX), K1, Y3
 	VPMOVZXWD    Y3, Z3
 	VPSLLD       $0x10, Z3, Z3
@@ -9494,11 +10278,11 @@ key602:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key602
+	JNZ          key700
 	VMOVUPS      Z1, K1, (DX)
 	VMOVUPS      Z2, K1, (DX)(DI*1)
 
-done600:
+done698:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -9509,9 +10293,9 @@ done600:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done604
+	JLT   done702
 
-loop603:
+loop701:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -9529,7 +10313,7 @@ loop603:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first605
+	JZ      first703
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -9547,7 +10331,7 @@ loop603:
 	VMOVUPS 384(DX)(DI*1), Z15
 	VMOVUPS 448(DX)(DI*1), Z16
 
-first605:
+first703:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9556,7 +10340,7 @@ first605:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key606:
+key704:
 	VBROADCASTSS (R10), Z17
 	VBROADCASTSS (R10)(SI*1), Z18
 	VMOVUPS      (R9), Z20
@@ -9590,11 +10374,11 @@ key606:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key606
+	JNZ          key704
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between607
+	JGT          between705
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z17, Z1
@@ -9644,7 +10428,7 @@ key606:
 	VSHUFF32X4   $0xee, Z16, Z17, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between607:
+between705:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -9664,14 +10448,14 @@ between607:
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop603
+	JGE     loop701
 
-done604:
+done702:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done609
+	JLT  done707
 
-loop608:
+loop706:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -9681,7 +10465,7 @@ loop608:
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first610
+	JZ      first708
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -9691,7 +10475,7 @@ loop608:
 	VMOVUPS 128(DX)(DI*1), Z7
 	VMOVUPS 192(DX)(DI*1), Z8
 
-first610:
+first708:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9700,7 +10484,7 @@ first610:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key611:
+key709:
 	VBROADCASTSS (R10), Z9
 	VBROADCASTSS (R10)(SI*1), Z10
 	VMOVUPS      (R9), Z12
@@ -9720,11 +10504,11 @@ key611:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key611
+	JNZ          key709
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between612
+	JGT          between710
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z9, Z1
@@ -9750,7 +10534,7 @@ key611:
 	VSHUFF32X4   $0xee, Z8, Z9, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between612:
+between710:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -9762,26 +10546,26 @@ between612:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop608
+	JGE     loop706
 
-done609:
+done707:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done614
+	JLT  done712
 
-loop613:
+loop711:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first615
+	JZ      first713
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS (DX)(DI*1), Z3
 	VMOVUPS 64(DX)(DI*1), Z4
 
-first615:
+first713:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9790,7 +10574,7 @@ first615:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key616:
+key714:
 	VBROADCASTSS (R10), Z5
 	VBROADCASTSS (R10)(SI*1), Z6
 	VMOVUPS      (R9), Z8
@@ -9803,11 +10587,11 @@ key616:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key616
+	JNZ          key714
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between617
+	JGT          between715
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z5, Z1
@@ -9821,7 +10605,7 @@ key616:
 	VSHUFF32X4   $0xee, Z4, Z5, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between617:
+between715:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, (DX)(DI*1)
@@ -9829,22 +10613,22 @@ between617:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop613
+	JGE     loop711
 
-done614:
+done712:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done619
+	JLT  done717
 
-loop618:
+loop716:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first620
+	JZ      first718
 	VMOVUPS (DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 
-first620:
+first718:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9853,7 +10637,7 @@ first620:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key621:
+key719:
 	VPMOVZXWD    (R9), Z3
 	VPSLLD       $0x10, Z3, Z3
 	VBROADCASTSS (R10), Z4
@@ -9863,18 +10647,18 @@ key621:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key621
+	JNZ          key719
 	VMOVUPS      Z1, (DX)
 	VMOVUPS      Z2, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop618
+	JGE          loop716
 
-done619:
+done717:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done622
+	JZ        done720
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -9882,11 +10666,11 @@ done619:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first623
+	JZ        first721
 	VMOVUPS.Z (DX), K1, Z1
 	VMOVUPS.Z (DX)(DI*1), K1, Z2
 
-first623:
+first721:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -9894,7 +10678,7 @@ first623:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key624:
+key722:
 	VMOVDQU16.Z  (CX), K1, Y3
 	VPMOVZXWD    Y3, Z3
 	VPSLLD       $0x10, Z3, Z3
@@ -9905,14 +10689,14 @@ key624:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key624
+	JNZ          key722
 	VMOVUPS      Z1, K1, (DX)
 	VMOVUPS      Z2, K1, (DX)(DI*1)
 
-done622:
+done720:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block580
+	JLT  block678
 	VZEROUPPER
 	RET
 
@@ -9936,7 +10720,7 @@ TEXT ·normBF16AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block625:
+block723:
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
 	VXORPS Z4, Z4, Z4
@@ -9957,689 +10741,785 @@ block625:
 	MOVQ   CX, AX
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), BX
-	SUBQ   $+32, BX
-	JLT    done628
+	SUBQ   $+64, BX
+	JLT    done726
 
-loop627:
+loop725:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop627
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z2
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z2
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop725
 
-done628:
-	ADDQ $+32, BX
+done726:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done630
+	JLT  done728
 
-loop629:
+loop727:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop629
+	JGE         loop727
 
-done630:
+done728:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done631
+	JZ          done729
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
 
-done631:
+done729:
 	CMPQ DX, $0x01
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done633
+	SUBQ $+64, BX
+	JLT  done731
 
-loop632:
+loop730:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z3
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z3
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop632
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop730
 
-done633:
-	ADDQ $+32, BX
+done731:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done635
+	JLT  done733
 
-loop634:
+loop732:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z3
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop634
+	JGE         loop732
 
-done635:
+done733:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done636
+	JZ          done734
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z3
 
-done636:
+done734:
 	CMPQ DX, $0x02
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done638
+	SUBQ $+64, BX
+	JLT  done736
 
-loop637:
+loop735:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z4
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z4
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop637
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop735
 
-done638:
-	ADDQ $+32, BX
+done736:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done640
+	JLT  done738
 
-loop639:
+loop737:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z4
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop639
+	JGE         loop737
 
-done640:
+done738:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done641
+	JZ          done739
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z4
 
-done641:
+done739:
 	CMPQ DX, $0x03
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done643
+	SUBQ $+64, BX
+	JLT  done741
 
-loop642:
+loop740:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z5
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop642
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop740
 
-done643:
-	ADDQ $+32, BX
+done741:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done645
+	JLT  done743
 
-loop644:
+loop742:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z5
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop644
+	JGE         loop742
 
-done645:
+done743:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done646
+	JZ          done744
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done646:
+done744:
 	CMPQ DX, $0x04
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done648
+	SUBQ $+64, BX
+	JLT  done746
 
-loop647:
+loop745:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop647
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z6
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z6
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop745
 
-done648:
-	ADDQ $+32, BX
+done746:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done650
+	JLT  done748
 
-loop649:
+loop747:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop649
+	JGE         loop747
 
-done650:
+done748:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done651
+	JZ          done749
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
 
-done651:
+done749:
 	CMPQ DX, $0x05
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done653
+	SUBQ $+64, BX
+	JLT  done751
 
-loop652:
+loop750:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z7
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z7
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop652
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop750
 
-done653:
-	ADDQ $+32, BX
+done751:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done655
+	JLT  done753
 
-loop654:
+loop752:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z7
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop654
+	JGE         loop752
 
-done655:
+done753:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done656
+	JZ          done754
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z7
 
-done656:
+done754:
 	CMPQ DX, $0x06
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done658
+	SUBQ $+64, BX
+	JLT  done756
 
-loop657:
+loop755:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z8
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z8
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop657
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop755
 
-done658:
-	ADDQ $+32, BX
+done756:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done660
+	JLT  done758
 
-loop659:
+loop757:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z8
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop659
+	JGE         loop757
 
-done660:
+done758:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done661
+	JZ          done759
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z8
 
-done661:
+done759:
 	CMPQ DX, $0x07
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done663
+	SUBQ $+64, BX
+	JLT  done761
 
-loop662:
+loop760:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z9
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop662
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop760
 
-done663:
-	ADDQ $+32, BX
+done761:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done665
+	JLT  done763
 
-loop664:
+loop762:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z9
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop664
+	JGE         loop762
 
-done665:
+done763:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done666
+	JZ          done764
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done666:
+done764:
 	CMPQ DX, $0x08
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done668
+	SUBQ $+64, BX
+	JLT  done766
 
-loop667:
+loop765:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop667
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z10
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z10
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop765
 
-done668:
-	ADDQ $+32, BX
+done766:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done670
+	JLT  done768
 
-loop669:
+loop767:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop669
+	JGE         loop767
 
-done670:
+done768:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done671
+	JZ          done769
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
 
-done671:
+done769:
 	CMPQ DX, $0x09
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done673
+	SUBQ $+64, BX
+	JLT  done771
 
-loop672:
+loop770:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z11
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z11
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop672
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop770
 
-done673:
-	ADDQ $+32, BX
+done771:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done675
+	JLT  done773
 
-loop674:
+loop772:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z11
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop674
+	JGE         loop772
 
-done675:
+done773:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done676
+	JZ          done774
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z11
 
-done676:
+done774:
 	CMPQ DX, $0x0a
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done678
+	SUBQ $+64, BX
+	JLT  done776
 
-loop677:
+loop775:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z12
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z12
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop677
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop775
 
-done678:
-	ADDQ $+32, BX
+done776:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done680
+	JLT  done778
 
-loop679:
+loop777:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z12
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop679
+	JGE         loop777
 
-done680:
+done778:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done681
+	JZ          done779
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z12
 
-done681:
+done779:
 	CMPQ DX, $0x0b
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done683
+	SUBQ $+64, BX
+	JLT  done781
 
-loop682:
+loop780:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z13
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop682
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop780
 
-done683:
-	ADDQ $+32, BX
+done781:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done685
+	JLT  done783
 
-loop684:
+loop782:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z13
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop684
+	JGE         loop782
 
-done685:
+done783:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done686
+	JZ          done784
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done686:
+done784:
 	CMPQ DX, $0x0c
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done688
+	SUBQ $+64, BX
+	JLT  done786
 
-loop687:
+loop785:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop687
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z14
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop785
 
-done688:
-	ADDQ $+32, BX
+done786:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done690
+	JLT  done788
 
-loop689:
+loop787:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop689
+	JGE         loop787
 
-done690:
+done788:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done691
+	JZ          done789
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
 
-done691:
+done789:
 	CMPQ DX, $0x0d
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done693
+	SUBQ $+64, BX
+	JLT  done791
 
-loop692:
+loop790:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z15
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z15
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop692
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop790
 
-done693:
-	ADDQ $+32, BX
+done791:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done695
+	JLT  done793
 
-loop694:
+loop792:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z15
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop694
+	JGE         loop792
 
-done695:
+done793:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done696
+	JZ          done794
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z15
 
-done696:
+done794:
 	CMPQ DX, $0x0e
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done698
+	SUBQ $+64, BX
+	JLT  done796
 
-loop697:
+loop795:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z16
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z16
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop697
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop795
 
-done698:
-	ADDQ $+32, BX
+done796:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done700
+	JLT  done798
 
-loop699:
+loop797:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z16
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop699
+	JGE         loop797
 
-done700:
+done798:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done701
+	JZ          done799
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z16
 
-done701:
+done799:
 	CMPQ DX, $0x0f
-	JLE  fold626
+	JLE  fold724
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done703
+	SUBQ $+64, BX
+	JLT  done801
 
-loop702:
+loop800:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z17
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop702
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop800
 
-done703:
-	ADDQ $+32, BX
+done801:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done705
+	JLT  done803
 
-loop704:
+loop802:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z17
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop704
+	JGE         loop802
 
-done705:
+done803:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done706
+	JZ          done804
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done706:
-fold626:
+done804:
+fold724:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -10688,7 +11568,7 @@ fold626:
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
 	SUBQ          $0x10, DX
-	JG            block625
+	JG            block723
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -10721,15 +11601,15 @@ TEXT ·peakBF16AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block707:
+block805:
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done709
+	SUBQ $+64, BX
+	JLT  done807
 
-loop708:
+loop806:
 	VPMOVZXWD (CX), Z2
 	VPSLLD    $0x10, Z2, Z2
 	VPANDD    Z0, Z2, Z2
@@ -10738,37 +11618,45 @@ loop708:
 	VPSLLD    $0x10, Z2, Z2
 	VPANDD    Z0, Z2, Z2
 	VPMAXUD   Z2, Z1, Z1
-	ADDQ      $+64, CX
-	SUBQ      $+32, BX
-	JGE       loop708
+	VPMOVZXWD 64(CX), Z2
+	VPSLLD    $0x10, Z2, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	VPMOVZXWD 96(CX), Z2
+	VPSLLD    $0x10, Z2, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	ADDQ      $+128, CX
+	SUBQ      $+64, BX
+	JGE       loop806
 
-done709:
-	ADDQ $+32, BX
+done807:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done711
+	JLT  done809
 
-loop710:
+loop808:
 	VPMOVZXWD (CX), Z2
 	VPSLLD    $0x10, Z2, Z2
 	VPANDD    Z0, Z2, Z2
 	VPMAXUD   Z2, Z1, Z1
 	ADDQ      $+32, CX
 	SUBQ      $+16, BX
-	JGE       loop710
+	JGE       loop808
 
-done711:
+done809:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done712
+	JZ          done810
 	VMOVDQU16.Z (CX), K1, Y2
 	VPMOVZXWD   Y2, Z2
 	VPSLLD      $0x10, Z2, Z2
 	VPANDD      Z0, Z2, Z2
 	VPMAXUD     Z2, Z1, Z1
 
-done712:
+done810:
 	SUBQ          $0x01, DX
-	JG            block707
+	JG            block805
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -10793,9 +11681,9 @@ TEXT ·widenBF16AVX512(SB), NOSPLIT, $0-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+64, DX
-	JLT  done714
+	JLT  done812
 
-loop713:
+loop811:
 	VPMOVZXWD (CX), Z0
 	VPSLLD    $0x10, Z0, Z0
 	VMOVUPS   Z0, (AX)
@@ -10811,26 +11699,26 @@ loop713:
 	ADDQ      $+128, CX
 	ADDQ      $+256, AX
 	SUBQ      $+64, DX
-	JGE       loop713
+	JGE       loop811
 
-done714:
+done812:
 	ADDQ $+64, DX
 	SUBQ $+16, DX
-	JLT  done716
+	JLT  done814
 
-loop715:
+loop813:
 	VPMOVZXWD (CX), Z0
 	VPSLLD    $0x10, Z0, Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+32, CX
 	ADDQ      $+64, AX
 	SUBQ      $+16, DX
-	JGE       loop715
+	JGE       loop813
 
-done716:
+done814:
 	ADDQ        $+16, DX
 	TESTQ       DX, DX
-	JZ          done717
+	JZ          done815
 	MOVL        $0x00000001, BX
 	SHLXL       DX, BX, BX
 	DECL        BX
@@ -10840,7 +11728,7 @@ done716:
 	VPSLLD      $0x10, Z0, Z0
 	VMOVUPS     Z0, K1, (AX)
 
-done717:
+done815:
 	VZEROUPPER
 	RET
 
@@ -10849,11 +11737,11 @@ done717:
 TEXT ·dotsF16AVX512(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows718
+	JE           rows816
 	CMPQ         AX, $0x03
-	JE           rows719
+	JE           rows817
 	CMPQ         AX, $0x04
-	JE           rows720
+	JE           rows818
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -10871,7 +11759,7 @@ TEXT ·dotsF16AVX512(SB), NOSPLIT, $0-72
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block721:
+block819:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -10893,736 +11781,752 @@ block721:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
-	SUBQ   $+32, DI
-	JLT    done724
+	SUBQ   $+64, DI
+	JLT    done822
 
-loop723:
+loop821:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS (DX), Z17, Z1
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop723
+	VFMADD231PS 64(DX), Z17, Z1
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z1
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z1
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop821
 
-done724:
-	ADDQ $+32, DI
+done822:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done726
+	JLT  done824
 
-loop725:
+loop823:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS (DX), Z17, Z1
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop725
+	JGE         loop823
 
-done726:
+done824:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done727
+	JZ          done825
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 
-done727:
+done825:
 	CMPQ SI, $0x01
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done729
+	SUBQ $+64, DI
+	JLT  done827
 
-loop728:
+loop826:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS (DX), Z17, Z2
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop728
+	VFMADD231PS 64(DX), Z17, Z2
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z2
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z2
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop826
 
-done729:
-	ADDQ $+32, DI
+done827:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done731
+	JLT  done829
 
-loop730:
+loop828:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS (DX), Z17, Z2
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop730
+	JGE         loop828
 
-done731:
+done829:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done732
+	JZ          done830
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 
-done732:
+done830:
 	CMPQ SI, $0x02
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done734
+	SUBQ $+64, DI
+	JLT  done832
 
-loop733:
+loop831:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS (DX), Z17, Z3
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop733
+	VFMADD231PS 64(DX), Z17, Z3
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z3
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z3
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop831
 
-done734:
-	ADDQ $+32, DI
+done832:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done736
+	JLT  done834
 
-loop735:
+loop833:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS (DX), Z17, Z3
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop735
+	JGE         loop833
 
-done736:
+done834:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done737
+	JZ          done835
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 
-done737:
+done835:
 	CMPQ SI, $0x03
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done739
+	SUBQ $+64, DI
+	JLT  done837
 
-loop738:
+loop836:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS (DX), Z17, Z4
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop738
+	VFMADD231PS 64(DX), Z17, Z4
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z4
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z4
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop836
 
-done739:
-	ADDQ $+32, DI
+done837:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done741
+	JLT  done839
 
-loop740:
+loop838:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS (DX), Z17, Z4
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop740
+	JGE         loop838
 
-done741:
+done839:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done742
+	JZ          done840
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 
-done742:
+done840:
 	CMPQ SI, $0x04
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done744
+	SUBQ $+64, DI
+	JLT  done842
 
-loop743:
+loop841:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS (DX), Z17, Z5
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop743
+	VFMADD231PS 64(DX), Z17, Z5
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z5
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z5
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop841
 
-done744:
-	ADDQ $+32, DI
+done842:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done746
+	JLT  done844
 
-loop745:
+loop843:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS (DX), Z17, Z5
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop745
+	JGE         loop843
 
-done746:
+done844:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done747
+	JZ          done845
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 
-done747:
+done845:
 	CMPQ SI, $0x05
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done749
+	SUBQ $+64, DI
+	JLT  done847
 
-loop748:
+loop846:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS (DX), Z17, Z6
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop748
+	VFMADD231PS 64(DX), Z17, Z6
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z6
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z6
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop846
 
-done749:
-	ADDQ $+32, DI
+done847:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done751
+	JLT  done849
 
-loop750:
+loop848:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS (DX), Z17, Z6
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop750
+	JGE         loop848
 
-done751:
+done849:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done752
+	JZ          done850
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 
-done752:
+done850:
 	CMPQ SI, $0x06
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done754
+	SUBQ $+64, DI
+	JLT  done852
 
-loop753:
+loop851:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS (DX), Z17, Z7
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop753
+	VFMADD231PS 64(DX), Z17, Z7
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z7
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z7
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop851
 
-done754:
-	ADDQ $+32, DI
+done852:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done756
+	JLT  done854
 
-loop755:
+loop853:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS (DX), Z17, Z7
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop755
+	JGE         loop853
 
-done756:
+done854:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done757
+	JZ          done855
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 
-done757:
+done855:
 	CMPQ SI, $0x07
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done759
+	SUBQ $+64, DI
+	JLT  done857
 
-loop758:
+loop856:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS (DX), Z17, Z8
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop758
+	VFMADD231PS 64(DX), Z17, Z8
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z8
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z8
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop856
 
-done759:
-	ADDQ $+32, DI
+done857:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done761
+	JLT  done859
 
-loop760:
+loop858:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS (DX), Z17, Z8
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop760
+	JGE         loop858
 
-done761:
+done859:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done762
+	JZ          done860
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 
-done762:
+done860:
 	CMPQ SI, $0x08
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done764
+	SUBQ $+64, DI
+	JLT  done862
 
-loop763:
+loop861:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (DX), Z17, Z9
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop763
+	VFMADD231PS 64(DX), Z17, Z9
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z9
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop861
 
-done764:
-	ADDQ $+32, DI
+done862:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done766
+	JLT  done864
 
-loop765:
+loop863:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (DX), Z17, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop765
+	JGE         loop863
 
-done766:
+done864:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done767
+	JZ          done865
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 
-done767:
+done865:
 	CMPQ SI, $0x09
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done769
+	SUBQ $+64, DI
+	JLT  done867
 
-loop768:
+loop866:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (DX), Z17, Z10
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z10
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop768
+	VFMADD231PS 64(DX), Z17, Z10
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z10
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop866
 
-done769:
-	ADDQ $+32, DI
+done867:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done771
+	JLT  done869
 
-loop770:
+loop868:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (DX), Z17, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop770
+	JGE         loop868
 
-done771:
+done869:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done772
+	JZ          done870
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 
-done772:
+done870:
 	CMPQ SI, $0x0a
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done774
+	SUBQ $+64, DI
+	JLT  done872
 
-loop773:
+loop871:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (DX), Z17, Z11
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop773
+	VFMADD231PS 64(DX), Z17, Z11
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z11
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop871
 
-done774:
-	ADDQ $+32, DI
+done872:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done776
+	JLT  done874
 
-loop775:
+loop873:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (DX), Z17, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop775
+	JGE         loop873
 
-done776:
+done874:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done777
+	JZ          done875
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 
-done777:
+done875:
 	CMPQ SI, $0x0b
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done779
+	SUBQ $+64, DI
+	JLT  done877
 
-loop778:
+loop876:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (DX), Z17, Z12
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z12
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop778
+	VFMADD231PS 64(DX), Z17, Z12
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z12
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop876
 
-done779:
-	ADDQ $+32, DI
+done877:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done781
+	JLT  done879
 
-loop780:
+loop878:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (DX), Z17, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop780
+	JGE         loop878
 
-done781:
+done879:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done782
+	JZ          done880
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 
-done782:
+done880:
 	CMPQ SI, $0x0c
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done784
+	SUBQ $+64, DI
+	JLT  done882
 
-loop783:
+loop881:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (DX), Z17, Z13
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop783
+	VFMADD231PS 64(DX), Z17, Z13
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z13
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop881
 
-done784:
-	ADDQ $+32, DI
+done882:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done786
+	JLT  done884
 
-loop785:
+loop883:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (DX), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop785
+	JGE         loop883
 
-done786:
+done884:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done787
+	JZ          done885
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done787:
+done885:
 	CMPQ SI, $0x0d
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done789
+	SUBQ $+64, DI
+	JLT  done887
 
-loop788:
+loop886:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (DX), Z17, Z14
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop788
+	VFMADD231PS 64(DX), Z17, Z14
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z14
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop886
 
-done789:
-	ADDQ $+32, DI
+done887:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done791
+	JLT  done889
 
-loop790:
+loop888:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (DX), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop790
+	JGE         loop888
 
-done791:
+done889:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done792
+	JZ          done890
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done792:
+done890:
 	CMPQ SI, $0x0e
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done794
+	SUBQ $+64, DI
+	JLT  done892
 
-loop793:
+loop891:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (DX), Z17, Z15
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop793
+	VFMADD231PS 64(DX), Z17, Z15
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z15
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop891
 
-done794:
-	ADDQ $+32, DI
+done892:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done796
+	JLT  done894
 
-loop795:
+loop893:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (DX), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop795
+	JGE         loop893
 
-done796:
+done894:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done797
+	JZ          done895
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done797:
+done895:
 	CMPQ SI, $0x0f
-	JLE  fold722
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done799
+	SUBQ $+64, DI
+	JLT  done897
 
-loop798:
+loop896:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (DX), Z17, Z16
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop798
+	VFMADD231PS 64(DX), Z17, Z16
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z16
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop896
 
-done799:
-	ADDQ $+32, DI
+done897:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done801
+	JLT  done899
 
-loop800:
+loop898:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (DX), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop800
+	JGE         loop898
 
-done801:
+done899:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done802
+	JZ          done900
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done802:
-fold722:
+done900:
+fold820:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
 	VADDPS     Z17, Z1, Z17
@@ -11683,7 +12587,7 @@ fold722:
 	VMOVUPS    Z3, K2, (BX)
 	ADDQ       $0x40, BX
 	SUBQ       $0x10, SI
-	JG         block721
+	JG         block819
 	MOVQ       top+16(FP), AX
 	VSHUFF32X4 $0x4e, Z0, Z0, Z1
 	VMAXPS     Z1, Z0, Z0
@@ -11699,7 +12603,7 @@ fold722:
 	VZEROUPPER
 	RET
 
-rows718:
+rows816:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -11719,7 +12623,7 @@ rows718:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block803:
+block901:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -11741,432 +12645,432 @@ block803:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+32, R8
-	JLT    done806
+	SUBQ   $+64, R8
+	JLT    done904
 
-loop805:
+loop903:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop805
+	VFMADD231PS 64(BX), Z17, Z1
+	VFMADD231PS 64(BX)(DX*1), Z17, Z9
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z1
+	VFMADD231PS 128(BX)(DX*1), Z17, Z9
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z1
+	VFMADD231PS 192(BX)(DX*1), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop903
 
-done806:
-	ADDQ $+32, R8
+done904:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done808
+	JLT  done906
 
-loop807:
+loop905:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop807
+	JGE         loop905
 
-done808:
+done906:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done809
+	JZ          done907
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 
-done809:
+done907:
 	CMPQ DI, $0x01
-	JLE  fold804
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done811
+	SUBQ $+64, R8
+	JLT  done909
 
-loop810:
+loop908:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop810
+	VFMADD231PS 64(BX), Z17, Z2
+	VFMADD231PS 64(BX)(DX*1), Z17, Z10
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z2
+	VFMADD231PS 128(BX)(DX*1), Z17, Z10
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z2
+	VFMADD231PS 192(BX)(DX*1), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop908
 
-done811:
-	ADDQ $+32, R8
+done909:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done813
+	JLT  done911
 
-loop812:
+loop910:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop812
+	JGE         loop910
 
-done813:
+done911:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done814
+	JZ          done912
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 
-done814:
+done912:
 	CMPQ DI, $0x02
-	JLE  fold804
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done816
+	SUBQ $+64, R8
+	JLT  done914
 
-loop815:
+loop913:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop815
+	VFMADD231PS 64(BX), Z17, Z3
+	VFMADD231PS 64(BX)(DX*1), Z17, Z11
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z3
+	VFMADD231PS 128(BX)(DX*1), Z17, Z11
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z3
+	VFMADD231PS 192(BX)(DX*1), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop913
 
-done816:
-	ADDQ $+32, R8
+done914:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done818
+	JLT  done916
 
-loop817:
+loop915:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop817
+	JGE         loop915
 
-done818:
+done916:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done819
+	JZ          done917
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 
-done819:
+done917:
 	CMPQ DI, $0x03
-	JLE  fold804
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done821
+	SUBQ $+64, R8
+	JLT  done919
 
-loop820:
+loop918:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop820
+	VFMADD231PS 64(BX), Z17, Z4
+	VFMADD231PS 64(BX)(DX*1), Z17, Z12
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z4
+	VFMADD231PS 128(BX)(DX*1), Z17, Z12
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z4
+	VFMADD231PS 192(BX)(DX*1), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop918
 
-done821:
-	ADDQ $+32, R8
+done919:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done823
+	JLT  done921
 
-loop822:
+loop920:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop822
+	JGE         loop920
 
-done823:
+done921:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done824
+	JZ          done922
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 
-done824:
+done922:
 	CMPQ DI, $0x04
-	JLE  fold804
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done826
+	SUBQ $+64, R8
+	JLT  done924
 
-loop825:
+loop923:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop825
+	VFMADD231PS 64(BX), Z17, Z5
+	VFMADD231PS 64(BX)(DX*1), Z17, Z13
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z5
+	VFMADD231PS 128(BX)(DX*1), Z17, Z13
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z5
+	VFMADD231PS 192(BX)(DX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop923
 
-done826:
-	ADDQ $+32, R8
+done924:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done828
+	JLT  done926
 
-loop827:
+loop925:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop827
+	JGE         loop925
 
-done828:
+done926:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done829
+	JZ          done927
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done829:
+done927:
 	CMPQ DI, $0x05
-	JLE  fold804
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done831
+	SUBQ $+64, R8
+	JLT  done929
 
-loop830:
+loop928:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop830
+	VFMADD231PS 64(BX), Z17, Z6
+	VFMADD231PS 64(BX)(DX*1), Z17, Z14
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z6
+	VFMADD231PS 128(BX)(DX*1), Z17, Z14
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z6
+	VFMADD231PS 192(BX)(DX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop928
 
-done831:
-	ADDQ $+32, R8
+done929:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done833
+	JLT  done931
 
-loop832:
+loop930:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop832
+	JGE         loop930
 
-done833:
+done931:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done834
+	JZ          done932
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done834:
+done932:
 	CMPQ DI, $0x06
-	JLE  fold804
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done836
+	SUBQ $+64, R8
+	JLT  done934
 
-loop835:
+loop933:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop835
+	VFMADD231PS 64(BX), Z17, Z7
+	VFMADD231PS 64(BX)(DX*1), Z17, Z15
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z7
+	VFMADD231PS 128(BX)(DX*1), Z17, Z15
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z7
+	VFMADD231PS 192(BX)(DX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop933
 
-done836:
-	ADDQ $+32, R8
+done934:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done838
+	JLT  done936
 
-loop837:
+loop935:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop837
+	JGE         loop935
 
-done838:
+done936:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done839
+	JZ          done937
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done839:
+done937:
 	CMPQ DI, $0x07
-	JLE  fold804
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done841
+	SUBQ $+64, R8
+	JLT  done939
 
-loop840:
+loop938:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop840
+	VFMADD231PS 64(BX), Z17, Z8
+	VFMADD231PS 64(BX)(DX*1), Z17, Z16
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z8
+	VFMADD231PS 128(BX)(DX*1), Z17, Z16
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z8
+	VFMADD231PS 192(BX)(DX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop938
 
-done841:
-	ADDQ $+32, R8
+done939:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done843
+	JLT  done941
 
-loop842:
+loop940:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop842
+	JGE         loop940
 
-done843:
+done941:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done844
+	JZ          done942
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done844:
-fold804:
+done942:
+fold902:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -12230,7 +13134,7 @@ fold804:
 	VMOVUPS       Y1, K2, (SI)(BX*1)
 	ADDQ          $0x20, SI
 	SUBQ          $0x08, DI
-	JG            block803
+	JG            block901
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -12247,10 +13151,10 @@ fold804:
 	VZEROUPPER
 	RET
 
-rows719:
+rows817:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long845
+	JGT          long943
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -12270,7 +13174,7 @@ rows719:
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block846:
+block944:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -12301,117 +13205,117 @@ block846:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R12
 	SUBQ    $+32, R12
-	JLT     done849
+	JLT     done947
 
-loop848:
-	VMOVUPS     (R9), Z13
-	VMOVUPS     (R9)(R8*1), Z14
-	VMOVUPS     (R9)(R8*2), Z15
-	VCVTPH2PS   (DX), Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   (BX), Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VCVTPH2PS   (SI), Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
+loop946:
+	VCVTPH2PS   (DX), Z13
+	VCVTPH2PS   (BX), Z14
+	VCVTPH2PS   (SI), Z15
 	VCVTPH2PS   (DI), Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
-	VMOVUPS     64(R9), Z13
-	VMOVUPS     64(R9)(R8*1), Z14
-	VMOVUPS     64(R9)(R8*2), Z15
-	VCVTPH2PS   32(DX), Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   32(BX), Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VCVTPH2PS   32(SI), Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
+	VMOVUPS     (R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     (R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     (R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
+	VCVTPH2PS   32(DX), Z13
+	VCVTPH2PS   32(BX), Z14
+	VCVTPH2PS   32(SI), Z15
 	VCVTPH2PS   32(DI), Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS     64(R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     64(R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     64(R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
 	ADDQ        $+64, DX
 	ADDQ        $+64, BX
 	ADDQ        $+64, SI
 	ADDQ        $+64, DI
 	ADDQ        $+128, R9
 	SUBQ        $+32, R12
-	JGE         loop848
+	JGE         loop946
 
-done849:
+done947:
 	ADDQ $+32, R12
 	SUBQ $+16, R12
-	JLT  done851
+	JLT  done949
 
-loop850:
-	VMOVUPS     (R9), Z13
-	VMOVUPS     (R9)(R8*1), Z14
-	VMOVUPS     (R9)(R8*2), Z15
-	VCVTPH2PS   (DX), Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   (BX), Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VCVTPH2PS   (SI), Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
+loop948:
+	VCVTPH2PS   (DX), Z13
+	VCVTPH2PS   (BX), Z14
+	VCVTPH2PS   (SI), Z15
 	VCVTPH2PS   (DI), Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS     (R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     (R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     (R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
 	ADDQ        $+32, DX
 	ADDQ        $+32, BX
 	ADDQ        $+32, SI
 	ADDQ        $+32, DI
 	ADDQ        $+64, R9
 	SUBQ        $+16, R12
-	JGE         loop850
+	JGE         loop948
 
-done851:
+done949:
 	ADDQ        $+16, R12
 	TESTQ       R12, R12
-	JZ          done852
-	VMOVUPS.Z   (R9), K1, Z13
-	VMOVUPS.Z   (R9)(R8*1), K1, Z14
-	VMOVUPS.Z   (R9)(R8*2), K1, Z15
-	VMOVDQU16.Z (DX), K1, Y16
-	VCVTPH2PS   Y16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VMOVDQU16.Z (BX), K1, Y16
-	VCVTPH2PS   Y16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VMOVDQU16.Z (SI), K1, Y16
-	VCVTPH2PS   Y16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
+	JZ          done950
+	VMOVDQU16.Z (DX), K1, Y13
+	VCVTPH2PS   Y13, Z13
+	VMOVDQU16.Z (BX), K1, Y14
+	VCVTPH2PS   Y14, Z14
+	VMOVDQU16.Z (SI), K1, Y15
+	VCVTPH2PS   Y15, Z15
 	VMOVDQU16.Z (DI), K1, Y16
 	VCVTPH2PS   Y16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS.Z   (R9), K1, Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS.Z   (R9)(R8*1), K1, Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS.Z   (R9)(R8*2), K1, Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
 
-done852:
+done950:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -12477,7 +13381,7 @@ done852:
 	VMOVUPS       X1, K2, (R10)(BX*2)
 	ADDQ          $0x10, R10
 	SUBQ          $0x04, R11
-	JG            block846
+	JG            block944
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -12495,7 +13399,7 @@ done852:
 	VZEROUPPER
 	RET
 
-long845:
+long943:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -12515,7 +13419,7 @@ long845:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block853:
+block951:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -12533,248 +13437,244 @@ block853:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+32, R8
-	JLT    done856
+	SUBQ   $+64, R8
+	JLT    done954
 
-loop855:
+loop953:
 	VCVTPH2PS   (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z1
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z5
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z9
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
 	VCVTPH2PS   32(CX), Z13
-	VMOVUPS     64(BX), Z14
-	VFMADD231PS Z13, Z14, Z1
-	VMOVUPS     64(BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z5
-	VMOVUPS     64(BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop855
+	VFMADD231PS 64(BX), Z13, Z1
+	VFMADD231PS 64(BX)(DX*1), Z13, Z5
+	VFMADD231PS 64(BX)(DX*2), Z13, Z9
+	VCVTPH2PS   64(CX), Z13
+	VFMADD231PS 128(BX), Z13, Z1
+	VFMADD231PS 128(BX)(DX*1), Z13, Z5
+	VFMADD231PS 128(BX)(DX*2), Z13, Z9
+	VCVTPH2PS   96(CX), Z13
+	VFMADD231PS 192(BX), Z13, Z1
+	VFMADD231PS 192(BX)(DX*1), Z13, Z5
+	VFMADD231PS 192(BX)(DX*2), Z13, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop953
 
-done856:
-	ADDQ $+32, R8
+done954:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done858
+	JLT  done956
 
-loop857:
+loop955:
 	VCVTPH2PS   (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z1
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z5
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z9
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop857
+	JGE         loop955
 
-done858:
+done956:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done859
+	JZ          done957
 	VMOVDQU16.Z (CX), K1, Y13
 	VCVTPH2PS   Y13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z1
+	VFMADD231PS Z14, Z13, Z1
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z5
+	VFMADD231PS Z14, Z13, Z5
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z9
+	VFMADD231PS Z14, Z13, Z9
 
-done859:
+done957:
 	CMPQ DI, $0x01
-	JLE  fold854
+	JLE  fold952
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done861
+	SUBQ $+64, R8
+	JLT  done959
 
-loop860:
+loop958:
 	VCVTPH2PS   (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z2
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z6
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z10
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
 	VCVTPH2PS   32(CX), Z13
-	VMOVUPS     64(BX), Z14
-	VFMADD231PS Z13, Z14, Z2
-	VMOVUPS     64(BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z6
-	VMOVUPS     64(BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z10
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop860
+	VFMADD231PS 64(BX), Z13, Z2
+	VFMADD231PS 64(BX)(DX*1), Z13, Z6
+	VFMADD231PS 64(BX)(DX*2), Z13, Z10
+	VCVTPH2PS   64(CX), Z13
+	VFMADD231PS 128(BX), Z13, Z2
+	VFMADD231PS 128(BX)(DX*1), Z13, Z6
+	VFMADD231PS 128(BX)(DX*2), Z13, Z10
+	VCVTPH2PS   96(CX), Z13
+	VFMADD231PS 192(BX), Z13, Z2
+	VFMADD231PS 192(BX)(DX*1), Z13, Z6
+	VFMADD231PS 192(BX)(DX*2), Z13, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop958
 
-done861:
-	ADDQ $+32, R8
+done959:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done863
+	JLT  done961
 
-loop862:
+loop960:
 	VCVTPH2PS   (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z2
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z6
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z10
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop862
+	JGE         loop960
 
-done863:
+done961:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done864
+	JZ          done962
 	VMOVDQU16.Z (CX), K1, Y13
 	VCVTPH2PS   Y13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z2
+	VFMADD231PS Z14, Z13, Z2
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z6
+	VFMADD231PS Z14, Z13, Z6
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z10
+	VFMADD231PS Z14, Z13, Z10
 
-done864:
+done962:
 	CMPQ DI, $0x02
-	JLE  fold854
+	JLE  fold952
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done866
+	SUBQ $+64, R8
+	JLT  done964
 
-loop865:
+loop963:
 	VCVTPH2PS   (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z3
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z7
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z11
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
 	VCVTPH2PS   32(CX), Z13
-	VMOVUPS     64(BX), Z14
-	VFMADD231PS Z13, Z14, Z3
-	VMOVUPS     64(BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z7
-	VMOVUPS     64(BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop865
+	VFMADD231PS 64(BX), Z13, Z3
+	VFMADD231PS 64(BX)(DX*1), Z13, Z7
+	VFMADD231PS 64(BX)(DX*2), Z13, Z11
+	VCVTPH2PS   64(CX), Z13
+	VFMADD231PS 128(BX), Z13, Z3
+	VFMADD231PS 128(BX)(DX*1), Z13, Z7
+	VFMADD231PS 128(BX)(DX*2), Z13, Z11
+	VCVTPH2PS   96(CX), Z13
+	VFMADD231PS 192(BX), Z13, Z3
+	VFMADD231PS 192(BX)(DX*1), Z13, Z7
+	VFMADD231PS 192(BX)(DX*2), Z13, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop963
 
-done866:
-	ADDQ $+32, R8
+done964:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done868
+	JLT  done966
 
-loop867:
+loop965:
 	VCVTPH2PS   (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z3
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z7
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z11
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop867
+	JGE         loop965
 
-done868:
+done966:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done869
+	JZ          done967
 	VMOVDQU16.Z (CX), K1, Y13
 	VCVTPH2PS   Y13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z3
+	VFMADD231PS Z14, Z13, Z3
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z7
+	VFMADD231PS Z14, Z13, Z7
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z11
+	VFMADD231PS Z14, Z13, Z11
 
-done869:
+done967:
 	CMPQ DI, $0x03
-	JLE  fold854
+	JLE  fold952
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done871
+	SUBQ $+64, R8
+	JLT  done969
 
-loop870:
+loop968:
 	VCVTPH2PS   (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z4
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z8
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z12
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
 	VCVTPH2PS   32(CX), Z13
-	VMOVUPS     64(BX), Z14
-	VFMADD231PS Z13, Z14, Z4
-	VMOVUPS     64(BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z8
-	VMOVUPS     64(BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z12
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop870
+	VFMADD231PS 64(BX), Z13, Z4
+	VFMADD231PS 64(BX)(DX*1), Z13, Z8
+	VFMADD231PS 64(BX)(DX*2), Z13, Z12
+	VCVTPH2PS   64(CX), Z13
+	VFMADD231PS 128(BX), Z13, Z4
+	VFMADD231PS 128(BX)(DX*1), Z13, Z8
+	VFMADD231PS 128(BX)(DX*2), Z13, Z12
+	VCVTPH2PS   96(CX), Z13
+	VFMADD231PS 192(BX), Z13, Z4
+	VFMADD231PS 192(BX)(DX*1), Z13, Z8
+	VFMADD231PS 192(BX)(DX*2), Z13, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop968
 
-done871:
-	ADDQ $+32, R8
+done969:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done873
+	JLT  done971
 
-loop872:
+loop970:
 	VCVTPH2PS   (CX), Z13
-	VMOVUPS     (BX), Z14
-	VFMADD231PS Z13, Z14, Z4
-	VMOVUPS     (BX)(DX*1), Z14
-	VFMADD231PS Z13, Z14, Z8
-	VMOVUPS     (BX)(DX*2), Z14
-	VFMADD231PS Z13, Z14, Z12
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop872
+	JGE         loop970
 
-done873:
+done971:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done874
+	JZ          done972
 	VMOVDQU16.Z (CX), K1, Y13
 	VCVTPH2PS   Y13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VFMADD231PS Z13, Z14, Z4
+	VFMADD231PS Z14, Z13, Z4
 	VMOVUPS.Z   (BX)(DX*1), K1, Z14
-	VFMADD231PS Z13, Z14, Z8
+	VFMADD231PS Z14, Z13, Z8
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
-	VFMADD231PS Z13, Z14, Z12
+	VFMADD231PS Z14, Z13, Z12
 
-done874:
-fold854:
+done972:
+fold952:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -12840,7 +13740,7 @@ fold854:
 	VMOVUPS       X1, K2, (SI)(BX*2)
 	ADDQ          $0x10, SI
 	SUBQ          $0x04, DI
-	JG            block853
+	JG            block951
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -12858,10 +13758,10 @@ fold854:
 	VZEROUPPER
 	RET
 
-rows720:
+rows818:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long875
+	JGT          long973
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -12882,7 +13782,7 @@ rows720:
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block876:
+block974:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -12917,9 +13817,9 @@ block876:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R13
 	SUBQ    $+32, R13
-	JLT     done879
+	JLT     done977
 
-loop878:
+loop976:
 	VCVTPH2PS   (DX), Z17
 	VCVTPH2PS   (BX), Z18
 	VCVTPH2PS   (SI), Z19
@@ -12974,14 +13874,14 @@ loop878:
 	ADDQ        $+64, DI
 	ADDQ        $+128, R10
 	SUBQ        $+32, R13
-	JGE         loop878
+	JGE         loop976
 
-done879:
+done977:
 	ADDQ $+32, R13
 	SUBQ $+16, R13
-	JLT  done881
+	JLT  done979
 
-loop880:
+loop978:
 	VCVTPH2PS   (DX), Z17
 	VCVTPH2PS   (BX), Z18
 	VCVTPH2PS   (SI), Z19
@@ -13012,12 +13912,12 @@ loop880:
 	ADDQ        $+32, DI
 	ADDQ        $+64, R10
 	SUBQ        $+16, R13
-	JGE         loop880
+	JGE         loop978
 
-done881:
+done979:
 	ADDQ        $+16, R13
 	TESTQ       R13, R13
-	JZ          done882
+	JZ          done980
 	VMOVDQU16.Z (DX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVDQU16.Z (BX), K1, Y18
@@ -13047,7 +13947,7 @@ done881:
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done882:
+done980:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -13115,7 +14015,7 @@ done882:
 	VMOVUPS       X1, K2, (R11)(SI*1)
 	ADDQ          $0x10, R11
 	SUBQ          $0x04, R12
-	JG            block876
+	JG            block974
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -13136,7 +14036,7 @@ done882:
 	VZEROUPPER
 	RET
 
-long875:
+long973:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -13157,7 +14057,7 @@ long875:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block883:
+block981:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -13179,280 +14079,272 @@ block883:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
-	SUBQ   $+32, R9
-	JLT    done886
+	SUBQ   $+64, R9
+	JLT    done984
 
-loop885:
+loop983:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z9
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(SI), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     64(SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     64(SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z9
-	VMOVUPS     64(SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+64, CX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop885
+	VFMADD231PS 64(SI), Z17, Z1
+	VFMADD231PS 64(SI)(DX*1), Z17, Z5
+	VFMADD231PS 64(SI)(DX*2), Z17, Z9
+	VFMADD231PS 64(SI)(BX*1), Z17, Z13
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(SI), Z17, Z1
+	VFMADD231PS 128(SI)(DX*1), Z17, Z5
+	VFMADD231PS 128(SI)(DX*2), Z17, Z9
+	VFMADD231PS 128(SI)(BX*1), Z17, Z13
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(SI), Z17, Z1
+	VFMADD231PS 192(SI)(DX*1), Z17, Z5
+	VFMADD231PS 192(SI)(DX*2), Z17, Z9
+	VFMADD231PS 192(SI)(BX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop983
 
-done886:
-	ADDQ $+32, R9
+done984:
+	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done888
+	JLT  done986
 
-loop887:
+loop985:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z9
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop887
+	JGE         loop985
 
-done888:
+done986:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done889
+	JZ          done987
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done889:
+done987:
 	CMPQ R8, $0x01
-	JLE  fold884
+	JLE  fold982
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done891
+	SUBQ $+64, R9
+	JLT  done989
 
-loop890:
+loop988:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z10
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(SI), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     64(SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     64(SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z10
-	VMOVUPS     64(SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop890
+	VFMADD231PS 64(SI), Z17, Z2
+	VFMADD231PS 64(SI)(DX*1), Z17, Z6
+	VFMADD231PS 64(SI)(DX*2), Z17, Z10
+	VFMADD231PS 64(SI)(BX*1), Z17, Z14
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(SI), Z17, Z2
+	VFMADD231PS 128(SI)(DX*1), Z17, Z6
+	VFMADD231PS 128(SI)(DX*2), Z17, Z10
+	VFMADD231PS 128(SI)(BX*1), Z17, Z14
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(SI), Z17, Z2
+	VFMADD231PS 192(SI)(DX*1), Z17, Z6
+	VFMADD231PS 192(SI)(DX*2), Z17, Z10
+	VFMADD231PS 192(SI)(BX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop988
 
-done891:
-	ADDQ $+32, R9
+done989:
+	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done893
+	JLT  done991
 
-loop892:
+loop990:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z10
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop892
+	JGE         loop990
 
-done893:
+done991:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done894
+	JZ          done992
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done894:
+done992:
 	CMPQ R8, $0x02
-	JLE  fold884
+	JLE  fold982
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done896
+	SUBQ $+64, R9
+	JLT  done994
 
-loop895:
+loop993:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z11
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(SI), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     64(SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     64(SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z11
-	VMOVUPS     64(SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+64, CX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop895
+	VFMADD231PS 64(SI), Z17, Z3
+	VFMADD231PS 64(SI)(DX*1), Z17, Z7
+	VFMADD231PS 64(SI)(DX*2), Z17, Z11
+	VFMADD231PS 64(SI)(BX*1), Z17, Z15
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(SI), Z17, Z3
+	VFMADD231PS 128(SI)(DX*1), Z17, Z7
+	VFMADD231PS 128(SI)(DX*2), Z17, Z11
+	VFMADD231PS 128(SI)(BX*1), Z17, Z15
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(SI), Z17, Z3
+	VFMADD231PS 192(SI)(DX*1), Z17, Z7
+	VFMADD231PS 192(SI)(DX*2), Z17, Z11
+	VFMADD231PS 192(SI)(BX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop993
 
-done896:
-	ADDQ $+32, R9
+done994:
+	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done898
+	JLT  done996
 
-loop897:
+loop995:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z11
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop897
+	JGE         loop995
 
-done898:
+done996:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done899
+	JZ          done997
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done899:
+done997:
 	CMPQ R8, $0x03
-	JLE  fold884
+	JLE  fold982
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done901
+	SUBQ $+64, R9
+	JLT  done999
 
-loop900:
+loop998:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z12
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(SI), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     64(SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     64(SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z12
-	VMOVUPS     64(SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+64, CX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop900
+	VFMADD231PS 64(SI), Z17, Z4
+	VFMADD231PS 64(SI)(DX*1), Z17, Z8
+	VFMADD231PS 64(SI)(DX*2), Z17, Z12
+	VFMADD231PS 64(SI)(BX*1), Z17, Z16
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(SI), Z17, Z4
+	VFMADD231PS 128(SI)(DX*1), Z17, Z8
+	VFMADD231PS 128(SI)(DX*2), Z17, Z12
+	VFMADD231PS 128(SI)(BX*1), Z17, Z16
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(SI), Z17, Z4
+	VFMADD231PS 192(SI)(DX*1), Z17, Z8
+	VFMADD231PS 192(SI)(DX*2), Z17, Z12
+	VFMADD231PS 192(SI)(BX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop998
 
-done901:
-	ADDQ $+32, R9
+done999:
+	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done903
+	JLT  done1001
 
-loop902:
+loop1000:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (SI), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (SI)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (SI)(DX*2), Z18
-	VFMADD231PS Z17, Z18, Z12
-	VMOVUPS     (SI)(BX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop902
+	JGE         loop1000
 
-done903:
+done1001:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done904
+	JZ          done1002
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 	VMOVUPS.Z   (SI)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 	VMOVUPS.Z   (SI)(DX*2), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done904:
-fold884:
+done1002:
+fold982:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -13520,7 +14412,7 @@ fold884:
 	VMOVUPS       X1, K2, (DI)(R9*1)
 	ADDQ          $0x10, DI
 	SUBQ          $0x04, R8
-	JG            block883
+	JG            block981
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -13546,18 +14438,18 @@ fold884:
 TEXT ·combineF16AVX512(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows905
+	JE   rows1003
 	CMPQ AX, $0x03
-	JE   rows906
+	JE   rows1004
 	CMPQ AX, $0x04
-	JE   rows907
+	JE   rows1005
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block908:
+block1006:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -13566,9 +14458,9 @@ block908:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done910
+	JLT   done1008
 
-loop909:
+loop1007:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -13586,7 +14478,7 @@ loop909:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first911
+	JZ      first1009
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -13604,7 +14496,7 @@ loop909:
 	VMOVUPS 896(DX), Z14
 	VMOVUPS 960(DX), Z15
 
-first911:
+first1009:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -13613,7 +14505,7 @@ first911:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key912:
+key1010:
 	VBROADCASTSS (R8), Z16
 	VCVTPH2PS    (DI), Z17
 	VFMADD231PS  Z17, Z16, Z0
@@ -13650,7 +14542,7 @@ key912:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key912
+	JNZ          key1010
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -13670,14 +14562,14 @@ key912:
 	ADDQ         $+512, CX
 	ADDQ         $+1024, DX
 	SUBQ         $+256, SI
-	JGE          loop909
+	JGE          loop1007
 
-done910:
+done1008:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done914
+	JLT  done1012
 
-loop913:
+loop1011:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -13687,7 +14579,7 @@ loop913:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first915
+	JZ      first1013
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -13697,7 +14589,7 @@ loop913:
 	VMOVUPS 384(DX), Z6
 	VMOVUPS 448(DX), Z7
 
-first915:
+first1013:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -13706,7 +14598,7 @@ first915:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key916:
+key1014:
 	VBROADCASTSS (R8), Z8
 	VCVTPH2PS    (DI), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -13727,7 +14619,7 @@ key916:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key916
+	JNZ          key1014
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -13739,26 +14631,26 @@ key916:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, SI
-	JGE          loop913
+	JGE          loop1011
 
-done914:
+done1012:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done918
+	JLT  done1016
 
-loop917:
+loop1015:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first919
+	JZ      first1017
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
 	VMOVUPS 192(DX), Z3
 
-first919:
+first1017:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -13767,7 +14659,7 @@ first919:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key920:
+key1018:
 	VBROADCASTSS (R8), Z4
 	VCVTPH2PS    (DI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -13780,7 +14672,7 @@ key920:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key920
+	JNZ          key1018
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -13788,22 +14680,22 @@ key920:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop917
+	JGE          loop1015
 
-done918:
+done1016:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done922
+	JLT  done1020
 
-loop921:
+loop1019:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first923
+	JZ      first1021
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 
-first923:
+first1021:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -13812,7 +14704,7 @@ first923:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key924:
+key1022:
 	VBROADCASTSS (R8), Z2
 	VCVTPH2PS    (DI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -13821,26 +14713,26 @@ key924:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key924
+	JNZ          key1022
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop921
+	JGE          loop1019
 
-done922:
+done1020:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done926
+	JLT  done1024
 
-loop925:
+loop1023:
 	VXORPS  Z0, Z0, Z0
 	TESTQ   AX, AX
-	JZ      first927
+	JZ      first1025
 	VMOVUPS (DX), Z0
 
-first927:
+first1025:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -13849,34 +14741,34 @@ first927:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key928:
+key1026:
 	VBROADCASTSS (R8), Z1
 	VCVTPH2PS    (DI), Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key928
+	JNZ          key1026
 	VMOVUPS      Z0, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop925
+	JGE          loop1023
 
-done926:
+done1024:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done929
+	JZ        done1027
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
 	VXORPS    Z0, Z0, Z0
 	TESTQ     AX, AX
-	JZ        first930
+	JZ        first1028
 	VMOVUPS.Z (DX), K1, Z0
 
-first930:
+first1028:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -13884,7 +14776,7 @@ first930:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key931:
+key1029:
 	VBROADCASTSS (BX), Z1
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
@@ -13892,24 +14784,24 @@ key931:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key931
+	JNZ          key1029
 	VMOVUPS      Z0, K1, (DX)
 
-done929:
+done1027:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block908
+	JLT  block1006
 	VZEROUPPER
 	RET
 
-rows905:
+rows1003:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block932:
+block1030:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -13918,9 +14810,9 @@ block932:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done934
+	JLT   done1032
 
-loop933:
+loop1031:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -13938,7 +14830,7 @@ loop933:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first935
+	JZ      first1033
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -13956,7 +14848,7 @@ loop933:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first935:
+first1033:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -13965,7 +14857,7 @@ first935:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key936:
+key1034:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -13995,7 +14887,7 @@ key936:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key936
+	JNZ          key1034
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -14015,14 +14907,14 @@ key936:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop933
+	JGE          loop1031
 
-done934:
+done1032:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done938
+	JLT  done1036
 
-loop937:
+loop1035:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -14032,7 +14924,7 @@ loop937:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first939
+	JZ      first1037
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -14042,7 +14934,7 @@ loop937:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first939:
+first1037:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14051,7 +14943,7 @@ first939:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key940:
+key1038:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -14069,7 +14961,7 @@ key940:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key940
+	JNZ          key1038
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -14081,26 +14973,26 @@ key940:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop937
+	JGE          loop1035
 
-done938:
+done1036:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done942
+	JLT  done1040
 
-loop941:
+loop1039:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first943
+	JZ      first1041
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first943:
+first1041:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14109,7 +15001,7 @@ first943:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key944:
+key1042:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -14121,7 +15013,7 @@ key944:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key944
+	JNZ          key1042
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -14129,22 +15021,22 @@ key944:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop941
+	JGE          loop1039
 
-done942:
+done1040:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done946
+	JLT  done1044
 
-loop945:
+loop1043:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first947
+	JZ      first1045
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first947:
+first1045:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14153,7 +15045,7 @@ first947:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key948:
+key1046:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -14162,18 +15054,18 @@ key948:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key948
+	JNZ          key1046
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop945
+	JGE          loop1043
 
-done946:
+done1044:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done949
+	JZ        done1047
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -14181,11 +15073,11 @@ done946:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first950
+	JZ        first1048
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first950:
+first1048:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -14193,7 +15085,7 @@ first950:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key951:
+key1049:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -14203,18 +15095,18 @@ key951:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key951
+	JNZ          key1049
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done949:
+done1047:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block932
+	JLT  block1030
 	VZEROUPPER
 	RET
 
-rows906:
+rows1004:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -14223,7 +15115,7 @@ rows906:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block952:
+block1050:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -14232,9 +15124,9 @@ block952:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done954
+	JLT   done1052
 
-loop953:
+loop1051:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -14260,7 +15152,7 @@ loop953:
 	VXORPS  Z22, Z22, Z22
 	VXORPS  Z23, Z23, Z23
 	TESTQ   AX, AX
-	JZ      first955
+	JZ      first1053
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -14286,7 +15178,7 @@ loop953:
 	VMOVUPS 384(DX)(DI*2), Z22
 	VMOVUPS 448(DX)(DI*2), Z23
 
-first955:
+first1053:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14295,7 +15187,7 @@ first955:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key956:
+key1054:
 	VBROADCASTSS (R10), Z24
 	VBROADCASTSS (R10)(SI*1), Z25
 	VBROADCASTSS (R10)(SI*2), Z26
@@ -14334,7 +15226,7 @@ key956:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key956
+	JNZ          key1054
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -14362,14 +15254,14 @@ key956:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop953
+	JGE          loop1051
 
-done954:
+done1052:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done958
+	JLT  done1056
 
-loop957:
+loop1055:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -14383,7 +15275,7 @@ loop957:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	TESTQ   AX, AX
-	JZ      first959
+	JZ      first1057
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -14397,7 +15289,7 @@ loop957:
 	VMOVUPS 128(DX)(DI*2), Z10
 	VMOVUPS 192(DX)(DI*2), Z11
 
-first959:
+first1057:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14406,7 +15298,7 @@ first959:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key960:
+key1058:
 	VBROADCASTSS (R10), Z12
 	VBROADCASTSS (R10)(SI*1), Z13
 	VBROADCASTSS (R10)(SI*2), Z14
@@ -14429,7 +15321,7 @@ key960:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key960
+	JNZ          key1058
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -14445,14 +15337,14 @@ key960:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop957
+	JGE          loop1055
 
-done958:
+done1056:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done962
+	JLT  done1060
 
-loop961:
+loop1059:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -14460,7 +15352,7 @@ loop961:
 	VXORPS  Z4, Z4, Z4
 	VXORPS  Z5, Z5, Z5
 	TESTQ   AX, AX
-	JZ      first963
+	JZ      first1061
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
@@ -14468,7 +15360,7 @@ loop961:
 	VMOVUPS (DX)(DI*2), Z4
 	VMOVUPS 64(DX)(DI*2), Z5
 
-first963:
+first1061:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14477,7 +15369,7 @@ first963:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key964:
+key1062:
 	VCVTPH2PS    (R9), Z6
 	VCVTPH2PS    32(R9), Z7
 	VBROADCASTSS (R10), Z8
@@ -14492,7 +15384,7 @@ key964:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key964
+	JNZ          key1062
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -14502,24 +15394,24 @@ key964:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop961
+	JGE          loop1059
 
-done962:
+done1060:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done966
+	JLT  done1064
 
-loop965:
+loop1063:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first967
+	JZ      first1065
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 	VMOVUPS (DX)(DI*2), Z2
 
-first967:
+first1065:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14528,7 +15420,7 @@ first967:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key968:
+key1066:
 	VCVTPH2PS    (R9), Z3
 	VBROADCASTSS (R10), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -14539,19 +15431,19 @@ key968:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key968
+	JNZ          key1066
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	VMOVUPS      Z2, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop965
+	JGE          loop1063
 
-done966:
+done1064:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done969
+	JZ        done1067
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -14560,12 +15452,12 @@ done966:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first970
+	JZ        first1068
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 	VMOVUPS.Z (DX)(DI*2), K1, Z2
 
-first970:
+first1068:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -14573,7 +15465,7 @@ first970:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key971:
+key1069:
 	VMOVDQU16.Z  (CX), K1, Y3
 	VCVTPH2PS    Y3, Z3
 	VBROADCASTSS (BX), Z4
@@ -14585,22 +15477,22 @@ key971:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key971
+	JNZ          key1069
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 	VMOVUPS      Z2, K1, (DX)(DI*2)
 
-done969:
+done1067:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block952
+	JLT  block1050
 	VZEROUPPER
 	RET
 
-rows907:
+rows1005:
 	MOVQ dv+56(FP), AX
 	CMPQ AX, $0x40
-	JGT  wide972
+	JGT  wide1070
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), DI
@@ -14609,7 +15501,7 @@ rows907:
 	LEAQ (R8)(R8*2), R9
 	XORQ AX, AX
 
-block973:
+block1071:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -14618,9 +15510,9 @@ block973:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R10
 	SUBQ  $+64, R10
-	JLT   done975
+	JLT   done1073
 
-loop974:
+loop1072:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -14638,7 +15530,7 @@ loop974:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first976
+	JZ      first1074
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -14656,7 +15548,7 @@ loop974:
 	VMOVUPS 128(DX)(R9*1), Z14
 	VMOVUPS 192(DX)(R9*1), Z15
 
-first976:
+first1074:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -14665,7 +15557,7 @@ first976:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key977:
+key1075:
 	VBROADCASTSS (R12), Z16
 	VBROADCASTSS (R12)(SI*1), Z17
 	VBROADCASTSS (R12)(SI*2), Z18
@@ -14693,7 +15585,7 @@ key977:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key977
+	JNZ          key1075
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -14713,14 +15605,14 @@ key977:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R10
-	JGE          loop974
+	JGE          loop1072
 
-done975:
+done1073:
 	ADDQ $+64, R10
 	SUBQ $+32, R10
-	JLT  done979
+	JLT  done1077
 
-loop978:
+loop1076:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -14730,7 +15622,7 @@ loop978:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first980
+	JZ      first1078
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(R8*1), Z2
@@ -14740,7 +15632,7 @@ loop978:
 	VMOVUPS (DX)(R9*1), Z6
 	VMOVUPS 64(DX)(R9*1), Z7
 
-first980:
+first1078:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -14749,7 +15641,7 @@ first980:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key981:
+key1079:
 	VCVTPH2PS    (R11), Z8
 	VCVTPH2PS    32(R11), Z9
 	VBROADCASTSS (R12), Z10
@@ -14767,7 +15659,7 @@ key981:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key981
+	JNZ          key1079
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(R8*1)
@@ -14779,26 +15671,26 @@ key981:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R10
-	JGE          loop978
+	JGE          loop1076
 
-done979:
+done1077:
 	ADDQ $+32, R10
 	SUBQ $+16, R10
-	JLT  done983
+	JLT  done1081
 
-loop982:
+loop1080:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first984
+	JZ      first1082
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(R8*1), Z1
 	VMOVUPS (DX)(R8*2), Z2
 	VMOVUPS (DX)(R9*1), Z3
 
-first984:
+first1082:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -14807,7 +15699,7 @@ first984:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key985:
+key1083:
 	VCVTPH2PS    (R11), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -14820,7 +15712,7 @@ key985:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key985
+	JNZ          key1083
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(R8*1)
 	VMOVUPS      Z2, (DX)(R8*2)
@@ -14828,12 +15720,12 @@ key985:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R10
-	JGE          loop982
+	JGE          loop1080
 
-done983:
+done1081:
 	ADDQ      $+16, R10
 	TESTQ     R10, R10
-	JZ        done986
+	JZ        done1084
 	MOVL      $0x00000001, R11
 	SHLXL     R10, R11, R11
 	DECL      R11
@@ -14843,13 +15735,13 @@ done983:
 	VXORPS    Z2, Z2, Z2
 	VXORPS    Z3, Z3, Z3
 	TESTQ     AX, AX
-	JZ        first987
+	JZ        first1085
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(R8*1), K1, Z1
 	VMOVUPS.Z (DX)(R8*2), K1, Z2
 	VMOVUPS.Z (DX)(R9*1), K1, Z3
 
-first987:
+first1085:
 	MOVQ    keys+48(FP), R10
 	MOVQ    BX, BX
 	SUBQ    AX, R10
@@ -14857,7 +15749,7 @@ first987:
 	CMPQ    R10, R11
 	CMOVQGT R11, R10
 
-key988:
+key1086:
 	VMOVDQU16.Z  (CX), K1, Y4
 	VCVTPH2PS    Y4, Z4
 	VBROADCASTSS (BX), Z5
@@ -14871,27 +15763,27 @@ key988:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R10
-	JNZ          key988
+	JNZ          key1086
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(R8*1)
 	VMOVUPS      Z2, K1, (DX)(R8*2)
 	VMOVUPS      Z3, K1, (DX)(R9*1)
 
-done986:
+done1084:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block973
+	JLT  block1071
 	VZEROUPPER
 	RET
 
-wide972:
+wide1070:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block989:
+block1087:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -14900,9 +15792,9 @@ block989:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done991
+	JLT   done1089
 
-loop990:
+loop1088:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -14920,7 +15812,7 @@ loop990:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first992
+	JZ      first1090
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -14938,7 +15830,7 @@ loop990:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first992:
+first1090:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14947,7 +15839,7 @@ first992:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key993:
+key1091:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -14977,7 +15869,7 @@ key993:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key993
+	JNZ          key1091
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -14997,14 +15889,14 @@ key993:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop990
+	JGE          loop1088
 
-done991:
+done1089:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done995
+	JLT  done1093
 
-loop994:
+loop1092:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -15014,7 +15906,7 @@ loop994:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first996
+	JZ      first1094
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -15024,7 +15916,7 @@ loop994:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first996:
+first1094:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15033,7 +15925,7 @@ first996:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key997:
+key1095:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -15051,7 +15943,7 @@ key997:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key997
+	JNZ          key1095
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -15063,26 +15955,26 @@ key997:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop994
+	JGE          loop1092
 
-done995:
+done1093:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done999
+	JLT  done1097
 
-loop998:
+loop1096:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first1000
+	JZ      first1098
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first1000:
+first1098:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15091,7 +15983,7 @@ first1000:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1001:
+key1099:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -15103,7 +15995,7 @@ key1001:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1001
+	JNZ          key1099
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -15111,22 +16003,22 @@ key1001:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop998
+	JGE          loop1096
 
-done999:
+done1097:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1003
+	JLT  done1101
 
-loop1002:
+loop1100:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first1004
+	JZ      first1102
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first1004:
+first1102:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15135,7 +16027,7 @@ first1004:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1005:
+key1103:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -15144,18 +16036,18 @@ key1005:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1005
+	JNZ          key1103
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1002
+	JGE          loop1100
 
-done1003:
+done1101:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done1006
+	JZ        done1104
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -15163,11 +16055,11 @@ done1003:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first1007
+	JZ        first1105
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first1007:
+first1105:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -15175,7 +16067,7 @@ first1007:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1008:
+key1106:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -15185,11 +16077,11 @@ key1008:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1008
+	JNZ          key1106
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done1006:
+done1104:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -15200,9 +16092,9 @@ done1006:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done1010
+	JLT   done1108
 
-loop1009:
+loop1107:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -15220,7 +16112,7 @@ loop1009:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first1011
+	JZ      first1109
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -15238,7 +16130,7 @@ loop1009:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first1011:
+first1109:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15247,7 +16139,7 @@ first1011:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1012:
+key1110:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -15277,7 +16169,7 @@ key1012:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1012
+	JNZ          key1110
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -15297,14 +16189,14 @@ key1012:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop1009
+	JGE          loop1107
 
-done1010:
+done1108:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done1014
+	JLT  done1112
 
-loop1013:
+loop1111:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -15314,7 +16206,7 @@ loop1013:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first1015
+	JZ      first1113
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -15324,7 +16216,7 @@ loop1013:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first1015:
+first1113:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15333,7 +16225,7 @@ first1015:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1016:
+key1114:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -15351,7 +16243,7 @@ key1016:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1016
+	JNZ          key1114
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -15363,26 +16255,26 @@ key1016:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop1013
+	JGE          loop1111
 
-done1014:
+done1112:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done1018
+	JLT  done1116
 
-loop1017:
+loop1115:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first1019
+	JZ      first1117
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first1019:
+first1117:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15391,7 +16283,7 @@ first1019:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1020:
+key1118:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -15403,7 +16295,7 @@ key1020:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1020
+	JNZ          key1118
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -15411,22 +16303,22 @@ key1020:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1017
+	JGE          loop1115
 
-done1018:
+done1116:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1022
+	JLT  done1120
 
-loop1021:
+loop1119:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first1023
+	JZ      first1121
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first1023:
+first1121:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15435,7 +16327,7 @@ first1023:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1024:
+key1122:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -15444,18 +16336,18 @@ key1024:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1024
+	JNZ          key1122
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1021
+	JGE          loop1119
 
-done1022:
+done1120:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done1025
+	JZ        done1123
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -15463,11 +16355,11 @@ done1022:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first1026
+	JZ        first1124
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first1026:
+first1124:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -15475,7 +16367,7 @@ first1026:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1027:
+key1125:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -15485,14 +16377,14 @@ key1027:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1027
+	JNZ          key1125
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done1025:
+done1123:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block989
+	JLT  block1087
 	VZEROUPPER
 	RET
 
@@ -15516,7 +16408,7 @@ TEXT ·normF16AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block1028:
+block1126:
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
 	VXORPS Z4, Z4, Z4
@@ -15537,625 +16429,689 @@ block1028:
 	MOVQ   CX, AX
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), BX
-	SUBQ   $+32, BX
-	JLT    done1031
+	SUBQ   $+64, BX
+	JLT    done1129
 
-loop1030:
+loop1128:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z2
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1030
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z2
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z2
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1128
 
-done1031:
-	ADDQ $+32, BX
+done1129:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1033
+	JLT  done1131
 
-loop1032:
+loop1130:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1032
+	JGE         loop1130
 
-done1033:
+done1131:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1034
+	JZ          done1132
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z2
 
-done1034:
+done1132:
 	CMPQ DX, $0x01
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1036
+	SUBQ $+64, BX
+	JLT  done1134
 
-loop1035:
+loop1133:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z3
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z3
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1035
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1133
 
-done1036:
-	ADDQ $+32, BX
+done1134:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1038
+	JLT  done1136
 
-loop1037:
+loop1135:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z3
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1037
+	JGE         loop1135
 
-done1038:
+done1136:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1039
+	JZ          done1137
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z3
 
-done1039:
+done1137:
 	CMPQ DX, $0x02
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1041
+	SUBQ $+64, BX
+	JLT  done1139
 
-loop1040:
+loop1138:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z4
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z4
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1040
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1138
 
-done1041:
-	ADDQ $+32, BX
+done1139:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1043
+	JLT  done1141
 
-loop1042:
+loop1140:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z4
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1042
+	JGE         loop1140
 
-done1043:
+done1141:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1044
+	JZ          done1142
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z4
 
-done1044:
+done1142:
 	CMPQ DX, $0x03
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1046
+	SUBQ $+64, BX
+	JLT  done1144
 
-loop1045:
+loop1143:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z5
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1045
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1143
 
-done1046:
-	ADDQ $+32, BX
+done1144:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1048
+	JLT  done1146
 
-loop1047:
+loop1145:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z5
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1047
+	JGE         loop1145
 
-done1048:
+done1146:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1049
+	JZ          done1147
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done1049:
+done1147:
 	CMPQ DX, $0x04
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1051
+	SUBQ $+64, BX
+	JLT  done1149
 
-loop1050:
+loop1148:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z6
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z6
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1050
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z6
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z6
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1148
 
-done1051:
-	ADDQ $+32, BX
+done1149:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1053
+	JLT  done1151
 
-loop1052:
+loop1150:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z6
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1052
+	JGE         loop1150
 
-done1053:
+done1151:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1054
+	JZ          done1152
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z6
 
-done1054:
+done1152:
 	CMPQ DX, $0x05
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1056
+	SUBQ $+64, BX
+	JLT  done1154
 
-loop1055:
+loop1153:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z7
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z7
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1055
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1153
 
-done1056:
-	ADDQ $+32, BX
+done1154:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1058
+	JLT  done1156
 
-loop1057:
+loop1155:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z7
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1057
+	JGE         loop1155
 
-done1058:
+done1156:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1059
+	JZ          done1157
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z7
 
-done1059:
+done1157:
 	CMPQ DX, $0x06
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1061
+	SUBQ $+64, BX
+	JLT  done1159
 
-loop1060:
+loop1158:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z8
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z8
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1060
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1158
 
-done1061:
-	ADDQ $+32, BX
+done1159:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1063
+	JLT  done1161
 
-loop1062:
+loop1160:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z8
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1062
+	JGE         loop1160
 
-done1063:
+done1161:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1064
+	JZ          done1162
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z8
 
-done1064:
+done1162:
 	CMPQ DX, $0x07
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1066
+	SUBQ $+64, BX
+	JLT  done1164
 
-loop1065:
+loop1163:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z9
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1065
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1163
 
-done1066:
-	ADDQ $+32, BX
+done1164:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1068
+	JLT  done1166
 
-loop1067:
+loop1165:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z9
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1067
+	JGE         loop1165
 
-done1068:
+done1166:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1069
+	JZ          done1167
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done1069:
+done1167:
 	CMPQ DX, $0x08
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1071
+	SUBQ $+64, BX
+	JLT  done1169
 
-loop1070:
+loop1168:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z10
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z10
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1070
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z10
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z10
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1168
 
-done1071:
-	ADDQ $+32, BX
+done1169:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1073
+	JLT  done1171
 
-loop1072:
+loop1170:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z10
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1072
+	JGE         loop1170
 
-done1073:
+done1171:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1074
+	JZ          done1172
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z10
 
-done1074:
+done1172:
 	CMPQ DX, $0x09
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1076
+	SUBQ $+64, BX
+	JLT  done1174
 
-loop1075:
+loop1173:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z11
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z11
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1075
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1173
 
-done1076:
-	ADDQ $+32, BX
+done1174:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1078
+	JLT  done1176
 
-loop1077:
+loop1175:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z11
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1077
+	JGE         loop1175
 
-done1078:
+done1176:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1079
+	JZ          done1177
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z11
 
-done1079:
+done1177:
 	CMPQ DX, $0x0a
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1081
+	SUBQ $+64, BX
+	JLT  done1179
 
-loop1080:
+loop1178:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z12
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z12
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1080
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1178
 
-done1081:
-	ADDQ $+32, BX
+done1179:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1083
+	JLT  done1181
 
-loop1082:
+loop1180:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z12
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1082
+	JGE         loop1180
 
-done1083:
+done1181:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1084
+	JZ          done1182
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z12
 
-done1084:
+done1182:
 	CMPQ DX, $0x0b
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1086
+	SUBQ $+64, BX
+	JLT  done1184
 
-loop1085:
+loop1183:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z13
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1085
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1183
 
-done1086:
-	ADDQ $+32, BX
+done1184:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1088
+	JLT  done1186
 
-loop1087:
+loop1185:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z13
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1087
+	JGE         loop1185
 
-done1088:
+done1186:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1089
+	JZ          done1187
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done1089:
+done1187:
 	CMPQ DX, $0x0c
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1091
+	SUBQ $+64, BX
+	JLT  done1189
 
-loop1090:
+loop1188:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z14
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z14
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1090
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1188
 
-done1091:
-	ADDQ $+32, BX
+done1189:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1093
+	JLT  done1191
 
-loop1092:
+loop1190:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z14
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1092
+	JGE         loop1190
 
-done1093:
+done1191:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1094
+	JZ          done1192
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z14
 
-done1094:
+done1192:
 	CMPQ DX, $0x0d
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1096
+	SUBQ $+64, BX
+	JLT  done1194
 
-loop1095:
+loop1193:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z15
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z15
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1095
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1193
 
-done1096:
-	ADDQ $+32, BX
+done1194:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1098
+	JLT  done1196
 
-loop1097:
+loop1195:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z15
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1097
+	JGE         loop1195
 
-done1098:
+done1196:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1099
+	JZ          done1197
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z15
 
-done1099:
+done1197:
 	CMPQ DX, $0x0e
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1101
+	SUBQ $+64, BX
+	JLT  done1199
 
-loop1100:
+loop1198:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z16
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z16
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1100
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1198
 
-done1101:
-	ADDQ $+32, BX
+done1199:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1103
+	JLT  done1201
 
-loop1102:
+loop1200:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z16
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1102
+	JGE         loop1200
 
-done1103:
+done1201:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1104
+	JZ          done1202
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z16
 
-done1104:
+done1202:
 	CMPQ DX, $0x0f
-	JLE  fold1029
+	JLE  fold1127
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1106
+	SUBQ $+64, BX
+	JLT  done1204
 
-loop1105:
+loop1203:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z17
 	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+64, CX
-	SUBQ        $+32, BX
-	JGE         loop1105
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1203
 
-done1106:
-	ADDQ $+32, BX
+done1204:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1108
+	JLT  done1206
 
-loop1107:
+loop1205:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z17
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1107
+	JGE         loop1205
 
-done1108:
+done1206:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1109
+	JZ          done1207
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done1109:
-fold1029:
+done1207:
+fold1127:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -16204,7 +17160,7 @@ fold1029:
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
 	SUBQ          $0x10, DX
-	JG            block1028
+	JG            block1126
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -16237,50 +17193,56 @@ TEXT ·peakF16AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block1110:
+block1208:
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1112
+	SUBQ $+64, BX
+	JLT  done1210
 
-loop1111:
+loop1209:
 	VCVTPH2PS (CX), Z2
 	VPANDD    Z0, Z2, Z2
 	VPMAXUD   Z2, Z1, Z1
 	VCVTPH2PS 32(CX), Z2
 	VPANDD    Z0, Z2, Z2
 	VPMAXUD   Z2, Z1, Z1
-	ADDQ      $+64, CX
-	SUBQ      $+32, BX
-	JGE       loop1111
+	VCVTPH2PS 64(CX), Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	VCVTPH2PS 96(CX), Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	ADDQ      $+128, CX
+	SUBQ      $+64, BX
+	JGE       loop1209
 
-done1112:
-	ADDQ $+32, BX
+done1210:
+	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1114
+	JLT  done1212
 
-loop1113:
+loop1211:
 	VCVTPH2PS (CX), Z2
 	VPANDD    Z0, Z2, Z2
 	VPMAXUD   Z2, Z1, Z1
 	ADDQ      $+32, CX
 	SUBQ      $+16, BX
-	JGE       loop1113
+	JGE       loop1211
 
-done1114:
+done1212:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1115
+	JZ          done1213
 	VMOVDQU16.Z (CX), K1, Y2
 	VCVTPH2PS   Y2, Z2
 	VPANDD      Z0, Z2, Z2
 	VPMAXUD     Z2, Z1, Z1
 
-done1115:
+done1213:
 	SUBQ          $0x01, DX
-	JG            block1110
+	JG            block1208
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -16305,9 +17267,9 @@ TEXT ·widenF16AVX512(SB), NOSPLIT, $0-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+64, DX
-	JLT  done1117
+	JLT  done1215
 
-loop1116:
+loop1214:
 	VCVTPH2PS (CX), Z0
 	VMOVUPS   Z0, (AX)
 	VCVTPH2PS 32(CX), Z0
@@ -16319,25 +17281,25 @@ loop1116:
 	ADDQ      $+128, CX
 	ADDQ      $+256, AX
 	SUBQ      $+64, DX
-	JGE       loop1116
+	JGE       loop1214
 
-done1117:
+done1215:
 	ADDQ $+64, DX
 	SUBQ $+16, DX
-	JLT  done1119
+	JLT  done1217
 
-loop1118:
+loop1216:
 	VCVTPH2PS (CX), Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+32, CX
 	ADDQ      $+64, AX
 	SUBQ      $+16, DX
-	JGE       loop1118
+	JGE       loop1216
 
-done1119:
+done1217:
 	ADDQ        $+16, DX
 	TESTQ       DX, DX
-	JZ          done1120
+	JZ          done1218
 	MOVL        $0x00000001, BX
 	SHLXL       DX, BX, BX
 	DECL        BX
@@ -16346,7 +17308,7 @@ done1119:
 	VCVTPH2PS   Y0, Z0
 	VMOVUPS     Z0, K1, (AX)
 
-done1120:
+done1218:
 	VZEROUPPER
 	RET
 
@@ -16391,9 +17353,9 @@ TEXT ·weightsAVX512(SB), NOSPLIT, $0-36
 	VXORPS       Z13, Z13, Z13
 	VXORPS       Z14, Z14, Z14
 	SUBQ         $+64, CX
-	JLT          done1122
+	JLT          done1220
 
-loop1121:
+loop1219:
 	VMOVUPS     (AX), Z15
 	VMOVAPS     Z2, Z16
 	VFMADD231PS Z15, Z1, Z16
@@ -16464,14 +17426,14 @@ loop1121:
 	VADDPS      Z17, Z14, Z14
 	ADDQ        $+256, AX
 	SUBQ        $+64, CX
-	JGE         loop1121
+	JGE         loop1219
 
-done1122:
+done1220:
 	ADDQ $+64, CX
 	SUBQ $+16, CX
-	JLT  done1124
+	JLT  done1222
 
-loop1123:
+loop1221:
 	VMOVUPS     (AX), Z15
 	VMOVAPS     Z2, Z16
 	VFMADD231PS Z15, Z1, Z16
@@ -16491,12 +17453,12 @@ loop1123:
 	VADDPS      Z17, Z11, Z11
 	ADDQ        $+64, AX
 	SUBQ        $+16, CX
-	JGE         loop1123
+	JGE         loop1221
 
-done1124:
+done1222:
 	ADDQ        $+16, CX
 	TESTQ       CX, CX
-	JZ          done1125
+	JZ          done1223
 	MOVL        $0x00000001, DX
 	SHLXL       CX, DX, DX
 	DECL        DX
@@ -16519,7 +17481,7 @@ done1124:
 	VMOVUPS     Z1, K1, (AX)
 	VADDPS      Z1, Z11, Z11
 
-done1125:
+done1223:
 	VADDPS        Z13, Z11, Z11
 	VADDPS        Z14, Z12, Z12
 	VADDPS        Z12, Z11, Z11
@@ -16549,9 +17511,9 @@ TEXT ·readPeakAVX512(SB), NOSPLIT, $0-16
 	VXORPS Z6, Z6, Z6
 	VXORPS Z7, Z7, Z7
 	SUBQ   $+512, CX
-	JLT    done1127
+	JLT    done1225
 
-loop1126:
+loop1224:
 	VMOVUPS (AX), Z8
 	VPADDD  Z8, Z0, Z0
 	VMOVUPS 64(AX), Z8
@@ -16570,21 +17532,21 @@ loop1126:
 	VPADDD  Z8, Z7, Z7
 	ADDQ    $+512, AX
 	SUBQ    $+512, CX
-	JGE     loop1126
+	JGE     loop1224
 
-done1127:
+done1225:
 	ADDQ $+512, CX
 	SUBQ $+64, CX
-	JLT  done1129
+	JLT  done1227
 
-loop1128:
+loop1226:
 	VMOVUPS (AX), Z1
 	VPADDD  Z1, Z0, Z0
 	ADDQ    $+64, AX
 	SUBQ    $+64, CX
-	JGE     loop1128
+	JGE     loop1226
 
-done1129:
+done1227:
 	ADDQ $+64, CX
 	VZEROUPPER
 	RET
@@ -16594,11 +17556,11 @@ done1129:
 TEXT ·dotsF32AVX2(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1130
+	JE           rows1228
 	CMPQ         AX, $0x03
-	JE           rows1131
+	JE           rows1229
 	CMPQ         AX, $0x04
-	JE           rows1132
+	JE           rows1230
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -16616,7 +17578,7 @@ TEXT ·dotsF32AVX2(SB), NOSPLIT, $0-72
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block1133:
+block1231:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -16630,360 +17592,368 @@ block1133:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
-	SUBQ   $+16, DI
-	JLT    done1136
+	SUBQ   $+32, DI
+	JLT    done1234
 
-loop1135:
+loop1233:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (DX), Y10, Y2
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop1135
+	VFMADD231PS 32(DX), Y10, Y2
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y2
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y2
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1233
 
-done1136:
-	ADDQ $+16, DI
+done1234:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1138
+	JLT  done1236
 
-loop1137:
+loop1235:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (DX), Y10, Y2
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1137
+	JGE         loop1235
 
-done1138:
+done1236:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1139
+	JZ          done1237
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 
-done1139:
+done1237:
 	CMPQ SI, $0x01
-	JLE  fold1134
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done1141
+	SUBQ $+32, DI
+	JLT  done1239
 
-loop1140:
+loop1238:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (DX), Y10, Y3
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop1140
+	VFMADD231PS 32(DX), Y10, Y3
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y3
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y3
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1238
 
-done1141:
-	ADDQ $+16, DI
+done1239:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1143
+	JLT  done1241
 
-loop1142:
+loop1240:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (DX), Y10, Y3
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1142
+	JGE         loop1240
 
-done1143:
+done1241:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1144
+	JZ          done1242
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 
-done1144:
+done1242:
 	CMPQ SI, $0x02
-	JLE  fold1134
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done1146
+	SUBQ $+32, DI
+	JLT  done1244
 
-loop1145:
+loop1243:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (DX), Y10, Y4
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop1145
+	VFMADD231PS 32(DX), Y10, Y4
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y4
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y4
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1243
 
-done1146:
-	ADDQ $+16, DI
+done1244:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1148
+	JLT  done1246
 
-loop1147:
+loop1245:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (DX), Y10, Y4
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1147
+	JGE         loop1245
 
-done1148:
+done1246:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1149
+	JZ          done1247
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 
-done1149:
+done1247:
 	CMPQ SI, $0x03
-	JLE  fold1134
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done1151
+	SUBQ $+32, DI
+	JLT  done1249
 
-loop1150:
+loop1248:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (DX), Y10, Y5
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop1150
+	VFMADD231PS 32(DX), Y10, Y5
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y5
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y5
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1248
 
-done1151:
-	ADDQ $+16, DI
+done1249:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1153
+	JLT  done1251
 
-loop1152:
+loop1250:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (DX), Y10, Y5
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1152
+	JGE         loop1250
 
-done1153:
+done1251:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1154
+	JZ          done1252
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 
-done1154:
+done1252:
 	CMPQ SI, $0x04
-	JLE  fold1134
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done1156
+	SUBQ $+32, DI
+	JLT  done1254
 
-loop1155:
+loop1253:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (DX), Y10, Y6
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop1155
+	VFMADD231PS 32(DX), Y10, Y6
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y6
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y6
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1253
 
-done1156:
-	ADDQ $+16, DI
+done1254:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1158
+	JLT  done1256
 
-loop1157:
+loop1255:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (DX), Y10, Y6
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1157
+	JGE         loop1255
 
-done1158:
+done1256:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1159
+	JZ          done1257
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done1159:
+done1257:
 	CMPQ SI, $0x05
-	JLE  fold1134
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done1161
+	SUBQ $+32, DI
+	JLT  done1259
 
-loop1160:
+loop1258:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (DX), Y10, Y7
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop1160
+	VFMADD231PS 32(DX), Y10, Y7
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y7
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y7
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1258
 
-done1161:
-	ADDQ $+16, DI
+done1259:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1163
+	JLT  done1261
 
-loop1162:
+loop1260:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (DX), Y10, Y7
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1162
+	JGE         loop1260
 
-done1163:
+done1261:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1164
+	JZ          done1262
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done1164:
+done1262:
 	CMPQ SI, $0x06
-	JLE  fold1134
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done1166
+	SUBQ $+32, DI
+	JLT  done1264
 
-loop1165:
+loop1263:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (DX), Y10, Y8
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop1165
+	VFMADD231PS 32(DX), Y10, Y8
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y8
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y8
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1263
 
-done1166:
-	ADDQ $+16, DI
+done1264:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1168
+	JLT  done1266
 
-loop1167:
+loop1265:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (DX), Y10, Y8
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1167
+	JGE         loop1265
 
-done1168:
+done1266:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1169
+	JZ          done1267
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1169:
+done1267:
 	CMPQ SI, $0x07
-	JLE  fold1134
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done1171
+	SUBQ $+32, DI
+	JLT  done1269
 
-loop1170:
+loop1268:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (DX), Y10, Y9
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop1170
+	VFMADD231PS 32(DX), Y10, Y9
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y9
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y9
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1268
 
-done1171:
-	ADDQ $+16, DI
+done1269:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1173
+	JLT  done1271
 
-loop1172:
+loop1270:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (DX), Y10, Y9
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1172
+	JGE         loop1270
 
-done1173:
+done1271:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1174
+	JZ          done1272
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1174:
-fold1134:
+done1272:
+fold1232:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -17020,17 +17990,17 @@ fold1134:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       CX, $0x08
-	JLT        part1175
+	JLT        part1273
 	VMOVUPS    Y3, (BX)
-	JMP        stored1176
+	JMP        stored1274
 
-part1175:
+part1273:
 	VMASKMOVPS Y3, Y2, (BX)
 
-stored1176:
+stored1274:
 	ADDQ       $0x20, BX
 	SUBQ       $0x08, SI
-	JG         block1133
+	JG         block1231
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -17044,7 +18014,7 @@ stored1176:
 	VZEROUPPER
 	RET
 
-rows1130:
+rows1228:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -17064,7 +18034,7 @@ rows1130:
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block1177:
+block1275:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -17078,212 +18048,212 @@ block1177:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+16, R8
-	JLT    done1180
+	SUBQ   $+32, R8
+	JLT    done1278
 
-loop1179:
+loop1277:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y2
+	VFMADD231PS (BX)(DX*1), Y10, Y6
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     32(BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, CX
-	ADDQ        $+64, BX
-	SUBQ        $+16, R8
-	JGE         loop1179
+	VFMADD231PS 32(BX), Y10, Y2
+	VFMADD231PS 32(BX)(DX*1), Y10, Y6
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(BX), Y10, Y2
+	VFMADD231PS 64(BX)(DX*1), Y10, Y6
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(BX), Y10, Y2
+	VFMADD231PS 96(BX)(DX*1), Y10, Y6
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1277
 
-done1180:
-	ADDQ $+16, R8
+done1278:
+	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1182
+	JLT  done1280
 
-loop1181:
+loop1279:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y2
+	VFMADD231PS (BX)(DX*1), Y10, Y6
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1181
+	JGE         loop1279
 
-done1182:
+done1280:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1183
+	JZ          done1281
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done1183:
+done1281:
 	CMPQ DI, $0x01
-	JLE  fold1178
+	JLE  fold1276
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done1185
+	SUBQ $+32, R8
+	JLT  done1283
 
-loop1184:
+loop1282:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y3
+	VFMADD231PS (BX)(DX*1), Y10, Y7
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     32(BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, CX
-	ADDQ        $+64, BX
-	SUBQ        $+16, R8
-	JGE         loop1184
+	VFMADD231PS 32(BX), Y10, Y3
+	VFMADD231PS 32(BX)(DX*1), Y10, Y7
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(BX), Y10, Y3
+	VFMADD231PS 64(BX)(DX*1), Y10, Y7
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(BX), Y10, Y3
+	VFMADD231PS 96(BX)(DX*1), Y10, Y7
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1282
 
-done1185:
-	ADDQ $+16, R8
+done1283:
+	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1187
+	JLT  done1285
 
-loop1186:
+loop1284:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y3
+	VFMADD231PS (BX)(DX*1), Y10, Y7
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1186
+	JGE         loop1284
 
-done1187:
+done1285:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1188
+	JZ          done1286
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done1188:
+done1286:
 	CMPQ DI, $0x02
-	JLE  fold1178
+	JLE  fold1276
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done1190
+	SUBQ $+32, R8
+	JLT  done1288
 
-loop1189:
+loop1287:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y4
+	VFMADD231PS (BX)(DX*1), Y10, Y8
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     32(BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, CX
-	ADDQ        $+64, BX
-	SUBQ        $+16, R8
-	JGE         loop1189
+	VFMADD231PS 32(BX), Y10, Y4
+	VFMADD231PS 32(BX)(DX*1), Y10, Y8
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(BX), Y10, Y4
+	VFMADD231PS 64(BX)(DX*1), Y10, Y8
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(BX), Y10, Y4
+	VFMADD231PS 96(BX)(DX*1), Y10, Y8
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1287
 
-done1190:
-	ADDQ $+16, R8
+done1288:
+	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1192
+	JLT  done1290
 
-loop1191:
+loop1289:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y4
+	VFMADD231PS (BX)(DX*1), Y10, Y8
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1191
+	JGE         loop1289
 
-done1192:
+done1290:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1193
+	JZ          done1291
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1193:
+done1291:
 	CMPQ DI, $0x03
-	JLE  fold1178
+	JLE  fold1276
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done1195
+	SUBQ $+32, R8
+	JLT  done1293
 
-loop1194:
+loop1292:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y5
+	VFMADD231PS (BX)(DX*1), Y10, Y9
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     32(BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, CX
-	ADDQ        $+64, BX
-	SUBQ        $+16, R8
-	JGE         loop1194
+	VFMADD231PS 32(BX), Y10, Y5
+	VFMADD231PS 32(BX)(DX*1), Y10, Y9
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(BX), Y10, Y5
+	VFMADD231PS 64(BX)(DX*1), Y10, Y9
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(BX), Y10, Y5
+	VFMADD231PS 96(BX)(DX*1), Y10, Y9
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1292
 
-done1195:
-	ADDQ $+16, R8
+done1293:
+	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1197
+	JLT  done1295
 
-loop1196:
+loop1294:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y5
+	VFMADD231PS (BX)(DX*1), Y10, Y9
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1196
+	JGE         loop1294
 
-done1197:
+done1295:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1198
+	JZ          done1296
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1198:
-fold1178:
+done1296:
+fold1276:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -17321,19 +18291,19 @@ fold1178:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           CX, $0x04
-	JLT            part1199
+	JLT            part1297
 	VMOVUPS        X3, (SI)
 	VMOVUPS        X4, (SI)(BX*1)
-	JMP            stored1200
+	JMP            stored1298
 
-part1199:
+part1297:
 	VMASKMOVPS X3, X2, (SI)
 	VMASKMOVPS X4, X2, (SI)(BX*1)
 
-stored1200:
+stored1298:
 	ADDQ         $0x10, SI
 	SUBQ         $0x04, DI
-	JG           block1177
+	JG           block1275
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -17348,10 +18318,10 @@ stored1200:
 	VZEROUPPER
 	RET
 
-rows1131:
+rows1229:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000040
-	JGT          long1201
+	JGT          long1299
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -17371,7 +18341,7 @@ rows1131:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1202:
+block1300:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -17388,9 +18358,9 @@ block1202:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R10
 	SUBQ    $+16, R10
-	JLT     done1205
+	JLT     done1303
 
-loop1204:
+loop1302:
 	VMOVUPS     (DX), Y8
 	VMOVUPS     (BX), Y9
 	VMOVUPS     (DI), Y10
@@ -17417,14 +18387,14 @@ loop1204:
 	ADDQ        $+64, BX
 	ADDQ        $+64, DI
 	SUBQ        $+16, R10
-	JGE         loop1204
+	JGE         loop1302
 
-done1205:
+done1303:
 	ADDQ $+16, R10
 	SUBQ $+8, R10
-	JLT  done1207
+	JLT  done1305
 
-loop1206:
+loop1304:
 	VMOVUPS     (DX), Y8
 	VMOVUPS     (BX), Y9
 	VMOVUPS     (DI), Y10
@@ -17440,12 +18410,12 @@ loop1206:
 	ADDQ        $+32, BX
 	ADDQ        $+32, DI
 	SUBQ        $+8, R10
-	JGE         loop1206
+	JGE         loop1304
 
-done1207:
+done1305:
 	ADDQ        $+8, R10
 	TESTQ       R10, R10
-	JZ          done1208
+	JZ          done1306
 	VMASKMOVPS  (DX), Y0, Y8
 	VMASKMOVPS  (BX), Y0, Y9
 	VMASKMOVPS  (DI), Y0, Y10
@@ -17458,7 +18428,7 @@ done1207:
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done1208:
+done1306:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -17496,21 +18466,21 @@ done1208:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1209
+	JLT          part1307
 	VMOVLPS      X3, (R8)
 	VMOVHPS      X3, (R8)(BX*1)
 	VMOVLPS      X2, (R8)(BX*2)
-	JMP          stored1210
+	JMP          stored1308
 
-part1209:
+part1307:
 	VEXTRACTPS $0x00, X3, (R8)
 	VEXTRACTPS $0x02, X3, (R8)(BX*1)
 	VEXTRACTPS $0x00, X2, (R8)(BX*2)
 
-stored1210:
+stored1308:
 	ADDQ         $0x08, R8
 	SUBQ         $0x02, R9
-	JG           block1202
+	JG           block1300
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -17527,7 +18497,7 @@ stored1210:
 	VZEROUPPER
 	RET
 
-long1201:
+long1299:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -17547,7 +18517,7 @@ long1201:
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block1211:
+block1309:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -17559,122 +18529,120 @@ block1211:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+16, R8
-	JLT    done1214
+	SUBQ   $+32, R8
+	JLT    done1312
 
-loop1213:
+loop1311:
 	VMOVUPS     (CX), Y8
-	VMOVUPS     (BX), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     (BX)(DX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     (BX)(DX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS (BX), Y8, Y2
+	VFMADD231PS (BX)(DX*1), Y8, Y4
+	VFMADD231PS (BX)(DX*2), Y8, Y6
 	VMOVUPS     32(CX), Y8
-	VMOVUPS     32(BX), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     32(BX)(DX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     32(BX)(DX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
-	ADDQ        $+64, CX
-	ADDQ        $+64, BX
-	SUBQ        $+16, R8
-	JGE         loop1213
+	VFMADD231PS 32(BX), Y8, Y2
+	VFMADD231PS 32(BX)(DX*1), Y8, Y4
+	VFMADD231PS 32(BX)(DX*2), Y8, Y6
+	VMOVUPS     64(CX), Y8
+	VFMADD231PS 64(BX), Y8, Y2
+	VFMADD231PS 64(BX)(DX*1), Y8, Y4
+	VFMADD231PS 64(BX)(DX*2), Y8, Y6
+	VMOVUPS     96(CX), Y8
+	VFMADD231PS 96(BX), Y8, Y2
+	VFMADD231PS 96(BX)(DX*1), Y8, Y4
+	VFMADD231PS 96(BX)(DX*2), Y8, Y6
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1311
 
-done1214:
-	ADDQ $+16, R8
+done1312:
+	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1216
+	JLT  done1314
 
-loop1215:
+loop1313:
 	VMOVUPS     (CX), Y8
-	VMOVUPS     (BX), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     (BX)(DX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     (BX)(DX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS (BX), Y8, Y2
+	VFMADD231PS (BX)(DX*1), Y8, Y4
+	VFMADD231PS (BX)(DX*2), Y8, Y6
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1215
+	JGE         loop1313
 
-done1216:
+done1314:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1217
+	JZ          done1315
 	VMASKMOVPS  (CX), Y0, Y8
 	VMASKMOVPS  (BX), Y0, Y9
-	VFMADD231PS Y8, Y9, Y2
+	VFMADD231PS Y9, Y8, Y2
 	VMASKMOVPS  (BX)(DX*1), Y0, Y9
-	VFMADD231PS Y8, Y9, Y4
+	VFMADD231PS Y9, Y8, Y4
 	VMASKMOVPS  (BX)(DX*2), Y0, Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS Y9, Y8, Y6
 
-done1217:
+done1315:
 	CMPQ DI, $0x01
-	JLE  fold1212
+	JLE  fold1310
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done1219
+	SUBQ $+32, R8
+	JLT  done1317
 
-loop1218:
+loop1316:
 	VMOVUPS     (CX), Y8
-	VMOVUPS     (BX), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     (BX)(DX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     (BX)(DX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS (BX), Y8, Y3
+	VFMADD231PS (BX)(DX*1), Y8, Y5
+	VFMADD231PS (BX)(DX*2), Y8, Y7
 	VMOVUPS     32(CX), Y8
-	VMOVUPS     32(BX), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     32(BX)(DX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     32(BX)(DX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
-	ADDQ        $+64, CX
-	ADDQ        $+64, BX
-	SUBQ        $+16, R8
-	JGE         loop1218
+	VFMADD231PS 32(BX), Y8, Y3
+	VFMADD231PS 32(BX)(DX*1), Y8, Y5
+	VFMADD231PS 32(BX)(DX*2), Y8, Y7
+	VMOVUPS     64(CX), Y8
+	VFMADD231PS 64(BX), Y8, Y3
+	VFMADD231PS 64(BX)(DX*1), Y8, Y5
+	VFMADD231PS 64(BX)(DX*2), Y8, Y7
+	VMOVUPS     96(CX), Y8
+	VFMADD231PS 96(BX), Y8, Y3
+	VFMADD231PS 96(BX)(DX*1), Y8, Y5
+	VFMADD231PS 96(BX)(DX*2), Y8, Y7
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1316
 
-done1219:
-	ADDQ $+16, R8
+done1317:
+	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1221
+	JLT  done1319
 
-loop1220:
+loop1318:
 	VMOVUPS     (CX), Y8
-	VMOVUPS     (BX), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     (BX)(DX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     (BX)(DX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS (BX), Y8, Y3
+	VFMADD231PS (BX)(DX*1), Y8, Y5
+	VFMADD231PS (BX)(DX*2), Y8, Y7
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1220
+	JGE         loop1318
 
-done1221:
+done1319:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1222
+	JZ          done1320
 	VMASKMOVPS  (CX), Y0, Y8
 	VMASKMOVPS  (BX), Y0, Y9
-	VFMADD231PS Y8, Y9, Y3
+	VFMADD231PS Y9, Y8, Y3
 	VMASKMOVPS  (BX)(DX*1), Y0, Y9
-	VFMADD231PS Y8, Y9, Y5
+	VFMADD231PS Y9, Y8, Y5
 	VMASKMOVPS  (BX)(DX*2), Y0, Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS Y9, Y8, Y7
 
-done1222:
-fold1212:
+done1320:
+fold1310:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -17712,21 +18680,21 @@ fold1212:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         CX, $0x02
-	JLT          part1223
+	JLT          part1321
 	VMOVLPS      X3, (SI)
 	VMOVHPS      X3, (SI)(BX*1)
 	VMOVLPS      X2, (SI)(BX*2)
-	JMP          stored1224
+	JMP          stored1322
 
-part1223:
+part1321:
 	VEXTRACTPS $0x00, X3, (SI)
 	VEXTRACTPS $0x02, X3, (SI)(BX*1)
 	VEXTRACTPS $0x00, X2, (SI)(BX*2)
 
-stored1224:
+stored1322:
 	ADDQ         $0x08, SI
 	SUBQ         $0x02, DI
-	JG           block1211
+	JG           block1309
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -17743,10 +18711,10 @@ stored1224:
 	VZEROUPPER
 	RET
 
-rows1132:
+rows1230:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000040
-	JGT          long1225
+	JGT          long1323
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -17767,7 +18735,7 @@ rows1132:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1226:
+block1324:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -17786,9 +18754,9 @@ block1226:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R11
 	SUBQ    $+16, R11
-	JLT     done1229
+	JLT     done1327
 
-loop1228:
+loop1326:
 	VMOVUPS     (DX), Y10
 	VMOVUPS     (BX), Y11
 	VMOVUPS     (R8), Y12
@@ -17821,14 +18789,14 @@ loop1228:
 	ADDQ        $+64, BX
 	ADDQ        $+64, R8
 	SUBQ        $+16, R11
-	JGE         loop1228
+	JGE         loop1326
 
-done1229:
+done1327:
 	ADDQ $+16, R11
 	SUBQ $+8, R11
-	JLT  done1231
+	JLT  done1329
 
-loop1230:
+loop1328:
 	VMOVUPS     (DX), Y10
 	VMOVUPS     (BX), Y11
 	VMOVUPS     (R8), Y12
@@ -17847,12 +18815,12 @@ loop1230:
 	ADDQ        $+32, BX
 	ADDQ        $+32, R8
 	SUBQ        $+8, R11
-	JGE         loop1230
+	JGE         loop1328
 
-done1231:
+done1329:
 	ADDQ        $+8, R11
 	TESTQ       R11, R11
-	JZ          done1232
+	JZ          done1330
 	VMASKMOVPS  (DX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VMASKMOVPS  (R8), Y0, Y12
@@ -17868,7 +18836,7 @@ done1231:
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done1232:
+done1330:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -17906,23 +18874,23 @@ done1232:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1233
+	JLT          part1331
 	VMOVLPS      X3, (R9)
 	VMOVHPS      X3, (R9)(BX*1)
 	VMOVLPS      X2, (R9)(BX*2)
 	VMOVHPS      X2, (R9)(R8*1)
-	JMP          stored1234
+	JMP          stored1332
 
-part1233:
+part1331:
 	VEXTRACTPS $0x00, X3, (R9)
 	VEXTRACTPS $0x02, X3, (R9)(BX*1)
 	VEXTRACTPS $0x00, X2, (R9)(BX*2)
 	VEXTRACTPS $0x02, X2, (R9)(R8*1)
 
-stored1234:
+stored1332:
 	ADDQ         $0x08, R9
 	SUBQ         $0x02, R10
-	JG           block1226
+	JG           block1324
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -17943,7 +18911,7 @@ stored1234:
 	VZEROUPPER
 	RET
 
-long1225:
+long1323:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -17964,7 +18932,7 @@ long1225:
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block1235:
+block1333:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -17978,138 +18946,134 @@ block1235:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
-	SUBQ   $+16, R9
-	JLT    done1238
+	SUBQ   $+32, R9
+	JLT    done1336
 
-loop1237:
+loop1335:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (SI)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (SI)(DX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(DX*1), Y10, Y4
+	VFMADD231PS (SI)(DX*2), Y10, Y6
+	VFMADD231PS (SI)(BX*1), Y10, Y8
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     32(SI)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     32(SI)(DX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, CX
-	ADDQ        $+64, SI
-	SUBQ        $+16, R9
-	JGE         loop1237
+	VFMADD231PS 32(SI), Y10, Y2
+	VFMADD231PS 32(SI)(DX*1), Y10, Y4
+	VFMADD231PS 32(SI)(DX*2), Y10, Y6
+	VFMADD231PS 32(SI)(BX*1), Y10, Y8
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(SI), Y10, Y2
+	VFMADD231PS 64(SI)(DX*1), Y10, Y4
+	VFMADD231PS 64(SI)(DX*2), Y10, Y6
+	VFMADD231PS 64(SI)(BX*1), Y10, Y8
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(SI), Y10, Y2
+	VFMADD231PS 96(SI)(DX*1), Y10, Y4
+	VFMADD231PS 96(SI)(DX*2), Y10, Y6
+	VFMADD231PS 96(SI)(BX*1), Y10, Y8
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1335
 
-done1238:
-	ADDQ $+16, R9
+done1336:
+	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1240
+	JLT  done1338
 
-loop1239:
+loop1337:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (SI)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (SI)(DX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(DX*1), Y10, Y4
+	VFMADD231PS (SI)(DX*2), Y10, Y6
+	VFMADD231PS (SI)(BX*1), Y10, Y8
 	ADDQ        $+32, CX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1239
+	JGE         loop1337
 
-done1240:
+done1338:
 	ADDQ        $+8, R9
 	TESTQ       R9, R9
-	JZ          done1241
+	JZ          done1339
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 	VMASKMOVPS  (SI)(DX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 	VMASKMOVPS  (SI)(DX*2), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1241:
+done1339:
 	CMPQ R8, $0x01
-	JLE  fold1236
+	JLE  fold1334
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+16, R9
-	JLT  done1243
+	SUBQ $+32, R9
+	JLT  done1341
 
-loop1242:
+loop1340:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (SI)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (SI)(DX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(DX*1), Y10, Y5
+	VFMADD231PS (SI)(DX*2), Y10, Y7
+	VFMADD231PS (SI)(BX*1), Y10, Y9
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     32(SI)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     32(SI)(DX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, CX
-	ADDQ        $+64, SI
-	SUBQ        $+16, R9
-	JGE         loop1242
+	VFMADD231PS 32(SI), Y10, Y3
+	VFMADD231PS 32(SI)(DX*1), Y10, Y5
+	VFMADD231PS 32(SI)(DX*2), Y10, Y7
+	VFMADD231PS 32(SI)(BX*1), Y10, Y9
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(SI), Y10, Y3
+	VFMADD231PS 64(SI)(DX*1), Y10, Y5
+	VFMADD231PS 64(SI)(DX*2), Y10, Y7
+	VFMADD231PS 64(SI)(BX*1), Y10, Y9
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(SI), Y10, Y3
+	VFMADD231PS 96(SI)(DX*1), Y10, Y5
+	VFMADD231PS 96(SI)(DX*2), Y10, Y7
+	VFMADD231PS 96(SI)(BX*1), Y10, Y9
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1340
 
-done1243:
-	ADDQ $+16, R9
+done1341:
+	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1245
+	JLT  done1343
 
-loop1244:
+loop1342:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (SI)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (SI)(DX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(DX*1), Y10, Y5
+	VFMADD231PS (SI)(DX*2), Y10, Y7
+	VFMADD231PS (SI)(BX*1), Y10, Y9
 	ADDQ        $+32, CX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1244
+	JGE         loop1342
 
-done1245:
+done1343:
 	ADDQ        $+8, R9
 	TESTQ       R9, R9
-	JZ          done1246
+	JZ          done1344
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 	VMASKMOVPS  (SI)(DX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 	VMASKMOVPS  (SI)(DX*2), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1246:
-fold1236:
+done1344:
+fold1334:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -18147,23 +19111,23 @@ fold1236:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         CX, $0x02
-	JLT          part1247
+	JLT          part1345
 	VMOVLPS      X3, (DI)
 	VMOVHPS      X3, (DI)(SI*1)
 	VMOVLPS      X2, (DI)(SI*2)
 	VMOVHPS      X2, (DI)(R9*1)
-	JMP          stored1248
+	JMP          stored1346
 
-part1247:
+part1345:
 	VEXTRACTPS $0x00, X3, (DI)
 	VEXTRACTPS $0x02, X3, (DI)(SI*1)
 	VEXTRACTPS $0x00, X2, (DI)(SI*2)
 	VEXTRACTPS $0x02, X2, (DI)(R9*1)
 
-stored1248:
+stored1346:
 	ADDQ         $0x08, DI
 	SUBQ         $0x02, R8
-	JG           block1235
+	JG           block1333
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -18207,18 +19171,18 @@ GLOBL rowsMask<>(SB), RODATA|NOPTR, $64
 TEXT ·combineF32AVX2(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows1249
+	JE   rows1347
 	CMPQ AX, $0x03
-	JE   rows1250
+	JE   rows1348
 	CMPQ AX, $0x04
-	JE   rows1251
+	JE   rows1349
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block1252:
+block1350:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -18227,9 +19191,9 @@ block1252:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done1254
+	JLT   done1352
 
-loop1253:
+loop1351:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -18239,7 +19203,7 @@ loop1253:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1255
+	JZ      first1353
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -18249,7 +19213,7 @@ loop1253:
 	VMOVUPS 192(DX), Y6
 	VMOVUPS 224(DX), Y7
 
-first1255:
+first1353:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -18258,7 +19222,7 @@ first1255:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1256:
+key1354:
 	VBROADCASTSS (R8), Y8
 	VMOVUPS      (DI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -18279,7 +19243,7 @@ key1256:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1256
+	JNZ          key1354
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -18291,26 +19255,26 @@ key1256:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop1253
+	JGE          loop1351
 
-done1254:
+done1352:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done1258
+	JLT  done1356
 
-loop1257:
+loop1355:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1259
+	JZ      first1357
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
 	VMOVUPS 96(DX), Y3
 
-first1259:
+first1357:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -18319,7 +19283,7 @@ first1259:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1260:
+key1358:
 	VBROADCASTSS (R8), Y4
 	VMOVUPS      (DI), Y5
 	VFMADD231PS  Y5, Y4, Y0
@@ -18332,7 +19296,7 @@ key1260:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1260
+	JNZ          key1358
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -18340,22 +19304,22 @@ key1260:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop1257
+	JGE          loop1355
 
-done1258:
+done1356:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done1262
+	JLT  done1360
 
-loop1261:
+loop1359:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1263
+	JZ      first1361
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 
-first1263:
+first1361:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -18364,7 +19328,7 @@ first1263:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1264:
+key1362:
 	VBROADCASTSS (R8), Y2
 	VMOVUPS      (DI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -18373,26 +19337,26 @@ key1264:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1264
+	JNZ          key1362
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop1261
+	JGE          loop1359
 
-done1262:
+done1360:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done1266
+	JLT  done1364
 
-loop1265:
+loop1363:
 	VXORPS  Y0, Y0, Y0
 	TESTQ   AX, AX
-	JZ      first1267
+	JZ      first1365
 	VMOVUPS (DX), Y0
 
-first1267:
+first1365:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -18401,34 +19365,34 @@ first1267:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1268:
+key1366:
 	VBROADCASTSS (R8), Y1
 	VMOVUPS      (DI), Y2
 	VFMADD231PS  Y2, Y1, Y0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1268
+	JNZ          key1366
 	VMOVUPS      Y0, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop1265
+	JGE          loop1363
 
-done1266:
+done1364:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done1269
+	JZ         done1367
 	LEAQ       rowsMask<>+32(SB), DI
 	SHLQ       $0x02, SI
 	SUBQ       SI, DI
 	VMOVUPS    (DI), Y0
 	VXORPS     Y1, Y1, Y1
 	TESTQ      AX, AX
-	JZ         first1270
+	JZ         first1368
 	VMASKMOVPS (DX), Y0, Y1
 
-first1270:
+first1368:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -18436,31 +19400,31 @@ first1270:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key1271:
+key1369:
 	VBROADCASTSS (BX), Y2
 	VMASKMOVPS   (CX), Y0, Y3
 	VFMADD231PS  Y3, Y2, Y1
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key1271
+	JNZ          key1369
 	VMASKMOVPS   Y1, Y0, (DX)
 
-done1269:
+done1367:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1252
+	JLT  block1350
 	VZEROUPPER
 	RET
 
-rows1249:
+rows1347:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1272:
+block1370:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -18469,9 +19433,9 @@ block1272:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1274
+	JLT   done1372
 
-loop1273:
+loop1371:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -18481,7 +19445,7 @@ loop1273:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1275
+	JZ      first1373
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -18491,7 +19455,7 @@ loop1273:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1275:
+first1373:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18500,7 +19464,7 @@ first1275:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1276:
+key1374:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -18518,7 +19482,7 @@ key1276:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1276
+	JNZ          key1374
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -18530,26 +19494,26 @@ key1276:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1273
+	JGE          loop1371
 
-done1274:
+done1372:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1278
+	JLT  done1376
 
-loop1277:
+loop1375:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1279
+	JZ      first1377
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1279:
+first1377:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18558,7 +19522,7 @@ first1279:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1280:
+key1378:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -18570,7 +19534,7 @@ key1280:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1280
+	JNZ          key1378
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -18578,22 +19542,22 @@ key1280:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1277
+	JGE          loop1375
 
-done1278:
+done1376:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1282
+	JLT  done1380
 
-loop1281:
+loop1379:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1283
+	JZ      first1381
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1283:
+first1381:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18602,7 +19566,7 @@ first1283:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1284:
+key1382:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -18611,18 +19575,18 @@ key1284:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1284
+	JNZ          key1382
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1281
+	JGE          loop1379
 
-done1282:
+done1380:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1285
+	JZ         done1383
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -18630,11 +19594,11 @@ done1282:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1286
+	JZ         first1384
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1286:
+first1384:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -18642,7 +19606,7 @@ first1286:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1287:
+key1385:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -18651,18 +19615,18 @@ key1287:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1287
+	JNZ          key1385
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1285:
+done1383:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1272
+	JLT  block1370
 	VZEROUPPER
 	RET
 
-rows1250:
+rows1348:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -18671,7 +19635,7 @@ rows1250:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block1288:
+block1386:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -18680,9 +19644,9 @@ block1288:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1290
+	JLT   done1388
 
-loop1289:
+loop1387:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -18696,7 +19660,7 @@ loop1289:
 	VXORPS  Y10, Y10, Y10
 	VXORPS  Y11, Y11, Y11
 	TESTQ   AX, AX
-	JZ      first1291
+	JZ      first1389
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -18710,7 +19674,7 @@ loop1289:
 	VMOVUPS 64(DX)(DI*2), Y10
 	VMOVUPS 96(DX)(DI*2), Y11
 
-first1291:
+first1389:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18719,7 +19683,7 @@ first1291:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1292:
+key1390:
 	VBROADCASTSS (R10), Y12
 	VBROADCASTSS (R10)(SI*1), Y13
 	VBROADCASTSS (R10)(SI*2), Y14
@@ -18742,7 +19706,7 @@ key1292:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1292
+	JNZ          key1390
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -18758,14 +19722,14 @@ key1292:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1289
+	JGE          loop1387
 
-done1290:
+done1388:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1294
+	JLT  done1392
 
-loop1293:
+loop1391:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -18773,7 +19737,7 @@ loop1293:
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	TESTQ   AX, AX
-	JZ      first1295
+	JZ      first1393
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
@@ -18781,7 +19745,7 @@ loop1293:
 	VMOVUPS (DX)(DI*2), Y4
 	VMOVUPS 32(DX)(DI*2), Y5
 
-first1295:
+first1393:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18790,7 +19754,7 @@ first1295:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1296:
+key1394:
 	VMOVUPS      (R9), Y6
 	VMOVUPS      32(R9), Y7
 	VBROADCASTSS (R10), Y8
@@ -18805,7 +19769,7 @@ key1296:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1296
+	JNZ          key1394
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -18815,24 +19779,24 @@ key1296:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1293
+	JGE          loop1391
 
-done1294:
+done1392:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1298
+	JLT  done1396
 
-loop1297:
+loop1395:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1299
+	JZ      first1397
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 	VMOVUPS (DX)(DI*2), Y2
 
-first1299:
+first1397:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18841,7 +19805,7 @@ first1299:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1300:
+key1398:
 	VMOVUPS      (R9), Y3
 	VBROADCASTSS (R10), Y4
 	VFMADD231PS  Y3, Y4, Y0
@@ -18852,19 +19816,19 @@ key1300:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1300
+	JNZ          key1398
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	VMOVUPS      Y2, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1297
+	JGE          loop1395
 
-done1298:
+done1396:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1301
+	JZ         done1399
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -18873,12 +19837,12 @@ done1298:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1302
+	JZ         first1400
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 	VMASKMOVPS (DX)(DI*2), Y0, Y3
 
-first1302:
+first1400:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -18886,7 +19850,7 @@ first1302:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1303:
+key1401:
 	VMASKMOVPS   (CX), Y0, Y4
 	VBROADCASTSS (BX), Y5
 	VFMADD231PS  Y4, Y5, Y1
@@ -18897,26 +19861,26 @@ key1303:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1303
+	JNZ          key1401
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
 
-done1301:
+done1399:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1288
+	JLT  block1386
 	VZEROUPPER
 	RET
 
-rows1251:
+rows1349:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1304:
+block1402:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -18925,9 +19889,9 @@ block1304:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1306
+	JLT   done1404
 
-loop1305:
+loop1403:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -18937,7 +19901,7 @@ loop1305:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1307
+	JZ      first1405
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -18947,7 +19911,7 @@ loop1305:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1307:
+first1405:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -18956,7 +19920,7 @@ first1307:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1308:
+key1406:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -18974,7 +19938,7 @@ key1308:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1308
+	JNZ          key1406
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -18986,26 +19950,26 @@ key1308:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1305
+	JGE          loop1403
 
-done1306:
+done1404:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1310
+	JLT  done1408
 
-loop1309:
+loop1407:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1311
+	JZ      first1409
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1311:
+first1409:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19014,7 +19978,7 @@ first1311:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1312:
+key1410:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -19026,7 +19990,7 @@ key1312:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1312
+	JNZ          key1410
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -19034,22 +19998,22 @@ key1312:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1309
+	JGE          loop1407
 
-done1310:
+done1408:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1314
+	JLT  done1412
 
-loop1313:
+loop1411:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1315
+	JZ      first1413
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1315:
+first1413:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19058,7 +20022,7 @@ first1315:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1316:
+key1414:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -19067,18 +20031,18 @@ key1316:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1316
+	JNZ          key1414
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1313
+	JGE          loop1411
 
-done1314:
+done1412:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1317
+	JZ         done1415
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -19086,11 +20050,11 @@ done1314:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1318
+	JZ         first1416
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1318:
+first1416:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -19098,7 +20062,7 @@ first1318:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1319:
+key1417:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -19107,11 +20071,11 @@ key1319:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1319
+	JNZ          key1417
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1317:
+done1415:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -19122,9 +20086,9 @@ done1317:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1321
+	JLT   done1419
 
-loop1320:
+loop1418:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -19134,7 +20098,7 @@ loop1320:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1322
+	JZ      first1420
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -19144,7 +20108,7 @@ loop1320:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1322:
+first1420:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19153,7 +20117,7 @@ first1322:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1323:
+key1421:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -19171,7 +20135,7 @@ key1323:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1323
+	JNZ          key1421
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -19183,26 +20147,26 @@ key1323:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1320
+	JGE          loop1418
 
-done1321:
+done1419:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1325
+	JLT  done1423
 
-loop1324:
+loop1422:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1326
+	JZ      first1424
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1326:
+first1424:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19211,7 +20175,7 @@ first1326:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1327:
+key1425:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -19223,7 +20187,7 @@ key1327:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1327
+	JNZ          key1425
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -19231,22 +20195,22 @@ key1327:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1324
+	JGE          loop1422
 
-done1325:
+done1423:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1329
+	JLT  done1427
 
-loop1328:
+loop1426:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1330
+	JZ      first1428
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1330:
+first1428:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19255,7 +20219,7 @@ first1330:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1331:
+key1429:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -19264,18 +20228,18 @@ key1331:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1331
+	JNZ          key1429
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1328
+	JGE          loop1426
 
-done1329:
+done1427:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1332
+	JZ         done1430
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -19283,11 +20247,11 @@ done1329:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1333
+	JZ         first1431
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1333:
+first1431:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -19295,7 +20259,7 @@ first1333:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1334:
+key1432:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -19304,14 +20268,14 @@ key1334:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1334
+	JNZ          key1432
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1332:
+done1430:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1304
+	JLT  block1402
 	VZEROUPPER
 	RET
 
@@ -19335,7 +20299,7 @@ TEXT ·normF32AVX2(SB), NOSPLIT, $0-36
 	VBROADCASTSS X1, Y1
 	VXORPS       Y2, Y2, Y2
 
-block1335:
+block1433:
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
 	VXORPS Y5, Y5, Y5
@@ -19348,305 +20312,337 @@ block1335:
 	MOVQ   CX, AX
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), BX
-	SUBQ   $+16, BX
-	JLT    done1338
+	SUBQ   $+32, BX
+	JLT    done1436
 
-loop1337:
+loop1435:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y3
 	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y3
-	ADDQ        $+64, CX
-	SUBQ        $+16, BX
-	JGE         loop1337
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y3
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y3
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1435
 
-done1338:
-	ADDQ $+16, BX
+done1436:
+	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1340
+	JLT  done1438
 
-loop1339:
+loop1437:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y3
 	ADDQ        $+32, CX
 	SUBQ        $+8, BX
-	JGE         loop1339
+	JGE         loop1437
 
-done1340:
+done1438:
 	ADDQ        $+8, BX
 	TESTQ       BX, BX
-	JZ          done1341
+	JZ          done1439
 	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y3
 
-done1341:
+done1439:
 	CMPQ DX, $0x01
-	JLE  fold1336
+	JLE  fold1434
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done1343
+	SUBQ $+32, BX
+	JLT  done1441
 
-loop1342:
+loop1440:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y4
 	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y4
-	ADDQ        $+64, CX
-	SUBQ        $+16, BX
-	JGE         loop1342
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y4
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y4
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1440
 
-done1343:
-	ADDQ $+16, BX
+done1441:
+	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1345
+	JLT  done1443
 
-loop1344:
+loop1442:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y4
 	ADDQ        $+32, CX
 	SUBQ        $+8, BX
-	JGE         loop1344
+	JGE         loop1442
 
-done1345:
+done1443:
 	ADDQ        $+8, BX
 	TESTQ       BX, BX
-	JZ          done1346
+	JZ          done1444
 	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y4
 
-done1346:
+done1444:
 	CMPQ DX, $0x02
-	JLE  fold1336
+	JLE  fold1434
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done1348
+	SUBQ $+32, BX
+	JLT  done1446
 
-loop1347:
+loop1445:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y5
 	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y5
-	ADDQ        $+64, CX
-	SUBQ        $+16, BX
-	JGE         loop1347
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1445
 
-done1348:
-	ADDQ $+16, BX
+done1446:
+	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1350
+	JLT  done1448
 
-loop1349:
+loop1447:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y5
 	ADDQ        $+32, CX
 	SUBQ        $+8, BX
-	JGE         loop1349
+	JGE         loop1447
 
-done1350:
+done1448:
 	ADDQ        $+8, BX
 	TESTQ       BX, BX
-	JZ          done1351
+	JZ          done1449
 	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y5
 
-done1351:
+done1449:
 	CMPQ DX, $0x03
-	JLE  fold1336
+	JLE  fold1434
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done1353
+	SUBQ $+32, BX
+	JLT  done1451
 
-loop1352:
+loop1450:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y6
 	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y6
-	ADDQ        $+64, CX
-	SUBQ        $+16, BX
-	JGE         loop1352
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1450
 
-done1353:
-	ADDQ $+16, BX
+done1451:
+	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1355
+	JLT  done1453
 
-loop1354:
+loop1452:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y6
 	ADDQ        $+32, CX
 	SUBQ        $+8, BX
-	JGE         loop1354
+	JGE         loop1452
 
-done1355:
+done1453:
 	ADDQ        $+8, BX
 	TESTQ       BX, BX
-	JZ          done1356
+	JZ          done1454
 	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y6
 
-done1356:
+done1454:
 	CMPQ DX, $0x04
-	JLE  fold1336
+	JLE  fold1434
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done1358
+	SUBQ $+32, BX
+	JLT  done1456
 
-loop1357:
+loop1455:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y7
 	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y7
-	ADDQ        $+64, CX
-	SUBQ        $+16, BX
-	JGE         loop1357
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y7
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y7
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1455
 
-done1358:
-	ADDQ $+16, BX
+done1456:
+	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1360
+	JLT  done1458
 
-loop1359:
+loop1457:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y7
 	ADDQ        $+32, CX
 	SUBQ        $+8, BX
-	JGE         loop1359
+	JGE         loop1457
 
-done1360:
+done1458:
 	ADDQ        $+8, BX
 	TESTQ       BX, BX
-	JZ          done1361
+	JZ          done1459
 	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y7
 
-done1361:
+done1459:
 	CMPQ DX, $0x05
-	JLE  fold1336
+	JLE  fold1434
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done1363
+	SUBQ $+32, BX
+	JLT  done1461
 
-loop1362:
+loop1460:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y8
 	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y8
-	ADDQ        $+64, CX
-	SUBQ        $+16, BX
-	JGE         loop1362
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1460
 
-done1363:
-	ADDQ $+16, BX
+done1461:
+	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1365
+	JLT  done1463
 
-loop1364:
+loop1462:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y8
 	ADDQ        $+32, CX
 	SUBQ        $+8, BX
-	JGE         loop1364
+	JGE         loop1462
 
-done1365:
+done1463:
 	ADDQ        $+8, BX
 	TESTQ       BX, BX
-	JZ          done1366
+	JZ          done1464
 	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y8
 
-done1366:
+done1464:
 	CMPQ DX, $0x06
-	JLE  fold1336
+	JLE  fold1434
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done1368
+	SUBQ $+32, BX
+	JLT  done1466
 
-loop1367:
+loop1465:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y9
 	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y9
-	ADDQ        $+64, CX
-	SUBQ        $+16, BX
-	JGE         loop1367
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1465
 
-done1368:
-	ADDQ $+16, BX
+done1466:
+	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1370
+	JLT  done1468
 
-loop1369:
+loop1467:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y9
 	ADDQ        $+32, CX
 	SUBQ        $+8, BX
-	JGE         loop1369
+	JGE         loop1467
 
-done1370:
+done1468:
 	ADDQ        $+8, BX
 	TESTQ       BX, BX
-	JZ          done1371
+	JZ          done1469
 	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y9
 
-done1371:
+done1469:
 	CMPQ DX, $0x07
-	JLE  fold1336
+	JLE  fold1434
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done1373
+	SUBQ $+32, BX
+	JLT  done1471
 
-loop1372:
+loop1470:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y10
 	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y10
-	ADDQ        $+64, CX
-	SUBQ        $+16, BX
-	JGE         loop1372
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y10
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y10
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1470
 
-done1373:
-	ADDQ $+16, BX
+done1471:
+	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1375
+	JLT  done1473
 
-loop1374:
+loop1472:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y10
 	ADDQ        $+32, CX
 	SUBQ        $+8, BX
-	JGE         loop1374
+	JGE         loop1472
 
-done1375:
+done1473:
 	ADDQ        $+8, BX
 	TESTQ       BX, BX
-	JZ          done1376
+	JZ          done1474
 	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y10
 
-done1376:
-fold1336:
+done1474:
+fold1434:
 	VPERM2F128   $0x20, Y7, Y3, Y11
 	VPERM2F128   $0x31, Y7, Y3, Y3
 	VADDPS       Y11, Y3, Y11
@@ -19671,7 +20667,7 @@ fold1336:
 	VMINPS       Y1, Y4, Y4
 	VMAXPS       Y4, Y2, Y2
 	SUBQ         $0x08, DX
-	JG           block1335
+	JG           block1433
 	VEXTRACTF128 $0x01, Y2, X0
 	VMAXPS       X0, X2, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -19702,49 +20698,55 @@ TEXT ·peakF32AVX2(SB), NOSPLIT, $0-36
 	VBROADCASTSS X1, Y1
 	VXORPS       Y2, Y2, Y2
 
-block1377:
+block1475:
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
-	SUBQ $+16, BX
-	JLT  done1379
+	SUBQ $+32, BX
+	JLT  done1477
 
-loop1378:
+loop1476:
 	VMOVUPS (CX), Y3
 	VPAND   Y1, Y3, Y3
 	VPMAXUD Y3, Y2, Y2
 	VMOVUPS 32(CX), Y3
 	VPAND   Y1, Y3, Y3
 	VPMAXUD Y3, Y2, Y2
-	ADDQ    $+64, CX
-	SUBQ    $+16, BX
-	JGE     loop1378
+	VMOVUPS 64(CX), Y3
+	VPAND   Y1, Y3, Y3
+	VPMAXUD Y3, Y2, Y2
+	VMOVUPS 96(CX), Y3
+	VPAND   Y1, Y3, Y3
+	VPMAXUD Y3, Y2, Y2
+	ADDQ    $+128, CX
+	SUBQ    $+32, BX
+	JGE     loop1476
 
-done1379:
-	ADDQ $+16, BX
+done1477:
+	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1381
+	JLT  done1479
 
-loop1380:
+loop1478:
 	VMOVUPS (CX), Y3
 	VPAND   Y1, Y3, Y3
 	VPMAXUD Y3, Y2, Y2
 	ADDQ    $+32, CX
 	SUBQ    $+8, BX
-	JGE     loop1380
+	JGE     loop1478
 
-done1381:
+done1479:
 	ADDQ       $+8, BX
 	TESTQ      BX, BX
-	JZ         done1382
+	JZ         done1480
 	VMASKMOVPS (CX), Y0, Y3
 	VPAND      Y1, Y3, Y3
 	VPMAXUD    Y3, Y2, Y2
 
-done1382:
+done1480:
 	SUBQ         $0x01, DX
-	JG           block1377
+	JG           block1475
 	VEXTRACTF128 $0x01, Y2, X0
 	VPMAXUD      X0, X2, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -19765,11 +20767,11 @@ done1382:
 TEXT ·dotsBF16AVX2(SB), NOSPLIT, $16-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1383
+	JE           rows1481
 	CMPQ         AX, $0x03
-	JE           rows1384
+	JE           rows1482
 	CMPQ         AX, $0x04
-	JE           rows1385
+	JE           rows1483
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -19788,7 +20790,7 @@ TEXT ·dotsBF16AVX2(SB), NOSPLIT, $16-72
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1386:
+block1484:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -19802,536 +20804,592 @@ block1386:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+32, R8
-	JLT    done1389
+	SUBQ   $+64, R8
+	JLT    done1487
 
-loop1388:
+loop1486:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (BX), Y10, Y2
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS 32(BX), Y10, Y2
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS 64(BX), Y10, Y2
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1388
+	VFMADD231PS 96(BX), Y10, Y2
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y2
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y2
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y2
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y2
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1486
 
-done1389:
-	ADDQ $+32, R8
+done1487:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1391
+	JLT  done1489
 
-loop1390:
+loop1488:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (BX), Y10, Y2
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1390
+	JGE         loop1488
 
-done1391:
+done1489:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1392
+	JZ      done1490
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1393:
+copy1491:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1393
+	JNZ         copy1491
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 
-done1392:
+done1490:
 	CMPQ DI, $0x01
-	JLE  fold1387
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1395
+	SUBQ $+64, R8
+	JLT  done1493
 
-loop1394:
+loop1492:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (BX), Y10, Y3
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS 32(BX), Y10, Y3
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS 64(BX), Y10, Y3
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1394
+	VFMADD231PS 96(BX), Y10, Y3
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y3
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y3
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y3
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y3
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1492
 
-done1395:
-	ADDQ $+32, R8
+done1493:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1397
+	JLT  done1495
 
-loop1396:
+loop1494:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (BX), Y10, Y3
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1396
+	JGE         loop1494
 
-done1397:
+done1495:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1398
+	JZ      done1496
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1399:
+copy1497:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1399
+	JNZ         copy1497
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 
-done1398:
+done1496:
 	CMPQ DI, $0x02
-	JLE  fold1387
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1401
+	SUBQ $+64, R8
+	JLT  done1499
 
-loop1400:
+loop1498:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (BX), Y10, Y4
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS 32(BX), Y10, Y4
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS 64(BX), Y10, Y4
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1400
+	VFMADD231PS 96(BX), Y10, Y4
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y4
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y4
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y4
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y4
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1498
 
-done1401:
-	ADDQ $+32, R8
+done1499:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1403
+	JLT  done1501
 
-loop1402:
+loop1500:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (BX), Y10, Y4
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1402
+	JGE         loop1500
 
-done1403:
+done1501:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1404
+	JZ      done1502
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1405:
+copy1503:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1405
+	JNZ         copy1503
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 
-done1404:
+done1502:
 	CMPQ DI, $0x03
-	JLE  fold1387
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1407
+	SUBQ $+64, R8
+	JLT  done1505
 
-loop1406:
+loop1504:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (BX), Y10, Y5
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS 32(BX), Y10, Y5
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS 64(BX), Y10, Y5
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1406
+	VFMADD231PS 96(BX), Y10, Y5
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y5
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y5
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y5
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y5
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1504
 
-done1407:
-	ADDQ $+32, R8
+done1505:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1409
+	JLT  done1507
 
-loop1408:
+loop1506:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (BX), Y10, Y5
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1408
+	JGE         loop1506
 
-done1409:
+done1507:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1410
+	JZ      done1508
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1411:
+copy1509:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1411
+	JNZ         copy1509
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 
-done1410:
+done1508:
 	CMPQ DI, $0x04
-	JLE  fold1387
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1413
+	SUBQ $+64, R8
+	JLT  done1511
 
-loop1412:
+loop1510:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y6
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 32(BX), Y10, Y6
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 64(BX), Y10, Y6
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1412
+	VFMADD231PS 96(BX), Y10, Y6
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y6
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y6
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y6
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1510
 
-done1413:
-	ADDQ $+32, R8
+done1511:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1415
+	JLT  done1513
 
-loop1414:
+loop1512:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1414
+	JGE         loop1512
 
-done1415:
+done1513:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1416
+	JZ      done1514
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1417:
+copy1515:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1417
+	JNZ         copy1515
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done1416:
+done1514:
 	CMPQ DI, $0x05
-	JLE  fold1387
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1419
+	SUBQ $+64, R8
+	JLT  done1517
 
-loop1418:
+loop1516:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y7
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 32(BX), Y10, Y7
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 64(BX), Y10, Y7
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1418
+	VFMADD231PS 96(BX), Y10, Y7
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y7
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y7
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y7
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1516
 
-done1419:
-	ADDQ $+32, R8
+done1517:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1421
+	JLT  done1519
 
-loop1420:
+loop1518:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1420
+	JGE         loop1518
 
-done1421:
+done1519:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1422
+	JZ      done1520
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1423:
+copy1521:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1423
+	JNZ         copy1521
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done1422:
+done1520:
 	CMPQ DI, $0x06
-	JLE  fold1387
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1425
+	SUBQ $+64, R8
+	JLT  done1523
 
-loop1424:
+loop1522:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y8
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 32(BX), Y10, Y8
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 64(BX), Y10, Y8
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1424
+	VFMADD231PS 96(BX), Y10, Y8
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y8
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y8
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y8
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1522
 
-done1425:
-	ADDQ $+32, R8
+done1523:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1427
+	JLT  done1525
 
-loop1426:
+loop1524:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1426
+	JGE         loop1524
 
-done1427:
+done1525:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1428
+	JZ      done1526
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1429:
+copy1527:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1429
+	JNZ         copy1527
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1428:
+done1526:
 	CMPQ DI, $0x07
-	JLE  fold1387
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1431
+	SUBQ $+64, R8
+	JLT  done1529
 
-loop1430:
+loop1528:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y9
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 32(BX), Y10, Y9
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 64(BX), Y10, Y9
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1430
+	VFMADD231PS 96(BX), Y10, Y9
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y9
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y9
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y9
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1528
 
-done1431:
-	ADDQ $+32, R8
+done1529:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1433
+	JLT  done1531
 
-loop1432:
+loop1530:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1432
+	JGE         loop1530
 
-done1433:
+done1531:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1434
+	JZ      done1532
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1435:
+copy1533:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1435
+	JNZ         copy1533
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1434:
-fold1387:
+done1532:
+fold1485:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -20368,17 +21426,17 @@ fold1387:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       DX, $0x08
-	JLT        part1436
+	JLT        part1534
 	VMOVUPS    Y3, (SI)
-	JMP        stored1437
+	JMP        stored1535
 
-part1436:
+part1534:
 	VMASKMOVPS Y3, Y2, (SI)
 
-stored1437:
+stored1535:
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, DI
-	JG         block1386
+	JG         block1484
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -20392,7 +21450,7 @@ stored1437:
 	VZEROUPPER
 	RET
 
-rows1383:
+rows1481:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -20413,7 +21471,7 @@ rows1383:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1438:
+block1536:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -20427,316 +21485,340 @@ block1438:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
-	SUBQ   $+32, R9
-	JLT    done1441
+	SUBQ   $+64, R9
+	JLT    done1539
 
-loop1440:
+loop1538:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(BX*1), Y10, Y6
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 32(SI), Y10, Y2
+	VFMADD231PS 32(SI)(BX*1), Y10, Y6
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 64(SI), Y10, Y2
+	VFMADD231PS 64(SI)(BX*1), Y10, Y6
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1440
+	VFMADD231PS 96(SI), Y10, Y2
+	VFMADD231PS 96(SI)(BX*1), Y10, Y6
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(SI), Y10, Y2
+	VFMADD231PS 128(SI)(BX*1), Y10, Y6
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(SI), Y10, Y2
+	VFMADD231PS 160(SI)(BX*1), Y10, Y6
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(SI), Y10, Y2
+	VFMADD231PS 192(SI)(BX*1), Y10, Y6
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(SI), Y10, Y2
+	VFMADD231PS 224(SI)(BX*1), Y10, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1538
 
-done1441:
-	ADDQ $+32, R9
+done1539:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1443
+	JLT  done1541
 
-loop1442:
+loop1540:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(BX*1), Y10, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1442
+	JGE         loop1540
 
-done1443:
+done1541:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1444
+	JZ      done1542
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1445:
+copy1543:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1445
+	JNZ         copy1543
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done1444:
+done1542:
 	CMPQ R8, $0x01
-	JLE  fold1439
+	JLE  fold1537
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1447
+	SUBQ $+64, R9
+	JLT  done1545
 
-loop1446:
+loop1544:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(BX*1), Y10, Y7
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 32(SI), Y10, Y3
+	VFMADD231PS 32(SI)(BX*1), Y10, Y7
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 64(SI), Y10, Y3
+	VFMADD231PS 64(SI)(BX*1), Y10, Y7
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1446
+	VFMADD231PS 96(SI), Y10, Y3
+	VFMADD231PS 96(SI)(BX*1), Y10, Y7
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(SI), Y10, Y3
+	VFMADD231PS 128(SI)(BX*1), Y10, Y7
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(SI), Y10, Y3
+	VFMADD231PS 160(SI)(BX*1), Y10, Y7
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(SI), Y10, Y3
+	VFMADD231PS 192(SI)(BX*1), Y10, Y7
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(SI), Y10, Y3
+	VFMADD231PS 224(SI)(BX*1), Y10, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1544
 
-done1447:
-	ADDQ $+32, R9
+done1545:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1449
+	JLT  done1547
 
-loop1448:
+loop1546:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(BX*1), Y10, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1448
+	JGE         loop1546
 
-done1449:
+done1547:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1450
+	JZ      done1548
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1451:
+copy1549:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1451
+	JNZ         copy1549
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done1450:
+done1548:
 	CMPQ R8, $0x02
-	JLE  fold1439
+	JLE  fold1537
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1453
+	SUBQ $+64, R9
+	JLT  done1551
 
-loop1452:
+loop1550:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (SI), Y10, Y4
+	VFMADD231PS (SI)(BX*1), Y10, Y8
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 32(SI), Y10, Y4
+	VFMADD231PS 32(SI)(BX*1), Y10, Y8
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 64(SI), Y10, Y4
+	VFMADD231PS 64(SI)(BX*1), Y10, Y8
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1452
+	VFMADD231PS 96(SI), Y10, Y4
+	VFMADD231PS 96(SI)(BX*1), Y10, Y8
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(SI), Y10, Y4
+	VFMADD231PS 128(SI)(BX*1), Y10, Y8
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(SI), Y10, Y4
+	VFMADD231PS 160(SI)(BX*1), Y10, Y8
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(SI), Y10, Y4
+	VFMADD231PS 192(SI)(BX*1), Y10, Y8
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(SI), Y10, Y4
+	VFMADD231PS 224(SI)(BX*1), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1550
 
-done1453:
-	ADDQ $+32, R9
+done1551:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1455
+	JLT  done1553
 
-loop1454:
+loop1552:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (SI), Y10, Y4
+	VFMADD231PS (SI)(BX*1), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1454
+	JGE         loop1552
 
-done1455:
+done1553:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1456
+	JZ      done1554
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1457:
+copy1555:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1457
+	JNZ         copy1555
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1456:
+done1554:
 	CMPQ R8, $0x03
-	JLE  fold1439
+	JLE  fold1537
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1459
+	SUBQ $+64, R9
+	JLT  done1557
 
-loop1458:
+loop1556:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (SI), Y10, Y5
+	VFMADD231PS (SI)(BX*1), Y10, Y9
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 32(SI), Y10, Y5
+	VFMADD231PS 32(SI)(BX*1), Y10, Y9
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 64(SI), Y10, Y5
+	VFMADD231PS 64(SI)(BX*1), Y10, Y9
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1458
+	VFMADD231PS 96(SI), Y10, Y5
+	VFMADD231PS 96(SI)(BX*1), Y10, Y9
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(SI), Y10, Y5
+	VFMADD231PS 128(SI)(BX*1), Y10, Y9
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(SI), Y10, Y5
+	VFMADD231PS 160(SI)(BX*1), Y10, Y9
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(SI), Y10, Y5
+	VFMADD231PS 192(SI)(BX*1), Y10, Y9
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(SI), Y10, Y5
+	VFMADD231PS 224(SI)(BX*1), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1556
 
-done1459:
-	ADDQ $+32, R9
+done1557:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1461
+	JLT  done1559
 
-loop1460:
+loop1558:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (SI), Y10, Y5
+	VFMADD231PS (SI)(BX*1), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1460
+	JGE         loop1558
 
-done1461:
+done1559:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1462
+	JZ      done1560
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1463:
+copy1561:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1463
+	JNZ         copy1561
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1462:
-fold1439:
+done1560:
+fold1537:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -20774,19 +21856,19 @@ fold1439:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           DX, $0x04
-	JLT            part1464
+	JLT            part1562
 	VMOVUPS        X3, (DI)
 	VMOVUPS        X4, (DI)(SI*1)
-	JMP            stored1465
+	JMP            stored1563
 
-part1464:
+part1562:
 	VMASKMOVPS X3, X2, (DI)
 	VMASKMOVPS X4, X2, (DI)(SI*1)
 
-stored1465:
+stored1563:
 	ADDQ         $0x10, DI
 	SUBQ         $0x04, R8
-	JG           block1438
+	JG           block1536
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -20801,10 +21883,10 @@ stored1465:
 	VZEROUPPER
 	RET
 
-rows1384:
+rows1482:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long1466
+	JGT          long1564
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -20825,7 +21907,7 @@ rows1384:
 	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1467:
+block1565:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -20842,9 +21924,9 @@ block1467:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R11
 	SUBQ    $+32, R11
-	JLT     done1470
+	JLT     done1568
 
-loop1469:
+loop1567:
 	VPMOVZXWD   (BX), Y8
 	VPSLLD      $0x10, Y8, Y8
 	VPMOVZXWD   (SI), Y9
@@ -20901,14 +21983,14 @@ loop1469:
 	ADDQ        $+64, SI
 	ADDQ        $+128, R8
 	SUBQ        $+32, R11
-	JGE         loop1469
+	JGE         loop1567
 
-done1470:
+done1568:
 	ADDQ $+32, R11
 	SUBQ $+8, R11
-	JLT  done1472
+	JLT  done1570
 
-loop1471:
+loop1569:
 	VPMOVZXWD   (BX), Y8
 	VPSLLD      $0x10, Y8, Y8
 	VPMOVZXWD   (SI), Y9
@@ -20926,21 +22008,21 @@ loop1471:
 	ADDQ        $+16, SI
 	ADDQ        $+32, R8
 	SUBQ        $+8, R11
-	JGE         loop1471
+	JGE         loop1569
 
-done1472:
+done1570:
 	ADDQ    $+8, R11
 	TESTQ   R11, R11
-	JZ      done1473
+	JZ      done1571
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    DX, R11
 
-copy1474:
+copy1572:
 	MOVWLZX   -2(BX)(R11*2), R12
 	MOVW      R12, -2(SP)(R11*2)
 	DECQ      R11
-	JNZ       copy1474
+	JNZ       copy1572
 	VMOVDQU   (SP), X8
 	VPMOVZXWD X8, Y8
 	VPSLLD    $0x10, Y8, Y8
@@ -20948,11 +22030,11 @@ copy1474:
 	VMOVDQU   X9, (SP)
 	MOVQ      DX, BX
 
-copy1475:
+copy1573:
 	MOVWLZX     -2(SI)(BX*2), R11
 	MOVW        R11, -2(SP)(BX*2)
 	DECQ        BX
-	JNZ         copy1475
+	JNZ         copy1573
 	VMOVDQU     (SP), X9
 	VPMOVZXWD   X9, Y9
 	VPSLLD      $0x10, Y9, Y9
@@ -20966,7 +22048,7 @@ copy1475:
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done1473:
+done1571:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -21004,21 +22086,21 @@ done1473:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         BX, $0x02
-	JLT          part1476
+	JLT          part1574
 	VMOVLPS      X3, (R9)
 	VMOVHPS      X3, (R9)(SI*1)
 	VMOVLPS      X2, (R9)(SI*2)
-	JMP          stored1477
+	JMP          stored1575
 
-part1476:
+part1574:
 	VEXTRACTPS $0x00, X3, (R9)
 	VEXTRACTPS $0x02, X3, (R9)(SI*1)
 	VEXTRACTPS $0x00, X2, (R9)(SI*2)
 
-stored1477:
+stored1575:
 	ADDQ         $0x08, R9
 	SUBQ         $0x02, R10
-	JG           block1467
+	JG           block1565
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -21035,7 +22117,7 @@ stored1477:
 	VZEROUPPER
 	RET
 
-long1466:
+long1564:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -21056,7 +22138,7 @@ long1466:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1478:
+block1576:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -21068,182 +22150,192 @@ block1478:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
-	SUBQ   $+32, R9
-	JLT    done1481
+	SUBQ   $+64, R9
+	JLT    done1579
 
-loop1480:
+loop1578:
 	VPMOVZXWD   (DX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VMOVUPS     (SI), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     (SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     (SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS (SI), Y8, Y2
+	VFMADD231PS (SI)(BX*1), Y8, Y4
+	VFMADD231PS (SI)(BX*2), Y8, Y6
 	VPMOVZXWD   16(DX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VMOVUPS     32(SI), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     32(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     32(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS 32(SI), Y8, Y2
+	VFMADD231PS 32(SI)(BX*1), Y8, Y4
+	VFMADD231PS 32(SI)(BX*2), Y8, Y6
 	VPMOVZXWD   32(DX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VMOVUPS     64(SI), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     64(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     64(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS 64(SI), Y8, Y2
+	VFMADD231PS 64(SI)(BX*1), Y8, Y4
+	VFMADD231PS 64(SI)(BX*2), Y8, Y6
 	VPMOVZXWD   48(DX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VMOVUPS     96(SI), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     96(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     96(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1480
+	VFMADD231PS 96(SI), Y8, Y2
+	VFMADD231PS 96(SI)(BX*1), Y8, Y4
+	VFMADD231PS 96(SI)(BX*2), Y8, Y6
+	VPMOVZXWD   64(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 128(SI), Y8, Y2
+	VFMADD231PS 128(SI)(BX*1), Y8, Y4
+	VFMADD231PS 128(SI)(BX*2), Y8, Y6
+	VPMOVZXWD   80(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 160(SI), Y8, Y2
+	VFMADD231PS 160(SI)(BX*1), Y8, Y4
+	VFMADD231PS 160(SI)(BX*2), Y8, Y6
+	VPMOVZXWD   96(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 192(SI), Y8, Y2
+	VFMADD231PS 192(SI)(BX*1), Y8, Y4
+	VFMADD231PS 192(SI)(BX*2), Y8, Y6
+	VPMOVZXWD   112(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 224(SI), Y8, Y2
+	VFMADD231PS 224(SI)(BX*1), Y8, Y4
+	VFMADD231PS 224(SI)(BX*2), Y8, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1578
 
-done1481:
-	ADDQ $+32, R9
+done1579:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1483
+	JLT  done1581
 
-loop1482:
+loop1580:
 	VPMOVZXWD   (DX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VMOVUPS     (SI), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     (SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     (SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS (SI), Y8, Y2
+	VFMADD231PS (SI)(BX*1), Y8, Y4
+	VFMADD231PS (SI)(BX*2), Y8, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1482
+	JGE         loop1580
 
-done1483:
+done1581:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1484
+	JZ      done1582
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    CX, R9
 
-copy1485:
+copy1583:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1485
+	JNZ         copy1583
 	VMOVDQU     (SP), X8
 	VPMOVZXWD   X8, Y8
 	VPSLLD      $0x10, Y8, Y8
 	VMASKMOVPS  (SI), Y0, Y9
-	VFMADD231PS Y8, Y9, Y2
+	VFMADD231PS Y9, Y8, Y2
 	VMASKMOVPS  (SI)(BX*1), Y0, Y9
-	VFMADD231PS Y8, Y9, Y4
+	VFMADD231PS Y9, Y8, Y4
 	VMASKMOVPS  (SI)(BX*2), Y0, Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS Y9, Y8, Y6
 
-done1484:
+done1582:
 	CMPQ R8, $0x01
-	JLE  fold1479
+	JLE  fold1577
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1487
+	SUBQ $+64, R9
+	JLT  done1585
 
-loop1486:
+loop1584:
 	VPMOVZXWD   (DX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VMOVUPS     (SI), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     (SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     (SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS (SI), Y8, Y3
+	VFMADD231PS (SI)(BX*1), Y8, Y5
+	VFMADD231PS (SI)(BX*2), Y8, Y7
 	VPMOVZXWD   16(DX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VMOVUPS     32(SI), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     32(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     32(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS 32(SI), Y8, Y3
+	VFMADD231PS 32(SI)(BX*1), Y8, Y5
+	VFMADD231PS 32(SI)(BX*2), Y8, Y7
 	VPMOVZXWD   32(DX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VMOVUPS     64(SI), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     64(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     64(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS 64(SI), Y8, Y3
+	VFMADD231PS 64(SI)(BX*1), Y8, Y5
+	VFMADD231PS 64(SI)(BX*2), Y8, Y7
 	VPMOVZXWD   48(DX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VMOVUPS     96(SI), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     96(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     96(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1486
+	VFMADD231PS 96(SI), Y8, Y3
+	VFMADD231PS 96(SI)(BX*1), Y8, Y5
+	VFMADD231PS 96(SI)(BX*2), Y8, Y7
+	VPMOVZXWD   64(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 128(SI), Y8, Y3
+	VFMADD231PS 128(SI)(BX*1), Y8, Y5
+	VFMADD231PS 128(SI)(BX*2), Y8, Y7
+	VPMOVZXWD   80(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 160(SI), Y8, Y3
+	VFMADD231PS 160(SI)(BX*1), Y8, Y5
+	VFMADD231PS 160(SI)(BX*2), Y8, Y7
+	VPMOVZXWD   96(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 192(SI), Y8, Y3
+	VFMADD231PS 192(SI)(BX*1), Y8, Y5
+	VFMADD231PS 192(SI)(BX*2), Y8, Y7
+	VPMOVZXWD   112(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 224(SI), Y8, Y3
+	VFMADD231PS 224(SI)(BX*1), Y8, Y5
+	VFMADD231PS 224(SI)(BX*2), Y8, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1584
 
-done1487:
-	ADDQ $+32, R9
+done1585:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1489
+	JLT  done1587
 
-loop1488:
+loop1586:
 	VPMOVZXWD   (DX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VMOVUPS     (SI), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     (SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     (SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS (SI), Y8, Y3
+	VFMADD231PS (SI)(BX*1), Y8, Y5
+	VFMADD231PS (SI)(BX*2), Y8, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1488
+	JGE         loop1586
 
-done1489:
+done1587:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1490
+	JZ      done1588
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    CX, R9
 
-copy1491:
+copy1589:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1491
+	JNZ         copy1589
 	VMOVDQU     (SP), X8
 	VPMOVZXWD   X8, Y8
 	VPSLLD      $0x10, Y8, Y8
 	VMASKMOVPS  (SI), Y0, Y9
-	VFMADD231PS Y8, Y9, Y3
+	VFMADD231PS Y9, Y8, Y3
 	VMASKMOVPS  (SI)(BX*1), Y0, Y9
-	VFMADD231PS Y8, Y9, Y5
+	VFMADD231PS Y9, Y8, Y5
 	VMASKMOVPS  (SI)(BX*2), Y0, Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS Y9, Y8, Y7
 
-done1490:
-fold1479:
+done1588:
+fold1577:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -21281,21 +22373,21 @@ fold1479:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1492
+	JLT          part1590
 	VMOVLPS      X3, (DI)
 	VMOVHPS      X3, (DI)(SI*1)
 	VMOVLPS      X2, (DI)(SI*2)
-	JMP          stored1493
+	JMP          stored1591
 
-part1492:
+part1590:
 	VEXTRACTPS $0x00, X3, (DI)
 	VEXTRACTPS $0x02, X3, (DI)(SI*1)
 	VEXTRACTPS $0x00, X2, (DI)(SI*2)
 
-stored1493:
+stored1591:
 	ADDQ         $0x08, DI
 	SUBQ         $0x02, R8
-	JG           block1478
+	JG           block1576
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -21312,10 +22404,10 @@ stored1493:
 	VZEROUPPER
 	RET
 
-rows1385:
+rows1483:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long1494
+	JGT          long1592
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -21337,7 +22429,7 @@ rows1385:
 	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1495:
+block1593:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -21356,9 +22448,9 @@ block1495:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R12
 	SUBQ    $+32, R12
-	JLT     done1498
+	JLT     done1596
 
-loop1497:
+loop1595:
 	VPMOVZXWD   (BX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VPMOVZXWD   (SI), Y11
@@ -21427,14 +22519,14 @@ loop1497:
 	ADDQ        $+64, SI
 	ADDQ        $+128, R9
 	SUBQ        $+32, R12
-	JGE         loop1497
+	JGE         loop1595
 
-done1498:
+done1596:
 	ADDQ $+32, R12
 	SUBQ $+8, R12
-	JLT  done1500
+	JLT  done1598
 
-loop1499:
+loop1597:
 	VPMOVZXWD   (BX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VPMOVZXWD   (SI), Y11
@@ -21455,21 +22547,21 @@ loop1499:
 	ADDQ        $+16, SI
 	ADDQ        $+32, R9
 	SUBQ        $+8, R12
-	JGE         loop1499
+	JGE         loop1597
 
-done1500:
+done1598:
 	ADDQ    $+8, R12
 	TESTQ   R12, R12
-	JZ      done1501
+	JZ      done1599
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    DX, R12
 
-copy1502:
+copy1600:
 	MOVWLZX   -2(BX)(R12*2), R13
 	MOVW      R13, -2(SP)(R12*2)
 	DECQ      R12
-	JNZ       copy1502
+	JNZ       copy1600
 	VMOVDQU   (SP), X10
 	VPMOVZXWD X10, Y10
 	VPSLLD    $0x10, Y10, Y10
@@ -21477,11 +22569,11 @@ copy1502:
 	VMOVDQU   X11, (SP)
 	MOVQ      DX, BX
 
-copy1503:
+copy1601:
 	MOVWLZX     -2(SI)(BX*2), R12
 	MOVW        R12, -2(SP)(BX*2)
 	DECQ        BX
-	JNZ         copy1503
+	JNZ         copy1601
 	VMOVDQU     (SP), X11
 	VPMOVZXWD   X11, Y11
 	VPSLLD      $0x10, Y11, Y11
@@ -21498,7 +22590,7 @@ copy1503:
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done1501:
+done1599:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -21536,23 +22628,23 @@ done1501:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         BX, $0x02
-	JLT          part1504
+	JLT          part1602
 	VMOVLPS      X3, (R10)
 	VMOVHPS      X3, (R10)(SI*1)
 	VMOVLPS      X2, (R10)(SI*2)
 	VMOVHPS      X2, (R10)(R9*1)
-	JMP          stored1505
+	JMP          stored1603
 
-part1504:
+part1602:
 	VEXTRACTPS $0x00, X3, (R10)
 	VEXTRACTPS $0x02, X3, (R10)(SI*1)
 	VEXTRACTPS $0x00, X2, (R10)(SI*2)
 	VEXTRACTPS $0x02, X2, (R10)(R9*1)
 
-stored1505:
+stored1603:
 	ADDQ         $0x08, R10
 	SUBQ         $0x02, R11
-	JG           block1495
+	JG           block1593
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -21573,7 +22665,7 @@ stored1505:
 	VZEROUPPER
 	RET
 
-long1494:
+long1592:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -21595,7 +22687,7 @@ long1494:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1506:
+block1604:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -21609,206 +22701,214 @@ block1506:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R10
-	SUBQ   $+32, R10
-	JLT    done1509
+	SUBQ   $+64, R10
+	JLT    done1607
 
-loop1508:
+loop1606:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     (DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (DI), Y10, Y2
+	VFMADD231PS (DI)(BX*1), Y10, Y4
+	VFMADD231PS (DI)(BX*2), Y10, Y6
+	VFMADD231PS (DI)(SI*1), Y10, Y8
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(DI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     32(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     32(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     32(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 32(DI), Y10, Y2
+	VFMADD231PS 32(DI)(BX*1), Y10, Y4
+	VFMADD231PS 32(DI)(BX*2), Y10, Y6
+	VFMADD231PS 32(DI)(SI*1), Y10, Y8
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(DI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     64(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     64(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     64(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 64(DI), Y10, Y2
+	VFMADD231PS 64(DI)(BX*1), Y10, Y4
+	VFMADD231PS 64(DI)(BX*2), Y10, Y6
+	VFMADD231PS 64(DI)(SI*1), Y10, Y8
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(DI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     96(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     96(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     96(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, DX
-	ADDQ        $+128, DI
-	SUBQ        $+32, R10
-	JGE         loop1508
+	VFMADD231PS 96(DI), Y10, Y2
+	VFMADD231PS 96(DI)(BX*1), Y10, Y4
+	VFMADD231PS 96(DI)(BX*2), Y10, Y6
+	VFMADD231PS 96(DI)(SI*1), Y10, Y8
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(DI), Y10, Y2
+	VFMADD231PS 128(DI)(BX*1), Y10, Y4
+	VFMADD231PS 128(DI)(BX*2), Y10, Y6
+	VFMADD231PS 128(DI)(SI*1), Y10, Y8
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(DI), Y10, Y2
+	VFMADD231PS 160(DI)(BX*1), Y10, Y4
+	VFMADD231PS 160(DI)(BX*2), Y10, Y6
+	VFMADD231PS 160(DI)(SI*1), Y10, Y8
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(DI), Y10, Y2
+	VFMADD231PS 192(DI)(BX*1), Y10, Y4
+	VFMADD231PS 192(DI)(BX*2), Y10, Y6
+	VFMADD231PS 192(DI)(SI*1), Y10, Y8
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(DI), Y10, Y2
+	VFMADD231PS 224(DI)(BX*1), Y10, Y4
+	VFMADD231PS 224(DI)(BX*2), Y10, Y6
+	VFMADD231PS 224(DI)(SI*1), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, DI
+	SUBQ        $+64, R10
+	JGE         loop1606
 
-done1509:
-	ADDQ $+32, R10
+done1607:
+	ADDQ $+64, R10
 	SUBQ $+8, R10
-	JLT  done1511
+	JLT  done1609
 
-loop1510:
+loop1608:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     (DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (DI), Y10, Y2
+	VFMADD231PS (DI)(BX*1), Y10, Y4
+	VFMADD231PS (DI)(BX*2), Y10, Y6
+	VFMADD231PS (DI)(SI*1), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, DI
 	SUBQ        $+8, R10
-	JGE         loop1510
+	JGE         loop1608
 
-done1511:
+done1609:
 	ADDQ    $+8, R10
 	TESTQ   R10, R10
-	JZ      done1512
+	JZ      done1610
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R10
 
-copy1513:
+copy1611:
 	MOVWLZX     -2(DX)(R10*2), R11
 	MOVW        R11, -2(SP)(R10*2)
 	DECQ        R10
-	JNZ         copy1513
+	JNZ         copy1611
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (DI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 	VMASKMOVPS  (DI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 	VMASKMOVPS  (DI)(BX*2), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 	VMASKMOVPS  (DI)(SI*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1512:
+done1610:
 	CMPQ R9, $0x01
-	JLE  fold1507
+	JLE  fold1605
 	MOVQ q+24(FP), DI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R10
-	SUBQ $+32, R10
-	JLT  done1515
+	SUBQ $+64, R10
+	JLT  done1613
 
-loop1514:
+loop1612:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     (DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (DI), Y10, Y3
+	VFMADD231PS (DI)(BX*1), Y10, Y5
+	VFMADD231PS (DI)(BX*2), Y10, Y7
+	VFMADD231PS (DI)(SI*1), Y10, Y9
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(DI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     32(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     32(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     32(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 32(DI), Y10, Y3
+	VFMADD231PS 32(DI)(BX*1), Y10, Y5
+	VFMADD231PS 32(DI)(BX*2), Y10, Y7
+	VFMADD231PS 32(DI)(SI*1), Y10, Y9
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(DI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     64(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     64(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     64(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 64(DI), Y10, Y3
+	VFMADD231PS 64(DI)(BX*1), Y10, Y5
+	VFMADD231PS 64(DI)(BX*2), Y10, Y7
+	VFMADD231PS 64(DI)(SI*1), Y10, Y9
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(DI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     96(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     96(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     96(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, DX
-	ADDQ        $+128, DI
-	SUBQ        $+32, R10
-	JGE         loop1514
+	VFMADD231PS 96(DI), Y10, Y3
+	VFMADD231PS 96(DI)(BX*1), Y10, Y5
+	VFMADD231PS 96(DI)(BX*2), Y10, Y7
+	VFMADD231PS 96(DI)(SI*1), Y10, Y9
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(DI), Y10, Y3
+	VFMADD231PS 128(DI)(BX*1), Y10, Y5
+	VFMADD231PS 128(DI)(BX*2), Y10, Y7
+	VFMADD231PS 128(DI)(SI*1), Y10, Y9
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(DI), Y10, Y3
+	VFMADD231PS 160(DI)(BX*1), Y10, Y5
+	VFMADD231PS 160(DI)(BX*2), Y10, Y7
+	VFMADD231PS 160(DI)(SI*1), Y10, Y9
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(DI), Y10, Y3
+	VFMADD231PS 192(DI)(BX*1), Y10, Y5
+	VFMADD231PS 192(DI)(BX*2), Y10, Y7
+	VFMADD231PS 192(DI)(SI*1), Y10, Y9
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(DI), Y10, Y3
+	VFMADD231PS 224(DI)(BX*1), Y10, Y5
+	VFMADD231PS 224(DI)(BX*2), Y10, Y7
+	VFMADD231PS 224(DI)(SI*1), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, DI
+	SUBQ        $+64, R10
+	JGE         loop1612
 
-done1515:
-	ADDQ $+32, R10
+done1613:
+	ADDQ $+64, R10
 	SUBQ $+8, R10
-	JLT  done1517
+	JLT  done1615
 
-loop1516:
+loop1614:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     (DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (DI), Y10, Y3
+	VFMADD231PS (DI)(BX*1), Y10, Y5
+	VFMADD231PS (DI)(BX*2), Y10, Y7
+	VFMADD231PS (DI)(SI*1), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, DI
 	SUBQ        $+8, R10
-	JGE         loop1516
+	JGE         loop1614
 
-done1517:
+done1615:
 	ADDQ    $+8, R10
 	TESTQ   R10, R10
-	JZ      done1518
+	JZ      done1616
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R10
 
-copy1519:
+copy1617:
 	MOVWLZX     -2(DX)(R10*2), R11
 	MOVW        R11, -2(SP)(R10*2)
 	DECQ        R10
-	JNZ         copy1519
+	JNZ         copy1617
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (DI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 	VMASKMOVPS  (DI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 	VMASKMOVPS  (DI)(BX*2), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 	VMASKMOVPS  (DI)(SI*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1518:
-fold1507:
+done1616:
+fold1605:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -21846,23 +22946,23 @@ fold1507:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1520
+	JLT          part1618
 	VMOVLPS      X3, (R8)
 	VMOVHPS      X3, (R8)(DI*1)
 	VMOVLPS      X2, (R8)(DI*2)
 	VMOVHPS      X2, (R8)(R10*1)
-	JMP          stored1521
+	JMP          stored1619
 
-part1520:
+part1618:
 	VEXTRACTPS $0x00, X3, (R8)
 	VEXTRACTPS $0x02, X3, (R8)(DI*1)
 	VEXTRACTPS $0x00, X2, (R8)(DI*2)
 	VEXTRACTPS $0x02, X2, (R8)(R10*1)
 
-stored1521:
+stored1619:
 	ADDQ         $0x08, R8
 	SUBQ         $0x02, R9
-	JG           block1506
+	JG           block1604
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -21888,11 +22988,11 @@ stored1521:
 TEXT ·combineBF16AVX2(SB), NOSPLIT, $16-64
 	MOVQ         r+24(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1522
+	JE           rows1620
 	CMPQ         AX, $0x03
-	JE           rows1523
+	JE           rows1621
 	CMPQ         AX, $0x04
-	JE           rows1524
+	JE           rows1622
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Y0
@@ -21902,7 +23002,7 @@ TEXT ·combineBF16AVX2(SB), NOSPLIT, $16-64
 	SHLQ         $0x02, AX
 	XORQ         AX, AX
 
-block1525:
+block1623:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -21911,9 +23011,9 @@ block1525:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done1527
+	JLT   done1625
 
-loop1526:
+loop1624:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -21923,7 +23023,7 @@ loop1526:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1528
+	JZ      first1626
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -21933,7 +23033,7 @@ loop1526:
 	VMOVUPS 192(DX), Y7
 	VMOVUPS 224(DX), Y8
 
-first1528:
+first1626:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -21942,7 +23042,7 @@ first1528:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1529:
+key1627:
 	VBROADCASTSS (R8), Y9
 	VMOVUPS      (DI), Y11
 	VPSLLD       $0x10, Y11, Y10
@@ -21967,11 +23067,11 @@ key1529:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1529
+	JNZ          key1627
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between1530
+	JGT          between1628
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y9, Y1
@@ -21989,7 +23089,7 @@ key1529:
 	VPERM2F128   $0x20, Y8, Y9, Y7
 	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1530:
+between1628:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, 64(DX)
@@ -22001,26 +23101,26 @@ between1530:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, SI
-	JGE     loop1526
+	JGE     loop1624
 
-done1527:
+done1625:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done1532
+	JLT  done1630
 
-loop1531:
+loop1629:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1533
+	JZ      first1631
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
 	VMOVUPS 96(DX), Y4
 
-first1533:
+first1631:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -22029,7 +23129,7 @@ first1533:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1534:
+key1632:
 	VBROADCASTSS (R8), Y5
 	VMOVUPS      (DI), Y7
 	VPSLLD       $0x10, Y7, Y6
@@ -22044,11 +23144,11 @@ key1534:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1534
+	JNZ          key1632
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between1535
+	JGT          between1633
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y5, Y1
@@ -22058,7 +23158,7 @@ key1534:
 	VPERM2F128   $0x20, Y4, Y5, Y3
 	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1535:
+between1633:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, 64(DX)
@@ -22066,22 +23166,22 @@ between1535:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, SI
-	JGE     loop1531
+	JGE     loop1629
 
-done1532:
+done1630:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done1537
+	JLT  done1635
 
-loop1536:
+loop1634:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1538
+	JZ      first1636
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 
-first1538:
+first1636:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -22090,7 +23190,7 @@ first1538:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1539:
+key1637:
 	VBROADCASTSS (R8), Y3
 	VMOVUPS      (DI), Y5
 	VPSLLD       $0x10, Y5, Y4
@@ -22100,36 +23200,36 @@ key1539:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1539
+	JNZ          key1637
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between1540
+	JGT          between1638
 	VUNPCKLPS    Y2, Y1, Y3
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y3, Y1
 	VPERM2F128   $0x31, Y2, Y3, Y2
 
-between1540:
+between1638:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, SI
-	JGE     loop1536
+	JGE     loop1634
 
-done1537:
+done1635:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done1542
+	JLT  done1640
 
-loop1541:
+loop1639:
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1543
+	JZ      first1641
 	VMOVUPS (DX), Y1
 
-first1543:
+first1641:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -22138,7 +23238,7 @@ first1543:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1544:
+key1642:
 	VBROADCASTSS (R8), Y2
 	VPMOVZXWD    (DI), Y3
 	VPSLLD       $0x10, Y3, Y3
@@ -22146,17 +23246,17 @@ key1544:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1544
+	JNZ          key1642
 	VMOVUPS      Y1, (DX)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop1541
+	JGE          loop1639
 
-done1542:
+done1640:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done1545
+	JZ         done1643
 	LEAQ       rowsMask<>+32(SB), DI
 	MOVQ       SI, R8
 	SHLQ       $0x02, R8
@@ -22164,10 +23264,10 @@ done1542:
 	VMOVUPS    (DI), Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1546
+	JZ         first1644
 	VMASKMOVPS (DX), Y1, Y2
 
-first1546:
+first1644:
 	MOVQ    keys+48(FP), DI
 	MOVQ    BX, BX
 	SUBQ    AX, DI
@@ -22175,17 +23275,17 @@ first1546:
 	CMPQ    DI, R8
 	CMOVQGT R8, DI
 
-key1547:
+key1645:
 	VBROADCASTSS (BX), Y3
 	VPXOR        X4, X4, X4
 	VMOVDQU      X4, (SP)
 	MOVQ         SI, R8
 
-copy1548:
+copy1646:
 	MOVWLZX     -2(CX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1548
+	JNZ         copy1646
 	VMOVDQU     (SP), X4
 	VPMOVZXWD   X4, Y4
 	VPSLLD      $0x10, Y4, Y4
@@ -22193,17 +23293,17 @@ copy1548:
 	ADDQ        stride+40(FP), CX
 	ADDQ        $0x04, BX
 	DECQ        DI
-	JNZ         key1547
+	JNZ         key1645
 	VMASKMOVPS  Y2, Y1, (DX)
 
-done1545:
+done1643:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1525
+	JLT  block1623
 	VZEROUPPER
 	RET
 
-rows1522:
+rows1620:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Y0
@@ -22213,7 +23313,7 @@ rows1522:
 	SHLQ         $0x02, DI
 	XORQ         AX, AX
 
-block1549:
+block1647:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -22222,9 +23322,9 @@ block1549:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1551
+	JLT   done1649
 
-loop1550:
+loop1648:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -22234,7 +23334,7 @@ loop1550:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1552
+	JZ      first1650
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -22244,7 +23344,7 @@ loop1550:
 	VMOVUPS 64(DX)(DI*1), Y7
 	VMOVUPS 96(DX)(DI*1), Y8
 
-first1552:
+first1650:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -22253,7 +23353,7 @@ first1552:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1553:
+key1651:
 	VBROADCASTSS (R10), Y9
 	VBROADCASTSS (R10)(SI*1), Y10
 	VMOVUPS      (R9), Y12
@@ -22273,11 +23373,11 @@ key1553:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1553
+	JNZ          key1651
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1554
+	JGT          between1652
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y9, Y1
@@ -22295,7 +23395,7 @@ key1553:
 	VPERM2F128   $0x20, Y8, Y9, Y7
 	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1554:
+between1652:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, 64(DX)
@@ -22307,26 +23407,26 @@ between1554:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop1550
+	JGE     loop1648
 
-done1551:
+done1649:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1556
+	JLT  done1654
 
-loop1555:
+loop1653:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1557
+	JZ      first1655
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS (DX)(DI*1), Y3
 	VMOVUPS 32(DX)(DI*1), Y4
 
-first1557:
+first1655:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -22335,7 +23435,7 @@ first1557:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1558:
+key1656:
 	VBROADCASTSS (R10), Y5
 	VBROADCASTSS (R10)(SI*1), Y6
 	VMOVUPS      (R9), Y8
@@ -22348,11 +23448,11 @@ key1558:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1558
+	JNZ          key1656
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1559
+	JGT          between1657
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y5, Y1
@@ -22362,7 +23462,7 @@ key1558:
 	VPERM2F128   $0x20, Y4, Y5, Y3
 	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1559:
+between1657:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, (DX)(DI*1)
@@ -22370,22 +23470,22 @@ between1559:
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1555
+	JGE     loop1653
 
-done1556:
+done1654:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1561
+	JLT  done1659
 
-loop1560:
+loop1658:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1562
+	JZ      first1660
 	VMOVUPS (DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 
-first1562:
+first1660:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -22394,7 +23494,7 @@ first1562:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1563:
+key1661:
 	VPMOVZXWD    (R9), Y3
 	VPSLLD       $0x10, Y3, Y3
 	VBROADCASTSS (R10), Y4
@@ -22404,18 +23504,18 @@ key1563:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1563
+	JNZ          key1661
 	VMOVUPS      Y1, (DX)
 	VMOVUPS      Y2, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1560
+	JGE          loop1658
 
-done1561:
+done1659:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1564
+	JZ         done1662
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -22424,11 +23524,11 @@ done1561:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1565
+	JZ         first1663
 	VMASKMOVPS (DX), Y1, Y2
 	VMASKMOVPS (DX)(DI*1), Y1, Y3
 
-first1565:
+first1663:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -22436,16 +23536,16 @@ first1565:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1566:
+key1664:
 	VPXOR   X4, X4, X4
 	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1567:
+copy1665:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1567
+	JNZ          copy1665
 	VMOVDQU      (SP), X4
 	VPMOVZXWD    X4, Y4
 	VPSLLD       $0x10, Y4, Y4
@@ -22456,18 +23556,18 @@ copy1567:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1566
+	JNZ          key1664
 	VMASKMOVPS   Y2, Y1, (DX)
 	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
-done1564:
+done1662:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1549
+	JLT  block1647
 	VZEROUPPER
 	RET
 
-rows1523:
+rows1621:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Y0
@@ -22479,7 +23579,7 @@ rows1523:
 	LEAQ         (DI)(DI*2), AX
 	XORQ         AX, AX
 
-block1568:
+block1666:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -22488,9 +23588,9 @@ block1568:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+16, R8
-	JLT   done1570
+	JLT   done1668
 
-loop1569:
+loop1667:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -22498,7 +23598,7 @@ loop1569:
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	TESTQ   AX, AX
-	JZ      first1571
+	JZ      first1669
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS (DX)(DI*1), Y3
@@ -22506,7 +23606,7 @@ loop1569:
 	VMOVUPS (DX)(DI*2), Y5
 	VMOVUPS 32(DX)(DI*2), Y6
 
-first1571:
+first1669:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -22515,7 +23615,7 @@ first1571:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1572:
+key1670:
 	VMOVUPS      (R9), Y8
 	VPSLLD       $0x10, Y8, Y7
 	VPAND        Y0, Y8, Y8
@@ -22531,11 +23631,11 @@ key1572:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1572
+	JNZ          key1670
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1573
+	JGT          between1671
 	VUNPCKLPS    Y2, Y1, Y7
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y7, Y1
@@ -22549,7 +23649,7 @@ key1572:
 	VPERM2F128   $0x20, Y6, Y7, Y5
 	VPERM2F128   $0x31, Y6, Y7, Y6
 
-between1573:
+between1671:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, (DX)(DI*1)
@@ -22559,24 +23659,24 @@ between1573:
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1569
+	JGE     loop1667
 
-done1570:
+done1668:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1575
+	JLT  done1673
 
-loop1574:
+loop1672:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1576
+	JZ      first1674
 	VMOVUPS (DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS (DX)(DI*2), Y3
 
-first1576:
+first1674:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -22585,7 +23685,7 @@ first1576:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1577:
+key1675:
 	VPMOVZXWD    (R9), Y4
 	VPSLLD       $0x10, Y4, Y4
 	VBROADCASTSS (R10), Y5
@@ -22597,19 +23697,19 @@ key1577:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1577
+	JNZ          key1675
 	VMOVUPS      Y1, (DX)
 	VMOVUPS      Y2, (DX)(DI*1)
 	VMOVUPS      Y3, (DX)(DI*2)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1574
+	JGE          loop1672
 
-done1575:
+done1673:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1578
+	JZ         done1676
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -22619,12 +23719,12 @@ done1575:
 	VXORPS     Y3, Y3, Y3
 	VXORPS     Y4, Y4, Y4
 	TESTQ      AX, AX
-	JZ         first1579
+	JZ         first1677
 	VMASKMOVPS (DX), Y1, Y2
 	VMASKMOVPS (DX)(DI*1), Y1, Y3
 	VMASKMOVPS (DX)(DI*2), Y1, Y4
 
-first1579:
+first1677:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -22632,16 +23732,16 @@ first1579:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1580:
+key1678:
 	VPXOR   X5, X5, X5
 	VMOVDQU X5, (SP)
 	MOVQ    R8, R10
 
-copy1581:
+copy1679:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1581
+	JNZ          copy1679
 	VMOVDQU      (SP), X5
 	VPMOVZXWD    X5, Y5
 	VPSLLD       $0x10, Y5, Y5
@@ -22654,19 +23754,19 @@ copy1581:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1580
+	JNZ          key1678
 	VMASKMOVPS   Y2, Y1, (DX)
 	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 	VMASKMOVPS   Y4, Y1, (DX)(DI*2)
 
-done1578:
+done1676:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1568
+	JLT  block1666
 	VZEROUPPER
 	RET
 
-rows1524:
+rows1622:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Y0
@@ -22676,7 +23776,7 @@ rows1524:
 	SHLQ         $0x02, DI
 	XORQ         AX, AX
 
-block1582:
+block1680:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -22685,9 +23785,9 @@ block1582:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1584
+	JLT   done1682
 
-loop1583:
+loop1681:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -22697,7 +23797,7 @@ loop1583:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1585
+	JZ      first1683
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -22707,7 +23807,7 @@ loop1583:
 	VMOVUPS 64(DX)(DI*1), Y7
 	VMOVUPS 96(DX)(DI*1), Y8
 
-first1585:
+first1683:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -22716,7 +23816,7 @@ first1585:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1586:
+key1684:
 	VBROADCASTSS (R10), Y9
 	VBROADCASTSS (R10)(SI*1), Y10
 	VMOVUPS      (R9), Y12
@@ -22736,11 +23836,11 @@ key1586:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1586
+	JNZ          key1684
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1587
+	JGT          between1685
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y9, Y1
@@ -22758,7 +23858,7 @@ key1586:
 	VPERM2F128   $0x20, Y8, Y9, Y7
 	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1587:
+between1685:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, 64(DX)
@@ -22770,26 +23870,26 @@ between1587:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop1583
+	JGE     loop1681
 
-done1584:
+done1682:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1589
+	JLT  done1687
 
-loop1588:
+loop1686:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1590
+	JZ      first1688
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS (DX)(DI*1), Y3
 	VMOVUPS 32(DX)(DI*1), Y4
 
-first1590:
+first1688:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -22798,7 +23898,7 @@ first1590:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1591:
+key1689:
 	VBROADCASTSS (R10), Y5
 	VBROADCASTSS (R10)(SI*1), Y6
 	VMOVUPS      (R9), Y8
@@ -22811,11 +23911,11 @@ key1591:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1591
+	JNZ          key1689
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1592
+	JGT          between1690
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y5, Y1
@@ -22825,7 +23925,7 @@ key1591:
 	VPERM2F128   $0x20, Y4, Y5, Y3
 	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1592:
+between1690:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, (DX)(DI*1)
@@ -22833,22 +23933,22 @@ between1592:
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1588
+	JGE     loop1686
 
-done1589:
+done1687:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1594
+	JLT  done1692
 
-loop1593:
+loop1691:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1595
+	JZ      first1693
 	VMOVUPS (DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 
-first1595:
+first1693:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -22857,7 +23957,7 @@ first1595:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1596:
+key1694:
 	VPMOVZXWD    (R9), Y3
 	VPSLLD       $0x10, Y3, Y3
 	VBROADCASTSS (R10), Y4
@@ -22867,18 +23967,18 @@ key1596:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1596
+	JNZ          key1694
 	VMOVUPS      Y1, (DX)
 	VMOVUPS      Y2, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1593
+	JGE          loop1691
 
-done1594:
+done1692:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1597
+	JZ         done1695
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -22887,11 +23987,11 @@ done1594:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1598
+	JZ         first1696
 	VMASKMOVPS (DX), Y1, Y2
 	VMASKMOVPS (DX)(DI*1), Y1, Y3
 
-first1598:
+first1696:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -22899,16 +23999,16 @@ first1598:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1599:
+key1697:
 	VPXOR   X4, X4, X4
 	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1600:
+copy1698:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1600
+	JNZ          copy1698
 	VMOVDQU      (SP), X4
 	VPMOVZXWD    X4, Y4
 	VPSLLD       $0x10, Y4, Y4
@@ -22919,11 +24019,11 @@ copy1600:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1599
+	JNZ          key1697
 	VMASKMOVPS   Y2, Y1, (DX)
 	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
-done1597:
+done1695:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -22934,9 +24034,9 @@ done1597:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1602
+	JLT   done1700
 
-loop1601:
+loop1699:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -22946,7 +24046,7 @@ loop1601:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1603
+	JZ      first1701
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -22956,7 +24056,7 @@ loop1601:
 	VMOVUPS 64(DX)(DI*1), Y7
 	VMOVUPS 96(DX)(DI*1), Y8
 
-first1603:
+first1701:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -22965,7 +24065,7 @@ first1603:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1604:
+key1702:
 	VBROADCASTSS (R10), Y9
 	VBROADCASTSS (R10)(SI*1), Y10
 	VMOVUPS      (R9), Y12
@@ -22985,11 +24085,11 @@ key1604:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1604
+	JNZ          key1702
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1605
+	JGT          between1703
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y9, Y1
@@ -23007,7 +24107,7 @@ key1604:
 	VPERM2F128   $0x20, Y8, Y9, Y7
 	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1605:
+between1703:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, 64(DX)
@@ -23019,26 +24119,26 @@ between1605:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop1601
+	JGE     loop1699
 
-done1602:
+done1700:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1607
+	JLT  done1705
 
-loop1606:
+loop1704:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1608
+	JZ      first1706
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS (DX)(DI*1), Y3
 	VMOVUPS 32(DX)(DI*1), Y4
 
-first1608:
+first1706:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -23047,7 +24147,7 @@ first1608:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1609:
+key1707:
 	VBROADCASTSS (R10), Y5
 	VBROADCASTSS (R10)(SI*1), Y6
 	VMOVUPS      (R9), Y8
@@ -23060,11 +24160,11 @@ key1609:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1609
+	JNZ          key1707
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1610
+	JGT          between1708
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y5, Y1
@@ -23074,7 +24174,7 @@ key1609:
 	VPERM2F128   $0x20, Y4, Y5, Y3
 	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1610:
+between1708:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, (DX)(DI*1)
@@ -23082,22 +24182,22 @@ between1610:
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1606
+	JGE     loop1704
 
-done1607:
+done1705:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1612
+	JLT  done1710
 
-loop1611:
+loop1709:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1613
+	JZ      first1711
 	VMOVUPS (DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 
-first1613:
+first1711:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -23106,7 +24206,7 @@ first1613:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1614:
+key1712:
 	VPMOVZXWD    (R9), Y3
 	VPSLLD       $0x10, Y3, Y3
 	VBROADCASTSS (R10), Y4
@@ -23116,18 +24216,18 @@ key1614:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1614
+	JNZ          key1712
 	VMOVUPS      Y1, (DX)
 	VMOVUPS      Y2, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1611
+	JGE          loop1709
 
-done1612:
+done1710:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1615
+	JZ         done1713
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -23136,11 +24236,11 @@ done1612:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1616
+	JZ         first1714
 	VMASKMOVPS (DX), Y1, Y2
 	VMASKMOVPS (DX)(DI*1), Y1, Y3
 
-first1616:
+first1714:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -23148,16 +24248,16 @@ first1616:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1617:
+key1715:
 	VPXOR   X4, X4, X4
 	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1618:
+copy1716:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1618
+	JNZ          copy1716
 	VMOVDQU      (SP), X4
 	VPMOVZXWD    X4, Y4
 	VPSLLD       $0x10, Y4, Y4
@@ -23168,14 +24268,14 @@ copy1618:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1617
+	JNZ          key1715
 	VMASKMOVPS   Y2, Y1, (DX)
 	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
-done1615:
+done1713:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1582
+	JLT  block1680
 	VZEROUPPER
 	RET
 
@@ -23200,7 +24300,7 @@ TEXT ·normBF16AVX2(SB), NOSPLIT, $16-36
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 
-block1619:
+block1717:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -23213,10 +24313,10 @@ block1619:
 	MOVQ   DX, AX
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), SI
-	SUBQ   $+32, SI
-	JLT    done1622
+	SUBQ   $+64, SI
+	JLT    done1720
 
-loop1621:
+loop1719:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
@@ -23229,52 +24329,64 @@ loop1621:
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1621
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1719
 
-done1622:
-	ADDQ $+32, SI
+done1720:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1624
+	JLT  done1722
 
-loop1623:
+loop1721:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1623
+	JGE         loop1721
 
-done1624:
+done1722:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1625
+	JZ      done1723
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1626:
+copy1724:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1626
+	JNZ         copy1724
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
 
-done1625:
+done1723:
 	CMPQ BX, $0x01
-	JLE  fold1620
+	JLE  fold1718
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1628
+	SUBQ $+64, SI
+	JLT  done1726
 
-loop1627:
+loop1725:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y3
@@ -23287,52 +24399,64 @@ loop1627:
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y3
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1627
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1725
 
-done1628:
-	ADDQ $+32, SI
+done1726:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1630
+	JLT  done1728
 
-loop1629:
+loop1727:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y3
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1629
+	JGE         loop1727
 
-done1630:
+done1728:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1631
+	JZ      done1729
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1632:
+copy1730:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1632
+	JNZ         copy1730
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y3
 
-done1631:
+done1729:
 	CMPQ BX, $0x02
-	JLE  fold1620
+	JLE  fold1718
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1634
+	SUBQ $+64, SI
+	JLT  done1732
 
-loop1633:
+loop1731:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y4
@@ -23345,52 +24469,64 @@ loop1633:
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y4
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1633
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1731
 
-done1634:
-	ADDQ $+32, SI
+done1732:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1636
+	JLT  done1734
 
-loop1635:
+loop1733:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y4
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1635
+	JGE         loop1733
 
-done1636:
+done1734:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1637
+	JZ      done1735
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1638:
+copy1736:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1638
+	JNZ         copy1736
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y4
 
-done1637:
+done1735:
 	CMPQ BX, $0x03
-	JLE  fold1620
+	JLE  fold1718
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1640
+	SUBQ $+64, SI
+	JLT  done1738
 
-loop1639:
+loop1737:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y5
@@ -23403,52 +24539,64 @@ loop1639:
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1639
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1737
 
-done1640:
-	ADDQ $+32, SI
+done1738:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1642
+	JLT  done1740
 
-loop1641:
+loop1739:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y5
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1641
+	JGE         loop1739
 
-done1642:
+done1740:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1643
+	JZ      done1741
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1644:
+copy1742:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1644
+	JNZ         copy1742
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y5
 
-done1643:
+done1741:
 	CMPQ BX, $0x04
-	JLE  fold1620
+	JLE  fold1718
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1646
+	SUBQ $+64, SI
+	JLT  done1744
 
-loop1645:
+loop1743:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
@@ -23461,52 +24609,64 @@ loop1645:
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1645
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1743
 
-done1646:
-	ADDQ $+32, SI
+done1744:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1648
+	JLT  done1746
 
-loop1647:
+loop1745:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1647
+	JGE         loop1745
 
-done1648:
+done1746:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1649
+	JZ      done1747
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1650:
+copy1748:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1650
+	JNZ         copy1748
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
 
-done1649:
+done1747:
 	CMPQ BX, $0x05
-	JLE  fold1620
+	JLE  fold1718
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1652
+	SUBQ $+64, SI
+	JLT  done1750
 
-loop1651:
+loop1749:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y7
@@ -23519,52 +24679,64 @@ loop1651:
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y7
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1651
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1749
 
-done1652:
-	ADDQ $+32, SI
+done1750:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1654
+	JLT  done1752
 
-loop1653:
+loop1751:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y7
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1653
+	JGE         loop1751
 
-done1654:
+done1752:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1655
+	JZ      done1753
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1656:
+copy1754:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1656
+	JNZ         copy1754
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y7
 
-done1655:
+done1753:
 	CMPQ BX, $0x06
-	JLE  fold1620
+	JLE  fold1718
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1658
+	SUBQ $+64, SI
+	JLT  done1756
 
-loop1657:
+loop1755:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y8
@@ -23577,52 +24749,64 @@ loop1657:
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y8
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1657
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1755
 
-done1658:
-	ADDQ $+32, SI
+done1756:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1660
+	JLT  done1758
 
-loop1659:
+loop1757:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y8
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1659
+	JGE         loop1757
 
-done1660:
+done1758:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1661
+	JZ      done1759
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1662:
+copy1760:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1662
+	JNZ         copy1760
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y8
 
-done1661:
+done1759:
 	CMPQ BX, $0x07
-	JLE  fold1620
+	JLE  fold1718
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1664
+	SUBQ $+64, SI
+	JLT  done1762
 
-loop1663:
+loop1761:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
@@ -23635,43 +24819,55 @@ loop1663:
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1663
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1761
 
-done1664:
-	ADDQ $+32, SI
+done1762:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1666
+	JLT  done1764
 
-loop1665:
+loop1763:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1665
+	JGE         loop1763
 
-done1666:
+done1764:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1667
+	JZ      done1765
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1668:
+copy1766:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1668
+	JNZ         copy1766
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
 
-done1667:
-fold1620:
+done1765:
+fold1718:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -23696,7 +24892,7 @@ fold1620:
 	VMINPS       Y0, Y3, Y3
 	VMAXPS       Y3, Y1, Y1
 	SUBQ         $0x08, BX
-	JG           block1619
+	JG           block1717
 	VEXTRACTF128 $0x01, Y1, X0
 	VMAXPS       X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -23728,15 +24924,15 @@ TEXT ·peakBF16AVX2(SB), NOSPLIT, $16-36
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 
-block1669:
+block1767:
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1671
+	SUBQ $+64, SI
+	JLT  done1769
 
-loop1670:
+loop1768:
 	VPMOVZXWD (DX), Y2
 	VPSLLD    $0x10, Y2, Y2
 	VPAND     Y0, Y2, Y2
@@ -23753,46 +24949,62 @@ loop1670:
 	VPSLLD    $0x10, Y2, Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
-	ADDQ      $+64, DX
-	SUBQ      $+32, SI
-	JGE       loop1670
+	VPMOVZXWD 64(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 80(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 96(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 112(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	ADDQ      $+128, DX
+	SUBQ      $+64, SI
+	JGE       loop1768
 
-done1671:
-	ADDQ $+32, SI
+done1769:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1673
+	JLT  done1771
 
-loop1672:
+loop1770:
 	VPMOVZXWD (DX), Y2
 	VPSLLD    $0x10, Y2, Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
 	ADDQ      $+16, DX
 	SUBQ      $+8, SI
-	JGE       loop1672
+	JGE       loop1770
 
-done1673:
+done1771:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1674
+	JZ      done1772
 	VPXOR   X2, X2, X2
 	VMOVDQU X2, (SP)
 	MOVQ    CX, SI
 
-copy1675:
+copy1773:
 	MOVWLZX   -2(DX)(SI*2), DI
 	MOVW      DI, -2(SP)(SI*2)
 	DECQ      SI
-	JNZ       copy1675
+	JNZ       copy1773
 	VMOVDQU   (SP), X2
 	VPMOVZXWD X2, Y2
 	VPSLLD    $0x10, Y2, Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
 
-done1674:
+done1772:
 	SUBQ         $0x01, BX
-	JG           block1669
+	JG           block1767
 	VEXTRACTF128 $0x01, Y1, X0
 	VPMAXUD      X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -23815,9 +25027,9 @@ TEXT ·widenBF16AVX2(SB), NOSPLIT, $16-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+32, DX
-	JLT  done1677
+	JLT  done1775
 
-loop1676:
+loop1774:
 	VPMOVZXWD (CX), Y0
 	VPSLLD    $0x10, Y0, Y0
 	VMOVUPS   Y0, (AX)
@@ -23833,26 +25045,26 @@ loop1676:
 	ADDQ      $+64, CX
 	ADDQ      $+128, AX
 	SUBQ      $+32, DX
-	JGE       loop1676
+	JGE       loop1774
 
-done1677:
+done1775:
 	ADDQ $+32, DX
 	SUBQ $+8, DX
-	JLT  done1679
+	JLT  done1777
 
-loop1678:
+loop1776:
 	VPMOVZXWD (CX), Y0
 	VPSLLD    $0x10, Y0, Y0
 	VMOVUPS   Y0, (AX)
 	ADDQ      $+16, CX
 	ADDQ      $+32, AX
 	SUBQ      $+8, DX
-	JGE       loop1678
+	JGE       loop1776
 
-done1679:
+done1777:
 	ADDQ    $+8, DX
 	TESTQ   DX, DX
-	JZ      done1680
+	JZ      done1778
 	LEAQ    rowsMask<>+32(SB), BX
 	MOVQ    DX, SI
 	SHLQ    $0x02, SI
@@ -23861,17 +25073,17 @@ done1679:
 	VPXOR   X1, X1, X1
 	VMOVDQU X1, (SP)
 
-copy1681:
+copy1779:
 	MOVWLZX    -2(CX)(DX*2), BX
 	MOVW       BX, -2(SP)(DX*2)
 	DECQ       DX
-	JNZ        copy1681
+	JNZ        copy1779
 	VMOVDQU    (SP), X1
 	VPMOVZXWD  X1, Y1
 	VPSLLD     $0x10, Y1, Y1
 	VMASKMOVPS Y1, Y0, (AX)
 
-done1680:
+done1778:
 	VZEROUPPER
 	RET
 
@@ -23880,11 +25092,11 @@ done1680:
 TEXT ·dotsF16AVX2(SB), NOSPLIT, $16-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1682
+	JE           rows1780
 	CMPQ         AX, $0x03
-	JE           rows1683
+	JE           rows1781
 	CMPQ         AX, $0x04
-	JE           rows1684
+	JE           rows1782
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -23903,7 +25115,7 @@ TEXT ·dotsF16AVX2(SB), NOSPLIT, $16-72
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1685:
+block1783:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -23917,488 +25129,512 @@ block1685:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+32, R8
-	JLT    done1688
+	SUBQ   $+64, R8
+	JLT    done1786
 
-loop1687:
+loop1785:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (BX), Y10, Y2
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS 32(BX), Y10, Y2
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS 64(BX), Y10, Y2
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1687
+	VFMADD231PS 96(BX), Y10, Y2
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y2
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y2
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y2
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y2
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1785
 
-done1688:
-	ADDQ $+32, R8
+done1786:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1690
+	JLT  done1788
 
-loop1689:
+loop1787:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (BX), Y10, Y2
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1689
+	JGE         loop1787
 
-done1690:
+done1788:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1691
+	JZ      done1789
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1692:
+copy1790:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1692
+	JNZ         copy1790
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 
-done1691:
+done1789:
 	CMPQ DI, $0x01
-	JLE  fold1686
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1694
+	SUBQ $+64, R8
+	JLT  done1792
 
-loop1693:
+loop1791:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (BX), Y10, Y3
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS 32(BX), Y10, Y3
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS 64(BX), Y10, Y3
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1693
+	VFMADD231PS 96(BX), Y10, Y3
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y3
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y3
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y3
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y3
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1791
 
-done1694:
-	ADDQ $+32, R8
+done1792:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1696
+	JLT  done1794
 
-loop1695:
+loop1793:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (BX), Y10, Y3
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1695
+	JGE         loop1793
 
-done1696:
+done1794:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1697
+	JZ      done1795
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1698:
+copy1796:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1698
+	JNZ         copy1796
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 
-done1697:
+done1795:
 	CMPQ DI, $0x02
-	JLE  fold1686
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1700
+	SUBQ $+64, R8
+	JLT  done1798
 
-loop1699:
+loop1797:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (BX), Y10, Y4
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS 32(BX), Y10, Y4
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS 64(BX), Y10, Y4
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1699
+	VFMADD231PS 96(BX), Y10, Y4
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y4
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y4
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y4
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y4
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1797
 
-done1700:
-	ADDQ $+32, R8
+done1798:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1702
+	JLT  done1800
 
-loop1701:
+loop1799:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (BX), Y10, Y4
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1701
+	JGE         loop1799
 
-done1702:
+done1800:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1703
+	JZ      done1801
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1704:
+copy1802:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1704
+	JNZ         copy1802
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 
-done1703:
+done1801:
 	CMPQ DI, $0x03
-	JLE  fold1686
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1706
+	SUBQ $+64, R8
+	JLT  done1804
 
-loop1705:
+loop1803:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (BX), Y10, Y5
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS 32(BX), Y10, Y5
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS 64(BX), Y10, Y5
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1705
+	VFMADD231PS 96(BX), Y10, Y5
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y5
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y5
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y5
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y5
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1803
 
-done1706:
-	ADDQ $+32, R8
+done1804:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1708
+	JLT  done1806
 
-loop1707:
+loop1805:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (BX), Y10, Y5
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1707
+	JGE         loop1805
 
-done1708:
+done1806:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1709
+	JZ      done1807
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1710:
+copy1808:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1710
+	JNZ         copy1808
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 
-done1709:
+done1807:
 	CMPQ DI, $0x04
-	JLE  fold1686
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1712
+	SUBQ $+64, R8
+	JLT  done1810
 
-loop1711:
+loop1809:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y6
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 32(BX), Y10, Y6
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 64(BX), Y10, Y6
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1711
+	VFMADD231PS 96(BX), Y10, Y6
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y6
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y6
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y6
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1809
 
-done1712:
-	ADDQ $+32, R8
+done1810:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1714
+	JLT  done1812
 
-loop1713:
+loop1811:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1713
+	JGE         loop1811
 
-done1714:
+done1812:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1715
+	JZ      done1813
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1716:
+copy1814:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1716
+	JNZ         copy1814
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done1715:
+done1813:
 	CMPQ DI, $0x05
-	JLE  fold1686
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1718
+	SUBQ $+64, R8
+	JLT  done1816
 
-loop1717:
+loop1815:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y7
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 32(BX), Y10, Y7
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 64(BX), Y10, Y7
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1717
+	VFMADD231PS 96(BX), Y10, Y7
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y7
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y7
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y7
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1815
 
-done1718:
-	ADDQ $+32, R8
+done1816:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1720
+	JLT  done1818
 
-loop1719:
+loop1817:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1719
+	JGE         loop1817
 
-done1720:
+done1818:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1721
+	JZ      done1819
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1722:
+copy1820:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1722
+	JNZ         copy1820
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done1721:
+done1819:
 	CMPQ DI, $0x06
-	JLE  fold1686
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1724
+	SUBQ $+64, R8
+	JLT  done1822
 
-loop1723:
+loop1821:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y8
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 32(BX), Y10, Y8
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 64(BX), Y10, Y8
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1723
+	VFMADD231PS 96(BX), Y10, Y8
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y8
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y8
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y8
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1821
 
-done1724:
-	ADDQ $+32, R8
+done1822:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1726
+	JLT  done1824
 
-loop1725:
+loop1823:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1725
+	JGE         loop1823
 
-done1726:
+done1824:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1727
+	JZ      done1825
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1728:
+copy1826:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1728
+	JNZ         copy1826
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1727:
+done1825:
 	CMPQ DI, $0x07
-	JLE  fold1686
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1730
+	SUBQ $+64, R8
+	JLT  done1828
 
-loop1729:
+loop1827:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y9
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 32(BX), Y10, Y9
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 64(BX), Y10, Y9
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1729
+	VFMADD231PS 96(BX), Y10, Y9
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y9
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y9
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y9
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1827
 
-done1730:
-	ADDQ $+32, R8
+done1828:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1732
+	JLT  done1830
 
-loop1731:
+loop1829:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1731
+	JGE         loop1829
 
-done1732:
+done1830:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1733
+	JZ      done1831
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1734:
+copy1832:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1734
+	JNZ         copy1832
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1733:
-fold1686:
+done1831:
+fold1784:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -24435,17 +25671,17 @@ fold1686:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       DX, $0x08
-	JLT        part1735
+	JLT        part1833
 	VMOVUPS    Y3, (SI)
-	JMP        stored1736
+	JMP        stored1834
 
-part1735:
+part1833:
 	VMASKMOVPS Y3, Y2, (SI)
 
-stored1736:
+stored1834:
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, DI
-	JG         block1685
+	JG         block1783
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -24459,7 +25695,7 @@ stored1736:
 	VZEROUPPER
 	RET
 
-rows1682:
+rows1780:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -24480,7 +25716,7 @@ rows1682:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1737:
+block1835:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -24494,292 +25730,300 @@ block1737:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
-	SUBQ   $+32, R9
-	JLT    done1740
+	SUBQ   $+64, R9
+	JLT    done1838
 
-loop1739:
+loop1837:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(BX*1), Y10, Y6
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 32(SI), Y10, Y2
+	VFMADD231PS 32(SI)(BX*1), Y10, Y6
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 64(SI), Y10, Y2
+	VFMADD231PS 64(SI)(BX*1), Y10, Y6
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1739
+	VFMADD231PS 96(SI), Y10, Y2
+	VFMADD231PS 96(SI)(BX*1), Y10, Y6
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(SI), Y10, Y2
+	VFMADD231PS 128(SI)(BX*1), Y10, Y6
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(SI), Y10, Y2
+	VFMADD231PS 160(SI)(BX*1), Y10, Y6
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(SI), Y10, Y2
+	VFMADD231PS 192(SI)(BX*1), Y10, Y6
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(SI), Y10, Y2
+	VFMADD231PS 224(SI)(BX*1), Y10, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1837
 
-done1740:
-	ADDQ $+32, R9
+done1838:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1742
+	JLT  done1840
 
-loop1741:
+loop1839:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(BX*1), Y10, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1741
+	JGE         loop1839
 
-done1742:
+done1840:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1743
+	JZ      done1841
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1744:
+copy1842:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1744
+	JNZ         copy1842
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done1743:
+done1841:
 	CMPQ R8, $0x01
-	JLE  fold1738
+	JLE  fold1836
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1746
+	SUBQ $+64, R9
+	JLT  done1844
 
-loop1745:
+loop1843:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(BX*1), Y10, Y7
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 32(SI), Y10, Y3
+	VFMADD231PS 32(SI)(BX*1), Y10, Y7
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 64(SI), Y10, Y3
+	VFMADD231PS 64(SI)(BX*1), Y10, Y7
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1745
+	VFMADD231PS 96(SI), Y10, Y3
+	VFMADD231PS 96(SI)(BX*1), Y10, Y7
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(SI), Y10, Y3
+	VFMADD231PS 128(SI)(BX*1), Y10, Y7
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(SI), Y10, Y3
+	VFMADD231PS 160(SI)(BX*1), Y10, Y7
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(SI), Y10, Y3
+	VFMADD231PS 192(SI)(BX*1), Y10, Y7
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(SI), Y10, Y3
+	VFMADD231PS 224(SI)(BX*1), Y10, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1843
 
-done1746:
-	ADDQ $+32, R9
+done1844:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1748
+	JLT  done1846
 
-loop1747:
+loop1845:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(BX*1), Y10, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1747
+	JGE         loop1845
 
-done1748:
+done1846:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1749
+	JZ      done1847
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1750:
+copy1848:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1750
+	JNZ         copy1848
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done1749:
+done1847:
 	CMPQ R8, $0x02
-	JLE  fold1738
+	JLE  fold1836
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1752
+	SUBQ $+64, R9
+	JLT  done1850
 
-loop1751:
+loop1849:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (SI), Y10, Y4
+	VFMADD231PS (SI)(BX*1), Y10, Y8
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 32(SI), Y10, Y4
+	VFMADD231PS 32(SI)(BX*1), Y10, Y8
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 64(SI), Y10, Y4
+	VFMADD231PS 64(SI)(BX*1), Y10, Y8
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1751
+	VFMADD231PS 96(SI), Y10, Y4
+	VFMADD231PS 96(SI)(BX*1), Y10, Y8
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(SI), Y10, Y4
+	VFMADD231PS 128(SI)(BX*1), Y10, Y8
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(SI), Y10, Y4
+	VFMADD231PS 160(SI)(BX*1), Y10, Y8
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(SI), Y10, Y4
+	VFMADD231PS 192(SI)(BX*1), Y10, Y8
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(SI), Y10, Y4
+	VFMADD231PS 224(SI)(BX*1), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1849
 
-done1752:
-	ADDQ $+32, R9
+done1850:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1754
+	JLT  done1852
 
-loop1753:
+loop1851:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (SI), Y10, Y4
+	VFMADD231PS (SI)(BX*1), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1753
+	JGE         loop1851
 
-done1754:
+done1852:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1755
+	JZ      done1853
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1756:
+copy1854:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1756
+	JNZ         copy1854
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1755:
+done1853:
 	CMPQ R8, $0x03
-	JLE  fold1738
+	JLE  fold1836
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1758
+	SUBQ $+64, R9
+	JLT  done1856
 
-loop1757:
+loop1855:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (SI), Y10, Y5
+	VFMADD231PS (SI)(BX*1), Y10, Y9
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 32(SI), Y10, Y5
+	VFMADD231PS 32(SI)(BX*1), Y10, Y9
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 64(SI), Y10, Y5
+	VFMADD231PS 64(SI)(BX*1), Y10, Y9
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1757
+	VFMADD231PS 96(SI), Y10, Y5
+	VFMADD231PS 96(SI)(BX*1), Y10, Y9
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(SI), Y10, Y5
+	VFMADD231PS 128(SI)(BX*1), Y10, Y9
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(SI), Y10, Y5
+	VFMADD231PS 160(SI)(BX*1), Y10, Y9
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(SI), Y10, Y5
+	VFMADD231PS 192(SI)(BX*1), Y10, Y9
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(SI), Y10, Y5
+	VFMADD231PS 224(SI)(BX*1), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1855
 
-done1758:
-	ADDQ $+32, R9
+done1856:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1760
+	JLT  done1858
 
-loop1759:
+loop1857:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (SI), Y10, Y5
+	VFMADD231PS (SI)(BX*1), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1759
+	JGE         loop1857
 
-done1760:
+done1858:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1761
+	JZ      done1859
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1762:
+copy1860:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1762
+	JNZ         copy1860
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1761:
-fold1738:
+done1859:
+fold1836:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -24817,19 +26061,19 @@ fold1738:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           DX, $0x04
-	JLT            part1763
+	JLT            part1861
 	VMOVUPS        X3, (DI)
 	VMOVUPS        X4, (DI)(SI*1)
-	JMP            stored1764
+	JMP            stored1862
 
-part1763:
+part1861:
 	VMASKMOVPS X3, X2, (DI)
 	VMASKMOVPS X4, X2, (DI)(SI*1)
 
-stored1764:
+stored1862:
 	ADDQ         $0x10, DI
 	SUBQ         $0x04, R8
-	JG           block1737
+	JG           block1835
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -24844,10 +26088,10 @@ stored1764:
 	VZEROUPPER
 	RET
 
-rows1683:
+rows1781:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long1765
+	JGT          long1863
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -24868,7 +26112,7 @@ rows1683:
 	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1766:
+block1864:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -24885,9 +26129,9 @@ block1766:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R11
 	SUBQ    $+32, R11
-	JLT     done1769
+	JLT     done1867
 
-loop1768:
+loop1866:
 	VCVTPH2PS   (BX), Y8
 	VCVTPH2PS   (SI), Y9
 	VMOVUPS     (R8), Y10
@@ -24936,14 +26180,14 @@ loop1768:
 	ADDQ        $+64, SI
 	ADDQ        $+128, R8
 	SUBQ        $+32, R11
-	JGE         loop1768
+	JGE         loop1866
 
-done1769:
+done1867:
 	ADDQ $+32, R11
 	SUBQ $+8, R11
-	JLT  done1771
+	JLT  done1869
 
-loop1770:
+loop1868:
 	VCVTPH2PS   (BX), Y8
 	VCVTPH2PS   (SI), Y9
 	VMOVUPS     (R8), Y10
@@ -24959,32 +26203,32 @@ loop1770:
 	ADDQ        $+16, SI
 	ADDQ        $+32, R8
 	SUBQ        $+8, R11
-	JGE         loop1770
+	JGE         loop1868
 
-done1771:
+done1869:
 	ADDQ    $+8, R11
 	TESTQ   R11, R11
-	JZ      done1772
+	JZ      done1870
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    DX, R11
 
-copy1773:
+copy1871:
 	MOVWLZX   -2(BX)(R11*2), R12
 	MOVW      R12, -2(SP)(R11*2)
 	DECQ      R11
-	JNZ       copy1773
+	JNZ       copy1871
 	VMOVDQU   (SP), X8
 	VCVTPH2PS X8, Y8
 	VPXOR     X9, X9, X9
 	VMOVDQU   X9, (SP)
 	MOVQ      DX, BX
 
-copy1774:
+copy1872:
 	MOVWLZX     -2(SI)(BX*2), R11
 	MOVW        R11, -2(SP)(BX*2)
 	DECQ        BX
-	JNZ         copy1774
+	JNZ         copy1872
 	VMOVDQU     (SP), X9
 	VCVTPH2PS   X9, Y9
 	VMASKMOVPS  (R8), Y0, Y10
@@ -24997,7 +26241,7 @@ copy1774:
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done1772:
+done1870:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -25035,21 +26279,21 @@ done1772:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         BX, $0x02
-	JLT          part1775
+	JLT          part1873
 	VMOVLPS      X3, (R9)
 	VMOVHPS      X3, (R9)(SI*1)
 	VMOVLPS      X2, (R9)(SI*2)
-	JMP          stored1776
+	JMP          stored1874
 
-part1775:
+part1873:
 	VEXTRACTPS $0x00, X3, (R9)
 	VEXTRACTPS $0x02, X3, (R9)(SI*1)
 	VEXTRACTPS $0x00, X2, (R9)(SI*2)
 
-stored1776:
+stored1874:
 	ADDQ         $0x08, R9
 	SUBQ         $0x02, R10
-	JG           block1766
+	JG           block1864
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -25066,7 +26310,7 @@ stored1776:
 	VZEROUPPER
 	RET
 
-long1765:
+long1863:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -25087,7 +26331,7 @@ long1765:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1777:
+block1875:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -25099,170 +26343,172 @@ block1777:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
-	SUBQ   $+32, R9
-	JLT    done1780
+	SUBQ   $+64, R9
+	JLT    done1878
 
-loop1779:
+loop1877:
 	VCVTPH2PS   (DX), Y8
-	VMOVUPS     (SI), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     (SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     (SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS (SI), Y8, Y2
+	VFMADD231PS (SI)(BX*1), Y8, Y4
+	VFMADD231PS (SI)(BX*2), Y8, Y6
 	VCVTPH2PS   16(DX), Y8
-	VMOVUPS     32(SI), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     32(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     32(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS 32(SI), Y8, Y2
+	VFMADD231PS 32(SI)(BX*1), Y8, Y4
+	VFMADD231PS 32(SI)(BX*2), Y8, Y6
 	VCVTPH2PS   32(DX), Y8
-	VMOVUPS     64(SI), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     64(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     64(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS 64(SI), Y8, Y2
+	VFMADD231PS 64(SI)(BX*1), Y8, Y4
+	VFMADD231PS 64(SI)(BX*2), Y8, Y6
 	VCVTPH2PS   48(DX), Y8
-	VMOVUPS     96(SI), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     96(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     96(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1779
+	VFMADD231PS 96(SI), Y8, Y2
+	VFMADD231PS 96(SI)(BX*1), Y8, Y4
+	VFMADD231PS 96(SI)(BX*2), Y8, Y6
+	VCVTPH2PS   64(DX), Y8
+	VFMADD231PS 128(SI), Y8, Y2
+	VFMADD231PS 128(SI)(BX*1), Y8, Y4
+	VFMADD231PS 128(SI)(BX*2), Y8, Y6
+	VCVTPH2PS   80(DX), Y8
+	VFMADD231PS 160(SI), Y8, Y2
+	VFMADD231PS 160(SI)(BX*1), Y8, Y4
+	VFMADD231PS 160(SI)(BX*2), Y8, Y6
+	VCVTPH2PS   96(DX), Y8
+	VFMADD231PS 192(SI), Y8, Y2
+	VFMADD231PS 192(SI)(BX*1), Y8, Y4
+	VFMADD231PS 192(SI)(BX*2), Y8, Y6
+	VCVTPH2PS   112(DX), Y8
+	VFMADD231PS 224(SI), Y8, Y2
+	VFMADD231PS 224(SI)(BX*1), Y8, Y4
+	VFMADD231PS 224(SI)(BX*2), Y8, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1877
 
-done1780:
-	ADDQ $+32, R9
+done1878:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1782
+	JLT  done1880
 
-loop1781:
+loop1879:
 	VCVTPH2PS   (DX), Y8
-	VMOVUPS     (SI), Y9
-	VFMADD231PS Y8, Y9, Y2
-	VMOVUPS     (SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y4
-	VMOVUPS     (SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS (SI), Y8, Y2
+	VFMADD231PS (SI)(BX*1), Y8, Y4
+	VFMADD231PS (SI)(BX*2), Y8, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1781
+	JGE         loop1879
 
-done1782:
+done1880:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1783
+	JZ      done1881
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    CX, R9
 
-copy1784:
+copy1882:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1784
+	JNZ         copy1882
 	VMOVDQU     (SP), X8
 	VCVTPH2PS   X8, Y8
 	VMASKMOVPS  (SI), Y0, Y9
-	VFMADD231PS Y8, Y9, Y2
+	VFMADD231PS Y9, Y8, Y2
 	VMASKMOVPS  (SI)(BX*1), Y0, Y9
-	VFMADD231PS Y8, Y9, Y4
+	VFMADD231PS Y9, Y8, Y4
 	VMASKMOVPS  (SI)(BX*2), Y0, Y9
-	VFMADD231PS Y8, Y9, Y6
+	VFMADD231PS Y9, Y8, Y6
 
-done1783:
+done1881:
 	CMPQ R8, $0x01
-	JLE  fold1778
+	JLE  fold1876
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1786
+	SUBQ $+64, R9
+	JLT  done1884
 
-loop1785:
+loop1883:
 	VCVTPH2PS   (DX), Y8
-	VMOVUPS     (SI), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     (SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     (SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS (SI), Y8, Y3
+	VFMADD231PS (SI)(BX*1), Y8, Y5
+	VFMADD231PS (SI)(BX*2), Y8, Y7
 	VCVTPH2PS   16(DX), Y8
-	VMOVUPS     32(SI), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     32(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     32(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS 32(SI), Y8, Y3
+	VFMADD231PS 32(SI)(BX*1), Y8, Y5
+	VFMADD231PS 32(SI)(BX*2), Y8, Y7
 	VCVTPH2PS   32(DX), Y8
-	VMOVUPS     64(SI), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     64(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     64(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS 64(SI), Y8, Y3
+	VFMADD231PS 64(SI)(BX*1), Y8, Y5
+	VFMADD231PS 64(SI)(BX*2), Y8, Y7
 	VCVTPH2PS   48(DX), Y8
-	VMOVUPS     96(SI), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     96(SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     96(SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1785
+	VFMADD231PS 96(SI), Y8, Y3
+	VFMADD231PS 96(SI)(BX*1), Y8, Y5
+	VFMADD231PS 96(SI)(BX*2), Y8, Y7
+	VCVTPH2PS   64(DX), Y8
+	VFMADD231PS 128(SI), Y8, Y3
+	VFMADD231PS 128(SI)(BX*1), Y8, Y5
+	VFMADD231PS 128(SI)(BX*2), Y8, Y7
+	VCVTPH2PS   80(DX), Y8
+	VFMADD231PS 160(SI), Y8, Y3
+	VFMADD231PS 160(SI)(BX*1), Y8, Y5
+	VFMADD231PS 160(SI)(BX*2), Y8, Y7
+	VCVTPH2PS   96(DX), Y8
+	VFMADD231PS 192(SI), Y8, Y3
+	VFMADD231PS 192(SI)(BX*1), Y8, Y5
+	VFMADD231PS 192(SI)(BX*2), Y8, Y7
+	VCVTPH2PS   112(DX), Y8
+	VFMADD231PS 224(SI), Y8, Y3
+	VFMADD231PS 224(SI)(BX*1), Y8, Y5
+	VFMADD231PS 224(SI)(BX*2), Y8, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1883
 
-done1786:
-	ADDQ $+32, R9
+done1884:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1788
+	JLT  done1886
 
-loop1787:
+loop1885:
 	VCVTPH2PS   (DX), Y8
-	VMOVUPS     (SI), Y9
-	VFMADD231PS Y8, Y9, Y3
-	VMOVUPS     (SI)(BX*1), Y9
-	VFMADD231PS Y8, Y9, Y5
-	VMOVUPS     (SI)(BX*2), Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS (SI), Y8, Y3
+	VFMADD231PS (SI)(BX*1), Y8, Y5
+	VFMADD231PS (SI)(BX*2), Y8, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1787
+	JGE         loop1885
 
-done1788:
+done1886:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1789
+	JZ      done1887
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    CX, R9
 
-copy1790:
+copy1888:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1790
+	JNZ         copy1888
 	VMOVDQU     (SP), X8
 	VCVTPH2PS   X8, Y8
 	VMASKMOVPS  (SI), Y0, Y9
-	VFMADD231PS Y8, Y9, Y3
+	VFMADD231PS Y9, Y8, Y3
 	VMASKMOVPS  (SI)(BX*1), Y0, Y9
-	VFMADD231PS Y8, Y9, Y5
+	VFMADD231PS Y9, Y8, Y5
 	VMASKMOVPS  (SI)(BX*2), Y0, Y9
-	VFMADD231PS Y8, Y9, Y7
+	VFMADD231PS Y9, Y8, Y7
 
-done1789:
-fold1778:
+done1887:
+fold1876:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -25300,21 +26546,21 @@ fold1778:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1791
+	JLT          part1889
 	VMOVLPS      X3, (DI)
 	VMOVHPS      X3, (DI)(SI*1)
 	VMOVLPS      X2, (DI)(SI*2)
-	JMP          stored1792
+	JMP          stored1890
 
-part1791:
+part1889:
 	VEXTRACTPS $0x00, X3, (DI)
 	VEXTRACTPS $0x02, X3, (DI)(SI*1)
 	VEXTRACTPS $0x00, X2, (DI)(SI*2)
 
-stored1792:
+stored1890:
 	ADDQ         $0x08, DI
 	SUBQ         $0x02, R8
-	JG           block1777
+	JG           block1875
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -25331,10 +26577,10 @@ stored1792:
 	VZEROUPPER
 	RET
 
-rows1684:
+rows1782:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long1793
+	JGT          long1891
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -25356,7 +26602,7 @@ rows1684:
 	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1794:
+block1892:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -25375,9 +26621,9 @@ block1794:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R12
 	SUBQ    $+32, R12
-	JLT     done1797
+	JLT     done1895
 
-loop1796:
+loop1894:
 	VCVTPH2PS   (BX), Y10
 	VCVTPH2PS   (SI), Y11
 	VMOVUPS     (R9), Y12
@@ -25438,14 +26684,14 @@ loop1796:
 	ADDQ        $+64, SI
 	ADDQ        $+128, R9
 	SUBQ        $+32, R12
-	JGE         loop1796
+	JGE         loop1894
 
-done1797:
+done1895:
 	ADDQ $+32, R12
 	SUBQ $+8, R12
-	JLT  done1799
+	JLT  done1897
 
-loop1798:
+loop1896:
 	VCVTPH2PS   (BX), Y10
 	VCVTPH2PS   (SI), Y11
 	VMOVUPS     (R9), Y12
@@ -25464,32 +26710,32 @@ loop1798:
 	ADDQ        $+16, SI
 	ADDQ        $+32, R9
 	SUBQ        $+8, R12
-	JGE         loop1798
+	JGE         loop1896
 
-done1799:
+done1897:
 	ADDQ    $+8, R12
 	TESTQ   R12, R12
-	JZ      done1800
+	JZ      done1898
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    DX, R12
 
-copy1801:
+copy1899:
 	MOVWLZX   -2(BX)(R12*2), R13
 	MOVW      R13, -2(SP)(R12*2)
 	DECQ      R12
-	JNZ       copy1801
+	JNZ       copy1899
 	VMOVDQU   (SP), X10
 	VCVTPH2PS X10, Y10
 	VPXOR     X11, X11, X11
 	VMOVDQU   X11, (SP)
 	MOVQ      DX, BX
 
-copy1802:
+copy1900:
 	MOVWLZX     -2(SI)(BX*2), R12
 	MOVW        R12, -2(SP)(BX*2)
 	DECQ        BX
-	JNZ         copy1802
+	JNZ         copy1900
 	VMOVDQU     (SP), X11
 	VCVTPH2PS   X11, Y11
 	VMASKMOVPS  (R9), Y0, Y12
@@ -25505,7 +26751,7 @@ copy1802:
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done1800:
+done1898:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -25543,23 +26789,23 @@ done1800:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         BX, $0x02
-	JLT          part1803
+	JLT          part1901
 	VMOVLPS      X3, (R10)
 	VMOVHPS      X3, (R10)(SI*1)
 	VMOVLPS      X2, (R10)(SI*2)
 	VMOVHPS      X2, (R10)(R9*1)
-	JMP          stored1804
+	JMP          stored1902
 
-part1803:
+part1901:
 	VEXTRACTPS $0x00, X3, (R10)
 	VEXTRACTPS $0x02, X3, (R10)(SI*1)
 	VEXTRACTPS $0x00, X2, (R10)(SI*2)
 	VEXTRACTPS $0x02, X2, (R10)(R9*1)
 
-stored1804:
+stored1902:
 	ADDQ         $0x08, R10
 	SUBQ         $0x02, R11
-	JG           block1794
+	JG           block1892
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -25580,7 +26826,7 @@ stored1804:
 	VZEROUPPER
 	RET
 
-long1793:
+long1891:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -25602,7 +26848,7 @@ long1793:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1805:
+block1903:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -25616,194 +26862,194 @@ block1805:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R10
-	SUBQ   $+32, R10
-	JLT    done1808
+	SUBQ   $+64, R10
+	JLT    done1906
 
-loop1807:
+loop1905:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     (DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (DI), Y10, Y2
+	VFMADD231PS (DI)(BX*1), Y10, Y4
+	VFMADD231PS (DI)(BX*2), Y10, Y6
+	VFMADD231PS (DI)(SI*1), Y10, Y8
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(DI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     32(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     32(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     32(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 32(DI), Y10, Y2
+	VFMADD231PS 32(DI)(BX*1), Y10, Y4
+	VFMADD231PS 32(DI)(BX*2), Y10, Y6
+	VFMADD231PS 32(DI)(SI*1), Y10, Y8
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(DI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     64(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     64(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     64(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 64(DI), Y10, Y2
+	VFMADD231PS 64(DI)(BX*1), Y10, Y4
+	VFMADD231PS 64(DI)(BX*2), Y10, Y6
+	VFMADD231PS 64(DI)(SI*1), Y10, Y8
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(DI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     96(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     96(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     96(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, DX
-	ADDQ        $+128, DI
-	SUBQ        $+32, R10
-	JGE         loop1807
+	VFMADD231PS 96(DI), Y10, Y2
+	VFMADD231PS 96(DI)(BX*1), Y10, Y4
+	VFMADD231PS 96(DI)(BX*2), Y10, Y6
+	VFMADD231PS 96(DI)(SI*1), Y10, Y8
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(DI), Y10, Y2
+	VFMADD231PS 128(DI)(BX*1), Y10, Y4
+	VFMADD231PS 128(DI)(BX*2), Y10, Y6
+	VFMADD231PS 128(DI)(SI*1), Y10, Y8
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(DI), Y10, Y2
+	VFMADD231PS 160(DI)(BX*1), Y10, Y4
+	VFMADD231PS 160(DI)(BX*2), Y10, Y6
+	VFMADD231PS 160(DI)(SI*1), Y10, Y8
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(DI), Y10, Y2
+	VFMADD231PS 192(DI)(BX*1), Y10, Y4
+	VFMADD231PS 192(DI)(BX*2), Y10, Y6
+	VFMADD231PS 192(DI)(SI*1), Y10, Y8
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(DI), Y10, Y2
+	VFMADD231PS 224(DI)(BX*1), Y10, Y4
+	VFMADD231PS 224(DI)(BX*2), Y10, Y6
+	VFMADD231PS 224(DI)(SI*1), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, DI
+	SUBQ        $+64, R10
+	JGE         loop1905
 
-done1808:
-	ADDQ $+32, R10
+done1906:
+	ADDQ $+64, R10
 	SUBQ $+8, R10
-	JLT  done1810
+	JLT  done1908
 
-loop1809:
+loop1907:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y6
-	VMOVUPS     (DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (DI), Y10, Y2
+	VFMADD231PS (DI)(BX*1), Y10, Y4
+	VFMADD231PS (DI)(BX*2), Y10, Y6
+	VFMADD231PS (DI)(SI*1), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, DI
 	SUBQ        $+8, R10
-	JGE         loop1809
+	JGE         loop1907
 
-done1810:
+done1908:
 	ADDQ    $+8, R10
 	TESTQ   R10, R10
-	JZ      done1811
+	JZ      done1909
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R10
 
-copy1812:
+copy1910:
 	MOVWLZX     -2(DX)(R10*2), R11
 	MOVW        R11, -2(SP)(R10*2)
 	DECQ        R10
-	JNZ         copy1812
+	JNZ         copy1910
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (DI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 	VMASKMOVPS  (DI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 	VMASKMOVPS  (DI)(BX*2), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 	VMASKMOVPS  (DI)(SI*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1811:
+done1909:
 	CMPQ R9, $0x01
-	JLE  fold1806
+	JLE  fold1904
 	MOVQ q+24(FP), DI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R10
-	SUBQ $+32, R10
-	JLT  done1814
+	SUBQ $+64, R10
+	JLT  done1912
 
-loop1813:
+loop1911:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     (DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (DI), Y10, Y3
+	VFMADD231PS (DI)(BX*1), Y10, Y5
+	VFMADD231PS (DI)(BX*2), Y10, Y7
+	VFMADD231PS (DI)(SI*1), Y10, Y9
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(DI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     32(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     32(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     32(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 32(DI), Y10, Y3
+	VFMADD231PS 32(DI)(BX*1), Y10, Y5
+	VFMADD231PS 32(DI)(BX*2), Y10, Y7
+	VFMADD231PS 32(DI)(SI*1), Y10, Y9
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(DI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     64(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     64(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     64(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 64(DI), Y10, Y3
+	VFMADD231PS 64(DI)(BX*1), Y10, Y5
+	VFMADD231PS 64(DI)(BX*2), Y10, Y7
+	VFMADD231PS 64(DI)(SI*1), Y10, Y9
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(DI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     96(DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     96(DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     96(DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, DX
-	ADDQ        $+128, DI
-	SUBQ        $+32, R10
-	JGE         loop1813
+	VFMADD231PS 96(DI), Y10, Y3
+	VFMADD231PS 96(DI)(BX*1), Y10, Y5
+	VFMADD231PS 96(DI)(BX*2), Y10, Y7
+	VFMADD231PS 96(DI)(SI*1), Y10, Y9
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(DI), Y10, Y3
+	VFMADD231PS 128(DI)(BX*1), Y10, Y5
+	VFMADD231PS 128(DI)(BX*2), Y10, Y7
+	VFMADD231PS 128(DI)(SI*1), Y10, Y9
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(DI), Y10, Y3
+	VFMADD231PS 160(DI)(BX*1), Y10, Y5
+	VFMADD231PS 160(DI)(BX*2), Y10, Y7
+	VFMADD231PS 160(DI)(SI*1), Y10, Y9
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(DI), Y10, Y3
+	VFMADD231PS 192(DI)(BX*1), Y10, Y5
+	VFMADD231PS 192(DI)(BX*2), Y10, Y7
+	VFMADD231PS 192(DI)(SI*1), Y10, Y9
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(DI), Y10, Y3
+	VFMADD231PS 224(DI)(BX*1), Y10, Y5
+	VFMADD231PS 224(DI)(BX*2), Y10, Y7
+	VFMADD231PS 224(DI)(SI*1), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, DI
+	SUBQ        $+64, R10
+	JGE         loop1911
 
-done1814:
-	ADDQ $+32, R10
+done1912:
+	ADDQ $+64, R10
 	SUBQ $+8, R10
-	JLT  done1816
+	JLT  done1914
 
-loop1815:
+loop1913:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (DI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (DI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (DI)(BX*2), Y11
-	VFMADD231PS Y10, Y11, Y7
-	VMOVUPS     (DI)(SI*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (DI), Y10, Y3
+	VFMADD231PS (DI)(BX*1), Y10, Y5
+	VFMADD231PS (DI)(BX*2), Y10, Y7
+	VFMADD231PS (DI)(SI*1), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, DI
 	SUBQ        $+8, R10
-	JGE         loop1815
+	JGE         loop1913
 
-done1816:
+done1914:
 	ADDQ    $+8, R10
 	TESTQ   R10, R10
-	JZ      done1817
+	JZ      done1915
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R10
 
-copy1818:
+copy1916:
 	MOVWLZX     -2(DX)(R10*2), R11
 	MOVW        R11, -2(SP)(R10*2)
 	DECQ        R10
-	JNZ         copy1818
+	JNZ         copy1916
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (DI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 	VMASKMOVPS  (DI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 	VMASKMOVPS  (DI)(BX*2), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 	VMASKMOVPS  (DI)(SI*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1817:
-fold1806:
+done1915:
+fold1904:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -25841,23 +27087,23 @@ fold1806:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1819
+	JLT          part1917
 	VMOVLPS      X3, (R8)
 	VMOVHPS      X3, (R8)(DI*1)
 	VMOVLPS      X2, (R8)(DI*2)
 	VMOVHPS      X2, (R8)(R10*1)
-	JMP          stored1820
+	JMP          stored1918
 
-part1819:
+part1917:
 	VEXTRACTPS $0x00, X3, (R8)
 	VEXTRACTPS $0x02, X3, (R8)(DI*1)
 	VEXTRACTPS $0x00, X2, (R8)(DI*2)
 	VEXTRACTPS $0x02, X2, (R8)(R10*1)
 
-stored1820:
+stored1918:
 	ADDQ         $0x08, R8
 	SUBQ         $0x02, R9
-	JG           block1805
+	JG           block1903
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -25883,18 +27129,18 @@ stored1820:
 TEXT ·combineF16AVX2(SB), NOSPLIT, $16-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows1821
+	JE   rows1919
 	CMPQ AX, $0x03
-	JE   rows1822
+	JE   rows1920
 	CMPQ AX, $0x04
-	JE   rows1823
+	JE   rows1921
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block1824:
+block1922:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -25903,9 +27149,9 @@ block1824:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done1826
+	JLT   done1924
 
-loop1825:
+loop1923:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -25915,7 +27161,7 @@ loop1825:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1827
+	JZ      first1925
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -25925,7 +27171,7 @@ loop1825:
 	VMOVUPS 192(DX), Y6
 	VMOVUPS 224(DX), Y7
 
-first1827:
+first1925:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -25934,7 +27180,7 @@ first1827:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1828:
+key1926:
 	VBROADCASTSS (R8), Y8
 	VCVTPH2PS    (DI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -25955,7 +27201,7 @@ key1828:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1828
+	JNZ          key1926
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -25967,26 +27213,26 @@ key1828:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop1825
+	JGE          loop1923
 
-done1826:
+done1924:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done1830
+	JLT  done1928
 
-loop1829:
+loop1927:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1831
+	JZ      first1929
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
 	VMOVUPS 96(DX), Y3
 
-first1831:
+first1929:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -25995,7 +27241,7 @@ first1831:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1832:
+key1930:
 	VBROADCASTSS (R8), Y4
 	VCVTPH2PS    (DI), Y5
 	VFMADD231PS  Y5, Y4, Y0
@@ -26008,7 +27254,7 @@ key1832:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1832
+	JNZ          key1930
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -26016,22 +27262,22 @@ key1832:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop1829
+	JGE          loop1927
 
-done1830:
+done1928:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done1834
+	JLT  done1932
 
-loop1833:
+loop1931:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1835
+	JZ      first1933
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 
-first1835:
+first1933:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -26040,7 +27286,7 @@ first1835:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1836:
+key1934:
 	VBROADCASTSS (R8), Y2
 	VCVTPH2PS    (DI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -26049,26 +27295,26 @@ key1836:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1836
+	JNZ          key1934
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop1833
+	JGE          loop1931
 
-done1834:
+done1932:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done1838
+	JLT  done1936
 
-loop1837:
+loop1935:
 	VXORPS  Y0, Y0, Y0
 	TESTQ   AX, AX
-	JZ      first1839
+	JZ      first1937
 	VMOVUPS (DX), Y0
 
-first1839:
+first1937:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -26077,24 +27323,24 @@ first1839:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1840:
+key1938:
 	VBROADCASTSS (R8), Y1
 	VCVTPH2PS    (DI), Y2
 	VFMADD231PS  Y2, Y1, Y0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1840
+	JNZ          key1938
 	VMOVUPS      Y0, (DX)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop1837
+	JGE          loop1935
 
-done1838:
+done1936:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done1841
+	JZ         done1939
 	LEAQ       rowsMask<>+32(SB), DI
 	MOVQ       SI, R8
 	SHLQ       $0x02, R8
@@ -26102,10 +27348,10 @@ done1838:
 	VMOVUPS    (DI), Y0
 	VXORPS     Y1, Y1, Y1
 	TESTQ      AX, AX
-	JZ         first1842
+	JZ         first1940
 	VMASKMOVPS (DX), Y0, Y1
 
-first1842:
+first1940:
 	MOVQ    keys+48(FP), DI
 	MOVQ    BX, BX
 	SUBQ    AX, DI
@@ -26113,41 +27359,41 @@ first1842:
 	CMPQ    DI, R8
 	CMOVQGT R8, DI
 
-key1843:
+key1941:
 	VBROADCASTSS (BX), Y2
 	VPXOR        X3, X3, X3
 	VMOVDQU      X3, (SP)
 	MOVQ         SI, R8
 
-copy1844:
+copy1942:
 	MOVWLZX     -2(CX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1844
+	JNZ         copy1942
 	VMOVDQU     (SP), X3
 	VCVTPH2PS   X3, Y3
 	VFMADD231PS Y3, Y2, Y1
 	ADDQ        stride+40(FP), CX
 	ADDQ        $0x04, BX
 	DECQ        DI
-	JNZ         key1843
+	JNZ         key1941
 	VMASKMOVPS  Y1, Y0, (DX)
 
-done1841:
+done1939:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1824
+	JLT  block1922
 	VZEROUPPER
 	RET
 
-rows1821:
+rows1919:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1845:
+block1943:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -26156,9 +27402,9 @@ block1845:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1847
+	JLT   done1945
 
-loop1846:
+loop1944:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -26168,7 +27414,7 @@ loop1846:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1848
+	JZ      first1946
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -26178,7 +27424,7 @@ loop1846:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1848:
+first1946:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26187,7 +27433,7 @@ first1848:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1849:
+key1947:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -26205,7 +27451,7 @@ key1849:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1849
+	JNZ          key1947
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -26217,26 +27463,26 @@ key1849:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1846
+	JGE          loop1944
 
-done1847:
+done1945:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1851
+	JLT  done1949
 
-loop1850:
+loop1948:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1852
+	JZ      first1950
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1852:
+first1950:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26245,7 +27491,7 @@ first1852:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1853:
+key1951:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -26257,7 +27503,7 @@ key1853:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1853
+	JNZ          key1951
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -26265,22 +27511,22 @@ key1853:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1850
+	JGE          loop1948
 
-done1851:
+done1949:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1855
+	JLT  done1953
 
-loop1854:
+loop1952:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1856
+	JZ      first1954
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1856:
+first1954:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26289,7 +27535,7 @@ first1856:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1857:
+key1955:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -26298,18 +27544,18 @@ key1857:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1857
+	JNZ          key1955
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1854
+	JGE          loop1952
 
-done1855:
+done1953:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1858
+	JZ         done1956
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -26318,11 +27564,11 @@ done1855:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1859
+	JZ         first1957
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1859:
+first1957:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -26330,16 +27576,16 @@ first1859:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1860:
+key1958:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy1861:
+copy1959:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1861
+	JNZ          copy1959
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -26349,18 +27595,18 @@ copy1861:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1860
+	JNZ          key1958
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1858:
+done1956:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1845
+	JLT  block1943
 	VZEROUPPER
 	RET
 
-rows1822:
+rows1920:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -26369,7 +27615,7 @@ rows1822:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block1862:
+block1960:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -26378,9 +27624,9 @@ block1862:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1864
+	JLT   done1962
 
-loop1863:
+loop1961:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -26394,7 +27640,7 @@ loop1863:
 	VXORPS  Y10, Y10, Y10
 	VXORPS  Y11, Y11, Y11
 	TESTQ   AX, AX
-	JZ      first1865
+	JZ      first1963
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -26408,7 +27654,7 @@ loop1863:
 	VMOVUPS 64(DX)(DI*2), Y10
 	VMOVUPS 96(DX)(DI*2), Y11
 
-first1865:
+first1963:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26417,7 +27663,7 @@ first1865:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1866:
+key1964:
 	VBROADCASTSS (R10), Y12
 	VBROADCASTSS (R10)(SI*1), Y13
 	VBROADCASTSS (R10)(SI*2), Y14
@@ -26440,7 +27686,7 @@ key1866:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1866
+	JNZ          key1964
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -26456,14 +27702,14 @@ key1866:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1863
+	JGE          loop1961
 
-done1864:
+done1962:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1868
+	JLT  done1966
 
-loop1867:
+loop1965:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -26471,7 +27717,7 @@ loop1867:
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	TESTQ   AX, AX
-	JZ      first1869
+	JZ      first1967
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
@@ -26479,7 +27725,7 @@ loop1867:
 	VMOVUPS (DX)(DI*2), Y4
 	VMOVUPS 32(DX)(DI*2), Y5
 
-first1869:
+first1967:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26488,7 +27734,7 @@ first1869:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1870:
+key1968:
 	VCVTPH2PS    (R9), Y6
 	VCVTPH2PS    16(R9), Y7
 	VBROADCASTSS (R10), Y8
@@ -26503,7 +27749,7 @@ key1870:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1870
+	JNZ          key1968
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -26513,24 +27759,24 @@ key1870:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1867
+	JGE          loop1965
 
-done1868:
+done1966:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1872
+	JLT  done1970
 
-loop1871:
+loop1969:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1873
+	JZ      first1971
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 	VMOVUPS (DX)(DI*2), Y2
 
-first1873:
+first1971:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26539,7 +27785,7 @@ first1873:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1874:
+key1972:
 	VCVTPH2PS    (R9), Y3
 	VBROADCASTSS (R10), Y4
 	VFMADD231PS  Y3, Y4, Y0
@@ -26550,19 +27796,19 @@ key1874:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1874
+	JNZ          key1972
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	VMOVUPS      Y2, (DX)(DI*2)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1871
+	JGE          loop1969
 
-done1872:
+done1970:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1875
+	JZ         done1973
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -26572,12 +27818,12 @@ done1872:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1876
+	JZ         first1974
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 	VMASKMOVPS (DX)(DI*2), Y0, Y3
 
-first1876:
+first1974:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -26585,16 +27831,16 @@ first1876:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1877:
+key1975:
 	VPXOR   X4, X4, X4
 	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1878:
+copy1976:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1878
+	JNZ          copy1976
 	VMOVDQU      (SP), X4
 	VCVTPH2PS    X4, Y4
 	VBROADCASTSS (BX), Y5
@@ -26606,26 +27852,26 @@ copy1878:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1877
+	JNZ          key1975
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
 
-done1875:
+done1973:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1862
+	JLT  block1960
 	VZEROUPPER
 	RET
 
-rows1823:
+rows1921:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1879:
+block1977:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -26634,9 +27880,9 @@ block1879:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1881
+	JLT   done1979
 
-loop1880:
+loop1978:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -26646,7 +27892,7 @@ loop1880:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1882
+	JZ      first1980
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -26656,7 +27902,7 @@ loop1880:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1882:
+first1980:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26665,7 +27911,7 @@ first1882:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1883:
+key1981:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -26683,7 +27929,7 @@ key1883:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1883
+	JNZ          key1981
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -26695,26 +27941,26 @@ key1883:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1880
+	JGE          loop1978
 
-done1881:
+done1979:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1885
+	JLT  done1983
 
-loop1884:
+loop1982:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1886
+	JZ      first1984
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1886:
+first1984:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26723,7 +27969,7 @@ first1886:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1887:
+key1985:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -26735,7 +27981,7 @@ key1887:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1887
+	JNZ          key1985
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -26743,22 +27989,22 @@ key1887:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1884
+	JGE          loop1982
 
-done1885:
+done1983:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1889
+	JLT  done1987
 
-loop1888:
+loop1986:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1890
+	JZ      first1988
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1890:
+first1988:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26767,7 +28013,7 @@ first1890:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1891:
+key1989:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -26776,18 +28022,18 @@ key1891:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1891
+	JNZ          key1989
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1888
+	JGE          loop1986
 
-done1889:
+done1987:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1892
+	JZ         done1990
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -26796,11 +28042,11 @@ done1889:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1893
+	JZ         first1991
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1893:
+first1991:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -26808,16 +28054,16 @@ first1893:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1894:
+key1992:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy1895:
+copy1993:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1895
+	JNZ          copy1993
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -26827,11 +28073,11 @@ copy1895:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1894
+	JNZ          key1992
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1892:
+done1990:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -26842,9 +28088,9 @@ done1892:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1897
+	JLT   done1995
 
-loop1896:
+loop1994:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -26854,7 +28100,7 @@ loop1896:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1898
+	JZ      first1996
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -26864,7 +28110,7 @@ loop1896:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1898:
+first1996:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26873,7 +28119,7 @@ first1898:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1899:
+key1997:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -26891,7 +28137,7 @@ key1899:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1899
+	JNZ          key1997
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -26903,26 +28149,26 @@ key1899:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1896
+	JGE          loop1994
 
-done1897:
+done1995:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1901
+	JLT  done1999
 
-loop1900:
+loop1998:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1902
+	JZ      first2000
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1902:
+first2000:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26931,7 +28177,7 @@ first1902:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1903:
+key2001:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -26943,7 +28189,7 @@ key1903:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1903
+	JNZ          key2001
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -26951,22 +28197,22 @@ key1903:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1900
+	JGE          loop1998
 
-done1901:
+done1999:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1905
+	JLT  done2003
 
-loop1904:
+loop2002:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1906
+	JZ      first2004
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1906:
+first2004:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -26975,7 +28221,7 @@ first1906:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1907:
+key2005:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -26984,18 +28230,18 @@ key1907:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1907
+	JNZ          key2005
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1904
+	JGE          loop2002
 
-done1905:
+done2003:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1908
+	JZ         done2006
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -27004,11 +28250,11 @@ done1905:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1909
+	JZ         first2007
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1909:
+first2007:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -27016,16 +28262,16 @@ first1909:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1910:
+key2008:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy1911:
+copy2009:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1911
+	JNZ          copy2009
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -27035,14 +28281,14 @@ copy1911:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1910
+	JNZ          key2008
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1908:
+done2006:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1879
+	JLT  block1977
 	VZEROUPPER
 	RET
 
@@ -27067,7 +28313,7 @@ TEXT ·normF16AVX2(SB), NOSPLIT, $16-36
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 
-block1912:
+block2010:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -27080,10 +28326,10 @@ block1912:
 	MOVQ   DX, AX
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), SI
-	SUBQ   $+32, SI
-	JLT    done1915
+	SUBQ   $+64, SI
+	JLT    done2013
 
-loop1914:
+loop2012:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y2
 	VCVTPH2PS   16(DX), Y10
@@ -27092,50 +28338,58 @@ loop1914:
 	VFMADD231PS Y10, Y10, Y2
 	VCVTPH2PS   48(DX), Y10
 	VFMADD231PS Y10, Y10, Y2
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1914
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2012
 
-done1915:
-	ADDQ $+32, SI
+done2013:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1917
+	JLT  done2015
 
-loop1916:
+loop2014:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y2
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1916
+	JGE         loop2014
 
-done1917:
+done2015:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1918
+	JZ      done2016
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1919:
+copy2017:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1919
+	JNZ         copy2017
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y2
 
-done1918:
+done2016:
 	CMPQ BX, $0x01
-	JLE  fold1913
+	JLE  fold2011
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1921
+	SUBQ $+64, SI
+	JLT  done2019
 
-loop1920:
+loop2018:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y3
 	VCVTPH2PS   16(DX), Y10
@@ -27144,50 +28398,58 @@ loop1920:
 	VFMADD231PS Y10, Y10, Y3
 	VCVTPH2PS   48(DX), Y10
 	VFMADD231PS Y10, Y10, Y3
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1920
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2018
 
-done1921:
-	ADDQ $+32, SI
+done2019:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1923
+	JLT  done2021
 
-loop1922:
+loop2020:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y3
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1922
+	JGE         loop2020
 
-done1923:
+done2021:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1924
+	JZ      done2022
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1925:
+copy2023:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1925
+	JNZ         copy2023
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y3
 
-done1924:
+done2022:
 	CMPQ BX, $0x02
-	JLE  fold1913
+	JLE  fold2011
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1927
+	SUBQ $+64, SI
+	JLT  done2025
 
-loop1926:
+loop2024:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y4
 	VCVTPH2PS   16(DX), Y10
@@ -27196,50 +28458,58 @@ loop1926:
 	VFMADD231PS Y10, Y10, Y4
 	VCVTPH2PS   48(DX), Y10
 	VFMADD231PS Y10, Y10, Y4
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1926
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2024
 
-done1927:
-	ADDQ $+32, SI
+done2025:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1929
+	JLT  done2027
 
-loop1928:
+loop2026:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y4
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1928
+	JGE         loop2026
 
-done1929:
+done2027:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1930
+	JZ      done2028
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1931:
+copy2029:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1931
+	JNZ         copy2029
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y4
 
-done1930:
+done2028:
 	CMPQ BX, $0x03
-	JLE  fold1913
+	JLE  fold2011
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1933
+	SUBQ $+64, SI
+	JLT  done2031
 
-loop1932:
+loop2030:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y5
 	VCVTPH2PS   16(DX), Y10
@@ -27248,50 +28518,58 @@ loop1932:
 	VFMADD231PS Y10, Y10, Y5
 	VCVTPH2PS   48(DX), Y10
 	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1932
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2030
 
-done1933:
-	ADDQ $+32, SI
+done2031:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1935
+	JLT  done2033
 
-loop1934:
+loop2032:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y5
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1934
+	JGE         loop2032
 
-done1935:
+done2033:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1936
+	JZ      done2034
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1937:
+copy2035:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1937
+	JNZ         copy2035
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y5
 
-done1936:
+done2034:
 	CMPQ BX, $0x04
-	JLE  fold1913
+	JLE  fold2011
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1939
+	SUBQ $+64, SI
+	JLT  done2037
 
-loop1938:
+loop2036:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y6
 	VCVTPH2PS   16(DX), Y10
@@ -27300,50 +28578,58 @@ loop1938:
 	VFMADD231PS Y10, Y10, Y6
 	VCVTPH2PS   48(DX), Y10
 	VFMADD231PS Y10, Y10, Y6
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1938
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2036
 
-done1939:
-	ADDQ $+32, SI
+done2037:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1941
+	JLT  done2039
 
-loop1940:
+loop2038:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y6
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1940
+	JGE         loop2038
 
-done1941:
+done2039:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1942
+	JZ      done2040
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1943:
+copy2041:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1943
+	JNZ         copy2041
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y6
 
-done1942:
+done2040:
 	CMPQ BX, $0x05
-	JLE  fold1913
+	JLE  fold2011
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1945
+	SUBQ $+64, SI
+	JLT  done2043
 
-loop1944:
+loop2042:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y7
 	VCVTPH2PS   16(DX), Y10
@@ -27352,50 +28638,58 @@ loop1944:
 	VFMADD231PS Y10, Y10, Y7
 	VCVTPH2PS   48(DX), Y10
 	VFMADD231PS Y10, Y10, Y7
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1944
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2042
 
-done1945:
-	ADDQ $+32, SI
+done2043:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1947
+	JLT  done2045
 
-loop1946:
+loop2044:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y7
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1946
+	JGE         loop2044
 
-done1947:
+done2045:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1948
+	JZ      done2046
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1949:
+copy2047:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1949
+	JNZ         copy2047
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y7
 
-done1948:
+done2046:
 	CMPQ BX, $0x06
-	JLE  fold1913
+	JLE  fold2011
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1951
+	SUBQ $+64, SI
+	JLT  done2049
 
-loop1950:
+loop2048:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y8
 	VCVTPH2PS   16(DX), Y10
@@ -27404,50 +28698,58 @@ loop1950:
 	VFMADD231PS Y10, Y10, Y8
 	VCVTPH2PS   48(DX), Y10
 	VFMADD231PS Y10, Y10, Y8
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1950
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2048
 
-done1951:
-	ADDQ $+32, SI
+done2049:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1953
+	JLT  done2051
 
-loop1952:
+loop2050:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y8
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1952
+	JGE         loop2050
 
-done1953:
+done2051:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1954
+	JZ      done2052
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1955:
+copy2053:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1955
+	JNZ         copy2053
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y8
 
-done1954:
+done2052:
 	CMPQ BX, $0x07
-	JLE  fold1913
+	JLE  fold2011
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1957
+	SUBQ $+64, SI
+	JLT  done2055
 
-loop1956:
+loop2054:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y9
 	VCVTPH2PS   16(DX), Y10
@@ -27456,41 +28758,49 @@ loop1956:
 	VFMADD231PS Y10, Y10, Y9
 	VCVTPH2PS   48(DX), Y10
 	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+64, DX
-	SUBQ        $+32, SI
-	JGE         loop1956
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2054
 
-done1957:
-	ADDQ $+32, SI
+done2055:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1959
+	JLT  done2057
 
-loop1958:
+loop2056:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y9
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1958
+	JGE         loop2056
 
-done1959:
+done2057:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1960
+	JZ      done2058
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1961:
+copy2059:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1961
+	JNZ         copy2059
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y9
 
-done1960:
-fold1913:
+done2058:
+fold2011:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -27515,7 +28825,7 @@ fold1913:
 	VMINPS       Y0, Y3, Y3
 	VMAXPS       Y3, Y1, Y1
 	SUBQ         $0x08, BX
-	JG           block1912
+	JG           block2010
 	VEXTRACTF128 $0x01, Y1, X0
 	VMAXPS       X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -27547,15 +28857,15 @@ TEXT ·peakF16AVX2(SB), NOSPLIT, $16-36
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 
-block1962:
+block2060:
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
-	SUBQ $+32, SI
-	JLT  done1964
+	SUBQ $+64, SI
+	JLT  done2062
 
-loop1963:
+loop2061:
 	VCVTPH2PS (DX), Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
@@ -27568,44 +28878,56 @@ loop1963:
 	VCVTPH2PS 48(DX), Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
-	ADDQ      $+64, DX
-	SUBQ      $+32, SI
-	JGE       loop1963
+	VCVTPH2PS 64(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 80(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 96(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 112(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	ADDQ      $+128, DX
+	SUBQ      $+64, SI
+	JGE       loop2061
 
-done1964:
-	ADDQ $+32, SI
+done2062:
+	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1966
+	JLT  done2064
 
-loop1965:
+loop2063:
 	VCVTPH2PS (DX), Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
 	ADDQ      $+16, DX
 	SUBQ      $+8, SI
-	JGE       loop1965
+	JGE       loop2063
 
-done1966:
+done2064:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1967
+	JZ      done2065
 	VPXOR   X2, X2, X2
 	VMOVDQU X2, (SP)
 	MOVQ    CX, SI
 
-copy1968:
+copy2066:
 	MOVWLZX   -2(DX)(SI*2), DI
 	MOVW      DI, -2(SP)(SI*2)
 	DECQ      SI
-	JNZ       copy1968
+	JNZ       copy2066
 	VMOVDQU   (SP), X2
 	VCVTPH2PS X2, Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
 
-done1967:
+done2065:
 	SUBQ         $0x01, BX
-	JG           block1962
+	JG           block2060
 	VEXTRACTF128 $0x01, Y1, X0
 	VPMAXUD      X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -27628,9 +28950,9 @@ TEXT ·widenF16AVX2(SB), NOSPLIT, $16-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+32, DX
-	JLT  done1970
+	JLT  done2068
 
-loop1969:
+loop2067:
 	VCVTPH2PS (CX), Y0
 	VMOVUPS   Y0, (AX)
 	VCVTPH2PS 16(CX), Y0
@@ -27642,25 +28964,25 @@ loop1969:
 	ADDQ      $+64, CX
 	ADDQ      $+128, AX
 	SUBQ      $+32, DX
-	JGE       loop1969
+	JGE       loop2067
 
-done1970:
+done2068:
 	ADDQ $+32, DX
 	SUBQ $+8, DX
-	JLT  done1972
+	JLT  done2070
 
-loop1971:
+loop2069:
 	VCVTPH2PS (CX), Y0
 	VMOVUPS   Y0, (AX)
 	ADDQ      $+16, CX
 	ADDQ      $+32, AX
 	SUBQ      $+8, DX
-	JGE       loop1971
+	JGE       loop2069
 
-done1972:
+done2070:
 	ADDQ    $+8, DX
 	TESTQ   DX, DX
-	JZ      done1973
+	JZ      done2071
 	LEAQ    rowsMask<>+32(SB), BX
 	MOVQ    DX, SI
 	SHLQ    $0x02, SI
@@ -27669,16 +28991,16 @@ done1972:
 	VPXOR   X1, X1, X1
 	VMOVDQU X1, (SP)
 
-copy1974:
+copy2072:
 	MOVWLZX    -2(CX)(DX*2), BX
 	MOVW       BX, -2(SP)(DX*2)
 	DECQ       DX
-	JNZ        copy1974
+	JNZ        copy2072
 	VMOVDQU    (SP), X1
 	VCVTPH2PS  X1, Y1
 	VMASKMOVPS Y1, Y0, (AX)
 
-done1973:
+done2071:
 	VZEROUPPER
 	RET
 
@@ -27697,9 +29019,9 @@ TEXT ·weightsAVX2(SB), NOSPLIT, $0-36
 	VXORPS       Y3, Y3, Y3
 	VXORPS       Y4, Y4, Y4
 	SUBQ         $+16, CX
-	JLT          done1976
+	JLT          done2074
 
-loop1975:
+loop2073:
 	VMOVUPS     (AX), Y5
 	VMOVAPS     Y2, Y6
 	VFMADD231PS Y5, Y1, Y6
@@ -27752,14 +29074,14 @@ loop1975:
 	VADDPS      Y8, Y4, Y4
 	ADDQ        $+64, AX
 	SUBQ        $+16, CX
-	JGE         loop1975
+	JGE         loop2073
 
-done1976:
+done2074:
 	ADDQ $+16, CX
 	SUBQ $+8, CX
-	JLT  done1978
+	JLT  done2076
 
-loop1977:
+loop2075:
 	VMOVUPS     (AX), Y5
 	VMOVAPS     Y2, Y6
 	VFMADD231PS Y5, Y1, Y6
@@ -27787,12 +29109,12 @@ loop1977:
 	VADDPS      Y8, Y3, Y3
 	ADDQ        $+32, AX
 	SUBQ        $+8, CX
-	JGE         loop1977
+	JGE         loop2075
 
-done1978:
+done2076:
 	ADDQ        $+8, CX
 	TESTQ       CX, CX
-	JZ          done1979
+	JZ          done2077
 	LEAQ        rowsMask<>+32(SB), DX
 	SHLQ        $0x02, CX
 	SUBQ        CX, DX
@@ -27824,7 +29146,7 @@ done1978:
 	VMASKMOVPS  Y1, Y5, (AX)
 	VADDPS      Y1, Y3, Y3
 
-done1979:
+done2077:
 	VADDPS       Y4, Y3, Y3
 	VEXTRACTF128 $0x01, Y3, X0
 	VADDPS       X0, X3, X0
@@ -27960,9 +29282,9 @@ TEXT ·readPeakAVX2(SB), NOSPLIT, $0-16
 	VXORPS Y6, Y6, Y6
 	VXORPS Y7, Y7, Y7
 	SUBQ   $+256, CX
-	JLT    done1981
+	JLT    done2079
 
-loop1980:
+loop2078:
 	VMOVUPS (AX), Y8
 	VPADDD  Y8, Y0, Y0
 	VMOVUPS 32(AX), Y8
@@ -27981,23 +29303,23 @@ loop1980:
 	VPADDD  Y8, Y7, Y7
 	ADDQ    $+256, AX
 	SUBQ    $+256, CX
-	JGE     loop1980
+	JGE     loop2078
 
-done1981:
+done2079:
 	ADDQ $+256, CX
 	SUBQ $+64, CX
-	JLT  done1983
+	JLT  done2081
 
-loop1982:
+loop2080:
 	VMOVUPS (AX), Y2
 	VPADDD  Y2, Y0, Y0
 	VMOVUPS 32(AX), Y2
 	VPADDD  Y2, Y1, Y1
 	ADDQ    $+64, AX
 	SUBQ    $+64, CX
-	JGE     loop1982
+	JGE     loop2080
 
-done1983:
+done2081:
 	ADDQ $+64, CX
 	VZEROUPPER
 	RET

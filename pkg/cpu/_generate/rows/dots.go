@@ -20,6 +20,13 @@ type walker struct {
 	advance func(bytes int) // moves what the caller reads beside the rows
 }
 
+// step gives what a vector of features is computed from.
+type step struct {
+	row     func(i int) reg.VecVirtual         // loads that of row i
+	beside  func(m operand.Mem) reg.VecVirtual // loads float32s that lie beside, at m
+	operand func(m operand.Mem) operand.Op     // the same, in memory if it can be
+}
+
 // newWalker starts before the first of count rows.
 //
 // Memory is read fastest in one sequence and without prefetch instructions: that
@@ -40,8 +47,8 @@ func newWalker(t tier, e element, rows, count string, group int) walker {
 }
 
 // group walks along the next rows. Rows after the last one are replaced by it.
-// body gets loads of a vector of each row; its sums are for it to keep.
-func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m operand.Mem) reg.VecVirtual)) {
+// body adds a vector of features to its sums.
+func (w walker) group(body func(step)) {
 	build.MOVQ(w.next, w.rows[0])
 	for i, r := range w.rows[1:] {
 		build.MOVQ(w.rows[i], r)
@@ -54,12 +61,18 @@ func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m op
 
 	x := load("d")
 	vector := w.lanes * w.e.bytes
-	line := 64 / vector // vectors of a cache line
-	plain := func(m operand.Mem) reg.VecVirtual { return w.load(f32, m) }
-	step := func(vectors int) {
+	unroll := 64 / vector // a cache line
+	if len(w.rows) == 1 {
+		unroll *= 2
+	}
+	whole := func(vectors int) {
 		for u := range vectors {
-			body(func(i int) reg.VecVirtual { return w.load(w.e, at(w.rows[i], nil, u*vector)) },
-				func(m operand.Mem) reg.VecVirtual { return plain(m.Offset(u * w.lanes * 4)) })
+			beside := u * w.lanes * 4
+			body(step{
+				row:     func(i int) reg.VecVirtual { return w.load(w.e, at(w.rows[i], nil, u*vector)) },
+				beside:  func(m operand.Mem) reg.VecVirtual { return w.load(f32, m.Offset(beside)) },
+				operand: func(m operand.Mem) operand.Op { return m.Offset(beside) },
+			})
 		}
 		for _, r := range w.rows {
 			build.ADDQ(operand.I32(vectors*vector), r)
@@ -68,15 +81,19 @@ func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m op
 			w.advance(vectors * w.lanes * 4)
 		}
 	}
-	w.loop(x, line, func() { step(line) })
-	if line > 1 {
-		w.loop(x, 1, func() { step(1) })
+	w.loop(x, unroll, func() { whole(unroll) })
+	if unroll > 1 {
+		w.loop(x, 1, func() { whole(1) })
 	}
 	done := label("done")
 	build.TESTQ(x, x)
 	build.JZ(ref(done))
-	body(func(i int) reg.VecVirtual { return w.tail.load(w.e, at(w.rows[i], nil, 0), w.slot) },
-		func(m operand.Mem) reg.VecVirtual { return w.tail.load(f32, m, w.slot) })
+	part := func(m operand.Mem) reg.VecVirtual { return w.tail.load(f32, m, w.slot) }
+	body(step{
+		row:     func(i int) reg.VecVirtual { return w.tail.load(w.e, at(w.rows[i], nil, 0), w.slot) },
+		beside:  part,
+		operand: func(m operand.Mem) operand.Op { return part(m) },
+	})
 	build.Label(done)
 }
 
@@ -157,26 +174,20 @@ func dotRows(t tier, e element, rows, group int) {
 			build.JLE(ref(fold))
 		}
 		build.MOVQ(param("q"), q)
-		w.group(func(row func(int) reg.VecVirtual, beside func(operand.Mem) reg.VecVirtual) {
-			if rows < group {
-				var qs []reg.VecVirtual
+		w.group(func(x step) {
+			if group == 1 { // nothing to share but the key: operands in memory fill fewer slots
+				k := x.row(0)
 				for i := range rows {
-					qs = append(qs, beside(qRow(i)))
-				}
-				for j := range group {
-					k := row(j)
-					for i := range rows {
-						build.VFMADD231PS(k, qs[i], sums[i*per+g+j])
-					}
+					build.VFMADD231PS(x.operand(qRow(i)), k, sums[i*per+g])
 				}
 				return
 			}
 			var ks []reg.VecVirtual
 			for j := range group {
-				ks = append(ks, row(j))
+				ks = append(ks, x.row(j))
 			}
 			for i := range rows {
-				qi := beside(qRow(i))
+				qi := x.beside(qRow(i))
 				for j := range group {
 					build.VFMADD231PS(ks[j], qi, sums[i*per+g+j])
 				}

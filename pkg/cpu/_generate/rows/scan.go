@@ -31,8 +31,8 @@ func norm(t tier, e element) {
 			build.CMPQ(left, operand.U8(g))
 			build.JLE(ref(fold))
 		}
-		w.group(func(row func(int) reg.VecVirtual, _ func(operand.Mem) reg.VecVirtual) {
-			v := row(0)
+		w.group(func(x step) {
+			v := x.row(0)
 			build.VFMADD231PS(v, v, sums[g])
 		})
 	}
@@ -73,8 +73,8 @@ func peak(t tier, e element) {
 	run := t.zero()
 	block := label("block")
 	build.Label(block)
-	w.group(func(row func(int) reg.VecVirtual, _ func(operand.Mem) reg.VecVirtual) {
-		v := row(0)
+	w.group(func(x step) {
+		v := x.row(0)
 		if t.wide() {
 			build.VPANDD(abs, v, v)
 		} else {
@@ -90,9 +90,9 @@ func peak(t tier, e element) {
 	build.MOVL(operand.U32(infBits), inf)
 	build.CMPL(top, inf)
 	build.CMOVLHI(inf, top)
-	x := build.XMM()
-	build.VMOVD(top, x)
-	retFloat(x)
+	result := build.XMM()
+	build.VMOVD(top, result)
+	retFloat(result)
 }
 
 func widen(t tier, e element) {
