@@ -3,8 +3,8 @@
 #include "textflag.h"
 
 // func dotsF32AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int)
-// Requires: AVX, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·dotsF32AVX512(SB), NOSPLIT, $8-72
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
+TEXT ·dotsF32AVX512(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
 	JE           rows1
@@ -51,27 +51,41 @@ block4:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
-	SUBQ   $+16, DI
+	SUBQ   $+32, DI
 	JLT    done7
 
 loop6:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
+	VFMADD231PS (DX), Z17, Z1
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z1
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
 	JGE         loop6
 
 done7:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done9
+
+loop8:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z1
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop8
+
+done9:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done8
+	JZ          done10
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 
-done8:
+done10:
 	CMPQ SI, $0x01
 	JLE  fold5
 	MOVQ q+24(FP), DX
@@ -79,27 +93,41 @@ done8:
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done10
+	SUBQ $+32, DI
+	JLT  done12
 
-loop9:
+loop11:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS (DX), Z17, Z2
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z2
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop11
+
+done12:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done14
+
+loop13:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z2
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop9
+	JGE         loop13
 
-done10:
+done14:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done11
+	JZ          done15
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 
-done11:
+done15:
 	CMPQ SI, $0x02
 	JLE  fold5
 	MOVQ q+24(FP), DX
@@ -107,69 +135,27 @@ done11:
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done13
+	SUBQ $+32, DI
+	JLT  done17
 
-loop12:
+loop16:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop12
-
-done13:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done14
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
-
-done14:
-	CMPQ SI, $0x03
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done16
-
-loop15:
-	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop15
-
-done16:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done17
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS (DX), Z17, Z3
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z3
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop16
 
 done17:
-	CMPQ SI, $0x04
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
+	ADDQ $+32, DI
 	SUBQ $+16, DI
 	JLT  done19
 
 loop18:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS (DX), Z17, Z3
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
@@ -181,9 +167,93 @@ done19:
 	JZ          done20
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z3
 
 done20:
+	CMPQ SI, $0x03
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done22
+
+loop21:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z4
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z4
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop21
+
+done22:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done24
+
+loop23:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z4
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop23
+
+done24:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done25
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z4
+
+done25:
+	CMPQ SI, $0x04
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done27
+
+loop26:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z5
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z5
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop26
+
+done27:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done29
+
+loop28:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z5
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop28
+
+done29:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done30
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z5
+
+done30:
 	CMPQ SI, $0x05
 	JLE  fold5
 	MOVQ q+24(FP), DX
@@ -191,125 +261,27 @@ done20:
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done22
+	SUBQ $+32, DI
+	JLT  done32
 
-loop21:
+loop31:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop21
-
-done22:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done23
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
-
-done23:
-	CMPQ SI, $0x06
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done25
-
-loop24:
-	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop24
-
-done25:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done26
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
-
-done26:
-	CMPQ SI, $0x07
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done28
-
-loop27:
-	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop27
-
-done28:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done29
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
-
-done29:
-	CMPQ SI, $0x08
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done31
-
-loop30:
-	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop30
-
-done31:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done32
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (DX), Z17, Z6
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z6
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop31
 
 done32:
-	CMPQ SI, $0x09
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
+	ADDQ $+32, DI
 	SUBQ $+16, DI
 	JLT  done34
 
 loop33:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (DX), Z17, Z6
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
@@ -321,135 +293,121 @@ done34:
 	JZ          done35
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z6
 
 done35:
-	CMPQ SI, $0x0a
+	CMPQ SI, $0x06
 	JLE  fold5
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
+	SUBQ $+32, DI
 	JLT  done37
 
 loop36:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
+	VFMADD231PS (DX), Z17, Z7
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z7
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
 	JGE         loop36
 
 done37:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done38
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
-
-done38:
-	CMPQ SI, $0x0b
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
+	ADDQ $+32, DI
 	SUBQ $+16, DI
-	JLT  done40
+	JLT  done39
 
-loop39:
+loop38:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (DX), Z17, Z7
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop39
+	JGE         loop38
+
+done39:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done40
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z7
 
 done40:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done41
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
-
-done41:
-	CMPQ SI, $0x0c
+	CMPQ SI, $0x07
 	JLE  fold5
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done43
+	SUBQ $+32, DI
+	JLT  done42
 
-loop42:
+loop41:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (DX), Z17, Z8
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z8
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop41
+
+done42:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done44
+
+loop43:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z8
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop42
-
-done43:
-	ADDQ        $+16, DI
-	TESTQ       DI, DI
-	JZ          done44
-	VMOVUPS.Z   (CX), K1, Z17
-	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	JGE         loop43
 
 done44:
-	CMPQ SI, $0x0d
-	JLE  fold5
-	MOVQ q+24(FP), DX
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+56(FP), AX
-	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done46
-
-loop45:
-	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop45
-
-done46:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done47
+	JZ          done45
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z8
 
-done47:
-	CMPQ SI, $0x0e
+done45:
+	CMPQ SI, $0x08
 	JLE  fold5
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done47
+
+loop46:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z9
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop46
+
+done47:
+	ADDQ $+32, DI
 	SUBQ $+16, DI
 	JLT  done49
 
 loop48:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (DX), Z17, Z9
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
@@ -461,9 +419,261 @@ done49:
 	JZ          done50
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z9
 
 done50:
+	CMPQ SI, $0x09
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done52
+
+loop51:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z10
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop51
+
+done52:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done54
+
+loop53:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop53
+
+done54:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done55
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z10
+
+done55:
+	CMPQ SI, $0x0a
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done57
+
+loop56:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z11
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop56
+
+done57:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done59
+
+loop58:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop58
+
+done59:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done60
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z11
+
+done60:
+	CMPQ SI, $0x0b
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done62
+
+loop61:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z12
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop61
+
+done62:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done64
+
+loop63:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop63
+
+done64:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done65
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z12
+
+done65:
+	CMPQ SI, $0x0c
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done67
+
+loop66:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z13
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop66
+
+done67:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done69
+
+loop68:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop68
+
+done69:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done70
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z13
+
+done70:
+	CMPQ SI, $0x0d
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done72
+
+loop71:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z14
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop71
+
+done72:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done74
+
+loop73:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop73
+
+done74:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done75
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z14
+
+done75:
+	CMPQ SI, $0x0e
+	JLE  fold5
+	MOVQ q+24(FP), DX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), DI
+	SUBQ $+32, DI
+	JLT  done77
+
+loop76:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z15
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop76
+
+done77:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done79
+
+loop78:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	SUBQ        $+16, DI
+	JGE         loop78
+
+done79:
+	ADDQ        $+16, DI
+	TESTQ       DI, DI
+	JZ          done80
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (DX), K1, Z18
+	VFMADD231PS Z18, Z17, Z15
+
+done80:
 	CMPQ SI, $0x0f
 	JLE  fold5
 	MOVQ q+24(FP), DX
@@ -471,27 +681,41 @@ done50:
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done52
+	SUBQ $+32, DI
+	JLT  done82
 
-loop51:
+loop81:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (DX), Z17, Z16
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(DX), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop81
+
+done82:
+	ADDQ $+32, DI
+	SUBQ $+16, DI
+	JLT  done84
+
+loop83:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (DX), Z17, Z16
 	ADDQ        $+64, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop51
+	JGE         loop83
 
-done52:
+done84:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done53
+	JZ          done85
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done53:
+done85:
 fold5:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
@@ -589,7 +813,7 @@ rows1:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block54:
+block86:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -611,256 +835,376 @@ block54:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+16, R8
-	JLT    done57
+	SUBQ   $+32, R8
+	JLT    done89
 
-loop56:
+loop88:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z1
+	VFMADD231PS 64(BX)(DX*1), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop88
+
+done89:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done91
+
+loop90:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop56
+	JGE         loop90
 
-done57:
+done91:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done58
+	JZ          done92
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 
-done58:
+done92:
 	CMPQ DI, $0x01
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done60
+	SUBQ $+32, R8
+	JLT  done94
 
-loop59:
+loop93:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z2
+	VFMADD231PS 64(BX)(DX*1), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop93
+
+done94:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done96
+
+loop95:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop59
+	JGE         loop95
 
-done60:
+done96:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done61
+	JZ          done97
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 
-done61:
+done97:
 	CMPQ DI, $0x02
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done63
+	SUBQ $+32, R8
+	JLT  done99
 
-loop62:
+loop98:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z3
+	VFMADD231PS 64(BX)(DX*1), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop98
+
+done99:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done101
+
+loop100:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop62
+	JGE         loop100
 
-done63:
+done101:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done64
+	JZ          done102
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 
-done64:
+done102:
 	CMPQ DI, $0x03
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done66
+	SUBQ $+32, R8
+	JLT  done104
 
-loop65:
+loop103:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z4
+	VFMADD231PS 64(BX)(DX*1), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop103
+
+done104:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done106
+
+loop105:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop65
+	JGE         loop105
 
-done66:
+done106:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done67
+	JZ          done107
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 
-done67:
+done107:
 	CMPQ DI, $0x04
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done69
+	SUBQ $+32, R8
+	JLT  done109
 
-loop68:
+loop108:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z5
+	VFMADD231PS 64(BX)(DX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop108
+
+done109:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done111
+
+loop110:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop68
+	JGE         loop110
 
-done69:
+done111:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done70
+	JZ          done112
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done70:
+done112:
 	CMPQ DI, $0x05
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done72
+	SUBQ $+32, R8
+	JLT  done114
 
-loop71:
+loop113:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z6
+	VFMADD231PS 64(BX)(DX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop113
+
+done114:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done116
+
+loop115:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop71
+	JGE         loop115
 
-done72:
+done116:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done73
+	JZ          done117
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done73:
+done117:
 	CMPQ DI, $0x06
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done75
+	SUBQ $+32, R8
+	JLT  done119
 
-loop74:
+loop118:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z7
+	VFMADD231PS 64(BX)(DX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop118
+
+done119:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done121
+
+loop120:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop74
+	JGE         loop120
 
-done75:
+done121:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done76
+	JZ          done122
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done76:
+done122:
 	CMPQ DI, $0x07
-	JLE  fold55
+	JLE  fold87
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done78
+	SUBQ $+32, R8
+	JLT  done124
 
-loop77:
+loop123:
 	VMOVUPS     (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(BX), Z17, Z8
+	VFMADD231PS 64(BX)(DX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop123
+
+done124:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done126
+
+loop125:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop77
+	JGE         loop125
 
-done78:
+done126:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done79
+	JZ          done127
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done79:
-fold55:
+done127:
+fold87:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -924,7 +1268,7 @@ fold55:
 	VMOVUPS       Y1, K2, (SI)(BX*1)
 	ADDQ          $0x20, SI
 	SUBQ          $0x08, DI
-	JG            block54
+	JG            block86
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -942,28 +1286,29 @@ fold55:
 	RET
 
 rows2:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000040
+	JGT          long128
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x02, SI
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	MOVQ         s+0(FP), R13
-	MOVQ         keys+64(FP), R14
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	MOVQ         s+0(FP), R10
+	MOVQ         keys+64(FP), R11
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block80:
+block129:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -976,92 +1321,79 @@ block80:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R12
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R9
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R15
-	SUBQ    $+16, R15
-	JLT     done83
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R12
+	SUBQ    $+16, R12
+	JLT     done132
 
-loop82:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within84
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within84:
-	VMOVUPS     (R12), Z13
-	VMOVUPS     (R12)(R11*1), Z14
-	VMOVUPS     (R12)(R11*2), Z15
+loop131:
+	VMOVUPS     (DX), Z13
+	VMOVUPS     (BX), Z14
+	VMOVUPS     (SI), Z15
 	VMOVUPS     (DI), Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VMOVUPS     (R8), Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VMOVUPS     (R9), Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VMOVUPS     (R10), Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS     (R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     (R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     (R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
 	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+64, R12
-	SUBQ        $+16, R15
-	JGE         loop82
+	SUBQ        $+16, R12
+	JGE         loop131
 
-done83:
-	ADDQ        $+16, R15
-	TESTQ       R15, R15
-	JZ          done85
-	VMOVUPS.Z   (R12), K1, Z13
-	VMOVUPS.Z   (R12)(R11*1), K1, Z14
-	VMOVUPS.Z   (R12)(R11*2), K1, Z15
+done132:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done133
+	VMOVUPS.Z   (DX), K1, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VMOVUPS.Z   (SI), K1, Z15
 	VMOVUPS.Z   (DI), K1, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VMOVUPS.Z   (R8), K1, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VMOVUPS.Z   (R9), K1, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VMOVUPS.Z   (R10), K1, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS.Z   (R9), K1, Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS.Z   (R9)(R8*1), K1, Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS.Z   (R9)(R8*2), K1, Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
 
-done85:
+done133:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -1107,27 +1439,350 @@ done85:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R14, DX
+	MOVQ          R11, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, DI
-	SHLXL         DX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00001111, DI, DI
-	KMOVW         DI, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, SI
+	SHLXL         DX, SI, SI
+	DECL          SI
+	IMUL3L        $0x00001111, SI, SI
+	KMOVW         SI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R13)
+	VMOVUPS       X3, K2, (R10)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*1)
+	VMOVUPS       X1, K2, (R10)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*2)
-	ADDQ          $0x10, R13
-	SUBQ          $0x04, R14
-	JG            block80
+	VMOVUPS       X1, K2, (R10)(BX*2)
+	ADDQ          $0x10, R10
+	SUBQ          $0x04, R11
+	JG            block129
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X0
+	VMAXSS        8(AX), X0, X0
+	VMOVSS        X0, 8(AX)
+	VZEROUPPER
+	RET
+
+long128:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block134:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+32, R8
+	JLT    done137
+
+loop136:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
+	VMOVUPS     64(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z1
+	VFMADD231PS 64(BX)(DX*1), Z13, Z5
+	VFMADD231PS 64(BX)(DX*2), Z13, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop136
+
+done137:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done139
+
+loop138:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop138
+
+done139:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done140
+	VMOVUPS.Z   (CX), K1, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z1
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z5
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z9
+
+done140:
+	CMPQ DI, $0x01
+	JLE  fold135
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done142
+
+loop141:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
+	VMOVUPS     64(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z2
+	VFMADD231PS 64(BX)(DX*1), Z13, Z6
+	VFMADD231PS 64(BX)(DX*2), Z13, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop141
+
+done142:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done144
+
+loop143:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop143
+
+done144:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done145
+	VMOVUPS.Z   (CX), K1, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z2
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z6
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z10
+
+done145:
+	CMPQ DI, $0x02
+	JLE  fold135
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done147
+
+loop146:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
+	VMOVUPS     64(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z3
+	VFMADD231PS 64(BX)(DX*1), Z13, Z7
+	VFMADD231PS 64(BX)(DX*2), Z13, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop146
+
+done147:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done149
+
+loop148:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop148
+
+done149:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done150
+	VMOVUPS.Z   (CX), K1, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z3
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z7
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z11
+
+done150:
+	CMPQ DI, $0x03
+	JLE  fold135
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done152
+
+loop151:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
+	VMOVUPS     64(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z4
+	VFMADD231PS 64(BX)(DX*1), Z13, Z8
+	VFMADD231PS 64(BX)(DX*2), Z13, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop151
+
+done152:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done154
+
+loop153:
+	VMOVUPS     (CX), Z13
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
+	ADDQ        $+64, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop153
+
+done154:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done155
+	VMOVUPS.Z   (CX), K1, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z4
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z8
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z12
+
+done155:
+fold135:
+	VSHUFF32X4    $0x44, Z5, Z1, Z13
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z13, Z1, Z13
+	VSHUFF32X4    $0x44, Z9, Z9, Z1
+	VSHUFF32X4    $0xee, Z9, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z13, Z5
+	VSHUFF32X4    $0xdd, Z1, Z13, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z10, Z10, Z2
+	VSHUFF32X4    $0xee, Z10, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z11, Z11, Z2
+	VSHUFF32X4    $0xee, Z11, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z12, Z12, Z2
+	VSHUFF32X4    $0xee, Z12, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          DI, CX
+	MOVQ          $0x00000004, BX
+	CMPQ          CX, BX
+	CMOVQGT       BX, CX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R8
+	SHLXL         CX, R8, R8
+	DECL          R8
+	IMUL3L        $0x00001111, R8, R8
+	KMOVW         R8, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (SI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*2)
+	ADDQ          $0x10, SI
+	SUBQ          $0x04, DI
+	JG            block134
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -1146,29 +1801,30 @@ done85:
 	RET
 
 rows3:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000040
+	JGT          long156
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x02, SI
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	LEAQ         (R11)(R11*2), R12
-	MOVQ         s+0(FP), R14
-	MOVQ         keys+64(FP), R15
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (R8)(R8*2), R9
+	MOVQ         s+0(FP), R11
+	MOVQ         keys+64(FP), R12
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block86:
+block157:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -1185,102 +1841,89 @@ block86:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R13
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R10
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), BP
-	SUBQ    $+16, BP
-	JLT     done89
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R13
+	SUBQ    $+16, R13
+	JLT     done160
 
-loop88:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within90
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within90:
-	VMOVUPS     (DI), Z17
-	VMOVUPS     (R8), Z18
-	VMOVUPS     (R9), Z19
-	VMOVUPS     (R10), Z20
-	VMOVUPS     (R13), Z21
+loop159:
+	VMOVUPS     (DX), Z17
+	VMOVUPS     (BX), Z18
+	VMOVUPS     (SI), Z19
+	VMOVUPS     (DI), Z20
+	VMOVUPS     (R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R13)(R11*1), Z21
+	VMOVUPS     (R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R13)(R11*2), Z21
+	VMOVUPS     (R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R13)(R12*1), Z21
+	VMOVUPS     (R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
 	ADDQ        $+64, R10
-	ADDQ        $+64, R13
-	SUBQ        $+16, BP
-	JGE         loop88
+	SUBQ        $+16, R13
+	JGE         loop159
 
-done89:
-	ADDQ        $+16, BP
-	TESTQ       BP, BP
-	JZ          done91
-	VMOVUPS.Z   (DI), K1, Z17
-	VMOVUPS.Z   (R8), K1, Z18
-	VMOVUPS.Z   (R9), K1, Z19
-	VMOVUPS.Z   (R10), K1, Z20
-	VMOVUPS.Z   (R13), K1, Z21
+done160:
+	ADDQ        $+16, R13
+	TESTQ       R13, R13
+	JZ          done161
+	VMOVUPS.Z   (DX), K1, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VMOVUPS.Z   (SI), K1, Z19
+	VMOVUPS.Z   (DI), K1, Z20
+	VMOVUPS.Z   (R10), K1, Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R13)(R11*1), K1, Z21
+	VMOVUPS.Z   (R10)(R8*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R13)(R11*2), K1, Z21
+	VMOVUPS.Z   (R10)(R8*2), K1, Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R13)(R12*1), K1, Z21
+	VMOVUPS.Z   (R10)(R9*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done91:
+done161:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -1326,29 +1969,382 @@ done91:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R15, DX
+	MOVQ          R12, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, R8
-	SHLXL         DX, R8, R8
-	DECL          R8
-	IMUL3L        $0x00001111, R8, R8
-	KMOVW         R8, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, DI
+	SHLXL         DX, DI, DI
+	DECL          DI
+	IMUL3L        $0x00001111, DI, DI
+	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R14)
+	VMOVUPS       X3, K2, (R11)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*1)
+	VMOVUPS       X1, K2, (R11)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*2)
+	VMOVUPS       X1, K2, (R11)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R14)(DI*1)
-	ADDQ          $0x10, R14
-	SUBQ          $0x04, R15
-	JG            block86
+	VMOVUPS       X1, K2, (R11)(SI*1)
+	ADDQ          $0x10, R11
+	SUBQ          $0x04, R12
+	JG            block157
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X1
+	VMAXSS        8(AX), X1, X1
+	VMOVSS        X1, 8(AX)
+	VEXTRACTF32X4 $0x03, Z0, X0
+	VMAXSS        12(AX), X0, X0
+	VMOVSS        X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long156:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	LEAQ         (DX)(DX*2), BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block162:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+32, R9
+	JLT    done165
+
+loop164:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z1
+	VFMADD231PS 64(SI)(DX*1), Z17, Z5
+	VFMADD231PS 64(SI)(DX*2), Z17, Z9
+	VFMADD231PS 64(SI)(BX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop164
+
+done165:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done167
+
+loop166:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
+	ADDQ        $+64, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop166
+
+done167:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done168
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z1
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z5
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z9
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z13
+
+done168:
+	CMPQ R8, $0x01
+	JLE  fold163
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done170
+
+loop169:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z2
+	VFMADD231PS 64(SI)(DX*1), Z17, Z6
+	VFMADD231PS 64(SI)(DX*2), Z17, Z10
+	VFMADD231PS 64(SI)(BX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop169
+
+done170:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done172
+
+loop171:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
+	ADDQ        $+64, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop171
+
+done172:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done173
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z2
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z6
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z10
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z14
+
+done173:
+	CMPQ R8, $0x02
+	JLE  fold163
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done175
+
+loop174:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z3
+	VFMADD231PS 64(SI)(DX*1), Z17, Z7
+	VFMADD231PS 64(SI)(DX*2), Z17, Z11
+	VFMADD231PS 64(SI)(BX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop174
+
+done175:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done177
+
+loop176:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
+	ADDQ        $+64, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop176
+
+done177:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done178
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z3
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z7
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z11
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z15
+
+done178:
+	CMPQ R8, $0x03
+	JLE  fold163
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done180
+
+loop179:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
+	VMOVUPS     64(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z4
+	VFMADD231PS 64(SI)(DX*1), Z17, Z8
+	VFMADD231PS 64(SI)(DX*2), Z17, Z12
+	VFMADD231PS 64(SI)(BX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop179
+
+done180:
+	ADDQ $+32, R9
+	SUBQ $+16, R9
+	JLT  done182
+
+loop181:
+	VMOVUPS     (CX), Z17
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
+	ADDQ        $+64, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop181
+
+done182:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done183
+	VMOVUPS.Z   (CX), K1, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z4
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z8
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z12
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z16
+
+done183:
+fold163:
+	VSHUFF32X4    $0x44, Z5, Z1, Z17
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z17, Z1, Z17
+	VSHUFF32X4    $0x44, Z13, Z9, Z1
+	VSHUFF32X4    $0xee, Z13, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z17, Z5
+	VSHUFF32X4    $0xdd, Z1, Z17, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z14, Z10, Z2
+	VSHUFF32X4    $0xee, Z14, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z15, Z11, Z2
+	VSHUFF32X4    $0xee, Z15, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z16, Z12, Z2
+	VSHUFF32X4    $0xee, Z16, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          R8, CX
+	MOVQ          $0x00000004, SI
+	CMPQ          CX, SI
+	CMOVQGT       SI, CX
+	MOVQ          ldS+8(FP), SI
+	SHLQ          $0x02, SI
+	LEAQ          (SI)(SI*2), R9
+	MOVL          $0x00000001, R10
+	SHLXL         CX, R10, R10
+	DECL          R10
+	IMUL3L        $0x00001111, R10, R10
+	KMOVW         R10, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (DI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*2)
+	VEXTRACTF32X4 $0x03, Z3, X1
+	VMOVUPS       X1, K2, (DI)(R9*1)
+	ADDQ          $0x10, DI
+	SUBQ          $0x04, R8
+	JG            block162
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -1374,18 +2370,18 @@ done91:
 TEXT ·combineF32AVX512(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows92
+	JE   rows184
 	CMPQ AX, $0x03
-	JE   rows93
+	JE   rows185
 	CMPQ AX, $0x04
-	JE   rows94
+	JE   rows186
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block95:
+block187:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -1394,9 +2390,9 @@ block95:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done97
+	JLT   done189
 
-loop96:
+loop188:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -1414,7 +2410,7 @@ loop96:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first98
+	JZ      first190
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -1432,16 +2428,16 @@ loop96:
 	VMOVUPS 896(DX), Z14
 	VMOVUPS 960(DX), Z15
 
-first98:
+first190:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key99:
+key191:
 	VBROADCASTSS (R8), Z16
 	VMOVUPS      (DI), Z17
 	VFMADD231PS  Z17, Z16, Z0
@@ -1478,7 +2474,7 @@ key99:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key99
+	JNZ          key191
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1498,14 +2494,14 @@ key99:
 	ADDQ         $+1024, CX
 	ADDQ         $+1024, DX
 	SUBQ         $+256, SI
-	JGE          loop96
+	JGE          loop188
 
-done97:
+done189:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done101
+	JLT  done193
 
-loop100:
+loop192:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -1515,7 +2511,7 @@ loop100:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first102
+	JZ      first194
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -1525,16 +2521,16 @@ loop100:
 	VMOVUPS 384(DX), Z6
 	VMOVUPS 448(DX), Z7
 
-first102:
+first194:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key103:
+key195:
 	VBROADCASTSS (R8), Z8
 	VMOVUPS      (DI), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -1555,7 +2551,7 @@ key103:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key103
+	JNZ          key195
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1567,35 +2563,35 @@ key103:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, SI
-	JGE          loop100
+	JGE          loop192
 
-done101:
+done193:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done105
+	JLT  done197
 
-loop104:
+loop196:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first106
+	JZ      first198
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
 	VMOVUPS 192(DX), Z3
 
-first106:
+first198:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key107:
+key199:
 	VBROADCASTSS (R8), Z4
 	VMOVUPS      (DI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -1608,7 +2604,7 @@ key107:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key107
+	JNZ          key199
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1616,31 +2612,31 @@ key107:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop104
+	JGE          loop196
 
-done105:
+done197:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done109
+	JLT  done201
 
-loop108:
+loop200:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first110
+	JZ      first202
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 
-first110:
+first202:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key111:
+key203:
 	VBROADCASTSS (R8), Z2
 	VMOVUPS      (DI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -1649,94 +2645,94 @@ key111:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key111
+	JNZ          key203
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop108
+	JGE          loop200
 
-done109:
+done201:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done113
+	JLT  done205
 
-loop112:
+loop204:
 	VXORPS  Z0, Z0, Z0
 	TESTQ   AX, AX
-	JZ      first114
+	JZ      first206
 	VMOVUPS (DX), Z0
 
-first114:
+first206:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key115:
+key207:
 	VBROADCASTSS (R8), Z1
 	VMOVUPS      (DI), Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key115
+	JNZ          key207
 	VMOVUPS      Z0, (DX)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop112
+	JGE          loop204
 
-done113:
+done205:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done116
+	JZ        done208
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
 	VXORPS    Z0, Z0, Z0
 	TESTQ     AX, AX
-	JZ        first117
+	JZ        first209
 	VMOVUPS.Z (DX), K1, Z0
 
-first117:
+first209:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
-	MOVQ    $0x00000040, DI
+	MOVQ    $0x00000020, DI
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key118:
+key210:
 	VBROADCASTSS (BX), Z1
 	VMOVUPS.Z    (CX), K1, Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key118
+	JNZ          key210
 	VMOVUPS      Z0, K1, (DX)
 
-done116:
-	ADDQ $0x40, AX
+done208:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block95
+	JLT  block187
 	VZEROUPPER
 	RET
 
-rows92:
+rows184:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block119:
+block211:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -1745,9 +2741,9 @@ block119:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done121
+	JLT   done213
 
-loop120:
+loop212:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -1765,7 +2761,7 @@ loop120:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first122
+	JZ      first214
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -1783,16 +2779,16 @@ loop120:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first122:
+first214:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key123:
+key215:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -1822,7 +2818,7 @@ key123:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key123
+	JNZ          key215
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1842,14 +2838,14 @@ key123:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop120
+	JGE          loop212
 
-done121:
+done213:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done125
+	JLT  done217
 
-loop124:
+loop216:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -1859,7 +2855,7 @@ loop124:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first126
+	JZ      first218
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -1869,16 +2865,16 @@ loop124:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first126:
+first218:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key127:
+key219:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -1896,7 +2892,7 @@ key127:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key127
+	JNZ          key219
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -1908,35 +2904,35 @@ key127:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop124
+	JGE          loop216
 
-done125:
+done217:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done129
+	JLT  done221
 
-loop128:
+loop220:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first130
+	JZ      first222
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first130:
+first222:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key131:
+key223:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -1948,7 +2944,7 @@ key131:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key131
+	JNZ          key223
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -1956,31 +2952,31 @@ key131:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop128
+	JGE          loop220
 
-done129:
+done221:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done133
+	JLT  done225
 
-loop132:
+loop224:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first134
+	JZ      first226
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first134:
+first226:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key135:
+key227:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -1989,18 +2985,18 @@ key135:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key135
+	JNZ          key227
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop132
+	JGE          loop224
 
-done133:
+done225:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done136
+	JZ        done228
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -2008,19 +3004,19 @@ done133:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first137
+	JZ        first229
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first137:
+first229:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key138:
+key230:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -2029,18 +3025,18 @@ key138:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key138
+	JNZ          key230
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done136:
-	ADDQ $0x40, AX
+done228:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block119
+	JLT  block211
 	VZEROUPPER
 	RET
 
-rows93:
+rows185:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -2049,7 +3045,7 @@ rows93:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block139:
+block231:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -2058,9 +3054,9 @@ block139:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done141
+	JLT   done233
 
-loop140:
+loop232:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2086,7 +3082,7 @@ loop140:
 	VXORPS  Z22, Z22, Z22
 	VXORPS  Z23, Z23, Z23
 	TESTQ   AX, AX
-	JZ      first142
+	JZ      first234
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2112,16 +3108,16 @@ loop140:
 	VMOVUPS 384(DX)(DI*2), Z22
 	VMOVUPS 448(DX)(DI*2), Z23
 
-first142:
+first234:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key143:
+key235:
 	VBROADCASTSS (R10), Z24
 	VBROADCASTSS (R10)(SI*1), Z25
 	VBROADCASTSS (R10)(SI*2), Z26
@@ -2160,7 +3156,7 @@ key143:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key143
+	JNZ          key235
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2188,14 +3184,14 @@ key143:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop140
+	JGE          loop232
 
-done141:
+done233:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done145
+	JLT  done237
 
-loop144:
+loop236:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2209,7 +3205,7 @@ loop144:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	TESTQ   AX, AX
-	JZ      first146
+	JZ      first238
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2223,16 +3219,16 @@ loop144:
 	VMOVUPS 128(DX)(DI*2), Z10
 	VMOVUPS 192(DX)(DI*2), Z11
 
-first146:
+first238:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key147:
+key239:
 	VBROADCASTSS (R10), Z12
 	VBROADCASTSS (R10)(SI*1), Z13
 	VBROADCASTSS (R10)(SI*2), Z14
@@ -2255,7 +3251,7 @@ key147:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key147
+	JNZ          key239
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2271,14 +3267,14 @@ key147:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop144
+	JGE          loop236
 
-done145:
+done237:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done149
+	JLT  done241
 
-loop148:
+loop240:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2286,7 +3282,7 @@ loop148:
 	VXORPS  Z4, Z4, Z4
 	VXORPS  Z5, Z5, Z5
 	TESTQ   AX, AX
-	JZ      first150
+	JZ      first242
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
@@ -2294,16 +3290,16 @@ loop148:
 	VMOVUPS (DX)(DI*2), Z4
 	VMOVUPS 64(DX)(DI*2), Z5
 
-first150:
+first242:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key151:
+key243:
 	VMOVUPS      (R9), Z6
 	VMOVUPS      64(R9), Z7
 	VBROADCASTSS (R10), Z8
@@ -2318,7 +3314,7 @@ key151:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key151
+	JNZ          key243
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -2328,33 +3324,33 @@ key151:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop148
+	JGE          loop240
 
-done149:
+done241:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done153
+	JLT  done245
 
-loop152:
+loop244:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first154
+	JZ      first246
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 	VMOVUPS (DX)(DI*2), Z2
 
-first154:
+first246:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key155:
+key247:
 	VMOVUPS      (R9), Z3
 	VBROADCASTSS (R10), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -2365,19 +3361,19 @@ key155:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key155
+	JNZ          key247
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	VMOVUPS      Z2, (DX)(DI*2)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop152
+	JGE          loop244
 
-done153:
+done245:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done156
+	JZ        done248
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -2386,20 +3382,20 @@ done153:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first157
+	JZ        first249
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 	VMOVUPS.Z (DX)(DI*2), K1, Z2
 
-first157:
+first249:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key158:
+key250:
 	VMOVUPS.Z    (CX), K1, Z3
 	VBROADCASTSS (BX), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -2410,37 +3406,42 @@ key158:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key158
+	JNZ          key250
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 	VMOVUPS      Z2, K1, (DX)(DI*2)
 
-done156:
-	ADDQ $0x40, AX
+done248:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block139
+	JLT  block231
 	VZEROUPPER
 	RET
 
-rows94:
+rows186:
+	MOVQ dv+56(FP), AX
+	CMPQ AX, $0x40
+	JGT  wide251
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
+	LEAQ (SI)(SI*2), DI
+	MOVQ dv+56(FP), R8
+	SHLQ $0x02, R8
+	LEAQ (R8)(R8*2), R9
 	XORQ AX, AX
 
-block159:
+block252:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
 	MOVQ  p+8(FP), BX
 	LEAQ  (BX)(AX*4), BX
 	MOVQ  o+0(FP), DX
-	MOVQ  dv+56(FP), R8
-	SUBQ  $+128, R8
-	JLT   done161
+	MOVQ  dv+56(FP), R10
+	SUBQ  $+64, R10
+	JLT   done254
 
-loop160:
+loop253:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2458,7 +3459,288 @@ loop160:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first162
+	JZ      first255
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(R8*1), Z4
+	VMOVUPS 64(DX)(R8*1), Z5
+	VMOVUPS 128(DX)(R8*1), Z6
+	VMOVUPS 192(DX)(R8*1), Z7
+	VMOVUPS (DX)(R8*2), Z8
+	VMOVUPS 64(DX)(R8*2), Z9
+	VMOVUPS 128(DX)(R8*2), Z10
+	VMOVUPS 192(DX)(R8*2), Z11
+	VMOVUPS (DX)(R9*1), Z12
+	VMOVUPS 64(DX)(R9*1), Z13
+	VMOVUPS 128(DX)(R9*1), Z14
+	VMOVUPS 192(DX)(R9*1), Z15
+
+first255:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000020, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key256:
+	VBROADCASTSS (R12), Z16
+	VBROADCASTSS (R12)(SI*1), Z17
+	VBROADCASTSS (R12)(SI*2), Z18
+	VBROADCASTSS (R12)(DI*1), Z19
+	VMOVUPS      (R11), Z20
+	VFMADD231PS  Z20, Z16, Z0
+	VFMADD231PS  Z20, Z17, Z4
+	VFMADD231PS  Z20, Z18, Z8
+	VFMADD231PS  Z20, Z19, Z12
+	VMOVUPS      64(R11), Z20
+	VFMADD231PS  Z20, Z16, Z1
+	VFMADD231PS  Z20, Z17, Z5
+	VFMADD231PS  Z20, Z18, Z9
+	VFMADD231PS  Z20, Z19, Z13
+	VMOVUPS      128(R11), Z20
+	VFMADD231PS  Z20, Z16, Z2
+	VFMADD231PS  Z20, Z17, Z6
+	VFMADD231PS  Z20, Z18, Z10
+	VFMADD231PS  Z20, Z19, Z14
+	VMOVUPS      192(R11), Z20
+	VFMADD231PS  Z20, Z16, Z3
+	VFMADD231PS  Z20, Z17, Z7
+	VFMADD231PS  Z20, Z18, Z11
+	VFMADD231PS  Z20, Z19, Z15
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key256
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, (DX)(R8*1)
+	VMOVUPS      Z5, 64(DX)(R8*1)
+	VMOVUPS      Z6, 128(DX)(R8*1)
+	VMOVUPS      Z7, 192(DX)(R8*1)
+	VMOVUPS      Z8, (DX)(R8*2)
+	VMOVUPS      Z9, 64(DX)(R8*2)
+	VMOVUPS      Z10, 128(DX)(R8*2)
+	VMOVUPS      Z11, 192(DX)(R8*2)
+	VMOVUPS      Z12, (DX)(R9*1)
+	VMOVUPS      Z13, 64(DX)(R9*1)
+	VMOVUPS      Z14, 128(DX)(R9*1)
+	VMOVUPS      Z15, 192(DX)(R9*1)
+	ADDQ         $+256, CX
+	ADDQ         $+256, DX
+	SUBQ         $+64, R10
+	JGE          loop253
+
+done254:
+	ADDQ $+64, R10
+	SUBQ $+32, R10
+	JLT  done258
+
+loop257:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first259
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(R8*1), Z2
+	VMOVUPS 64(DX)(R8*1), Z3
+	VMOVUPS (DX)(R8*2), Z4
+	VMOVUPS 64(DX)(R8*2), Z5
+	VMOVUPS (DX)(R9*1), Z6
+	VMOVUPS 64(DX)(R9*1), Z7
+
+first259:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000020, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key260:
+	VMOVUPS      (R11), Z8
+	VMOVUPS      64(R11), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS (R12)(SI*1), Z10
+	VFMADD231PS  Z8, Z10, Z2
+	VFMADD231PS  Z9, Z10, Z3
+	VBROADCASTSS (R12)(SI*2), Z10
+	VFMADD231PS  Z8, Z10, Z4
+	VFMADD231PS  Z9, Z10, Z5
+	VBROADCASTSS (R12)(DI*1), Z10
+	VFMADD231PS  Z8, Z10, Z6
+	VFMADD231PS  Z9, Z10, Z7
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key260
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, (DX)(R8*1)
+	VMOVUPS      Z3, 64(DX)(R8*1)
+	VMOVUPS      Z4, (DX)(R8*2)
+	VMOVUPS      Z5, 64(DX)(R8*2)
+	VMOVUPS      Z6, (DX)(R9*1)
+	VMOVUPS      Z7, 64(DX)(R9*1)
+	ADDQ         $+128, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R10
+	JGE          loop257
+
+done258:
+	ADDQ $+32, R10
+	SUBQ $+16, R10
+	JLT  done262
+
+loop261:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first263
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(R8*1), Z1
+	VMOVUPS (DX)(R8*2), Z2
+	VMOVUPS (DX)(R9*1), Z3
+
+first263:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000020, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key264:
+	VMOVUPS      (R11), Z4
+	VBROADCASTSS (R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS (R12)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (R12)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (R12)(DI*1), Z5
+	VFMADD231PS  Z4, Z5, Z3
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key264
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(R8*1)
+	VMOVUPS      Z2, (DX)(R8*2)
+	VMOVUPS      Z3, (DX)(R9*1)
+	ADDQ         $+64, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R10
+	JGE          loop261
+
+done262:
+	ADDQ      $+16, R10
+	TESTQ     R10, R10
+	JZ        done265
+	MOVL      $0x00000001, R11
+	SHLXL     R10, R11, R11
+	DECL      R11
+	KMOVW     R11, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	VXORPS    Z3, Z3, Z3
+	TESTQ     AX, AX
+	JZ        first266
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(R8*1), K1, Z1
+	VMOVUPS.Z (DX)(R8*2), K1, Z2
+	VMOVUPS.Z (DX)(R9*1), K1, Z3
+
+first266:
+	MOVQ    keys+48(FP), R10
+	MOVQ    BX, BX
+	SUBQ    AX, R10
+	MOVQ    $0x00000020, R11
+	CMPQ    R10, R11
+	CMOVQGT R11, R10
+
+key267:
+	VMOVUPS.Z    (CX), K1, Z4
+	VBROADCASTSS (BX), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS (BX)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (BX)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (BX)(DI*1), Z5
+	VFMADD231PS  Z4, Z5, Z3
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R10
+	JNZ          key267
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(R8*1)
+	VMOVUPS      Z2, K1, (DX)(R8*2)
+	VMOVUPS      Z3, K1, (DX)(R9*1)
+
+done265:
+	ADDQ $0x20, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block252
+	VZEROUPPER
+	RET
+
+wide251:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
+
+block268:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done270
+
+loop269:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first271
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2476,16 +3758,16 @@ loop160:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first162:
+first271:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key163:
+key272:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -2515,7 +3797,7 @@ key163:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key163
+	JNZ          key272
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2535,14 +3817,14 @@ key163:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop160
+	JGE          loop269
 
-done161:
+done270:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done165
+	JLT  done274
 
-loop164:
+loop273:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2552,7 +3834,7 @@ loop164:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first166
+	JZ      first275
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2562,16 +3844,16 @@ loop164:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first166:
+first275:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key167:
+key276:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -2589,7 +3871,7 @@ key167:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key167
+	JNZ          key276
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2601,35 +3883,35 @@ key167:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop164
+	JGE          loop273
 
-done165:
+done274:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done169
+	JLT  done278
 
-loop168:
+loop277:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first170
+	JZ      first279
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first170:
+first279:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key171:
+key280:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -2641,7 +3923,7 @@ key171:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key171
+	JNZ          key280
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -2649,31 +3931,31 @@ key171:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop168
+	JGE          loop277
 
-done169:
+done278:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done173
+	JLT  done282
 
-loop172:
+loop281:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first174
+	JZ      first283
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first174:
+first283:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key175:
+key284:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -2682,18 +3964,18 @@ key175:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key175
+	JNZ          key284
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop172
+	JGE          loop281
 
-done173:
+done282:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done176
+	JZ        done285
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -2701,19 +3983,19 @@ done173:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first177
+	JZ        first286
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first177:
+first286:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key178:
+key287:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -2722,11 +4004,11 @@ key178:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key178
+	JNZ          key287
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done176:
+done285:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -2737,9 +4019,9 @@ done176:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done180
+	JLT   done289
 
-loop179:
+loop288:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2757,7 +4039,7 @@ loop179:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first181
+	JZ      first290
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2775,16 +4057,16 @@ loop179:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first181:
+first290:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key182:
+key291:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -2814,7 +4096,7 @@ key182:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key182
+	JNZ          key291
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2834,14 +4116,14 @@ key182:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop179
+	JGE          loop288
 
-done180:
+done289:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done184
+	JLT  done293
 
-loop183:
+loop292:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2851,7 +4133,7 @@ loop183:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first185
+	JZ      first294
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2861,16 +4143,16 @@ loop183:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first185:
+first294:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key186:
+key295:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -2888,7 +4170,7 @@ key186:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key186
+	JNZ          key295
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2900,35 +4182,35 @@ key186:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop183
+	JGE          loop292
 
-done184:
+done293:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done188
+	JLT  done297
 
-loop187:
+loop296:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first189
+	JZ      first298
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first189:
+first298:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key190:
+key299:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -2940,7 +4222,7 @@ key190:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key190
+	JNZ          key299
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -2948,31 +4230,31 @@ key190:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop187
+	JGE          loop296
 
-done188:
+done297:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done192
+	JLT  done301
 
-loop191:
+loop300:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first193
+	JZ      first302
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first193:
+first302:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key194:
+key303:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -2981,18 +4263,18 @@ key194:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key194
+	JNZ          key303
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop191
+	JGE          loop300
 
-done192:
+done301:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done195
+	JZ        done304
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -3000,19 +4282,19 @@ done192:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first196
+	JZ        first305
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first196:
+first305:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key197:
+key306:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -3021,311 +4303,661 @@ key197:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key197
+	JNZ          key306
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done195:
-	ADDQ $0x40, AX
+done304:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block159
+	JLT  block268
 	VZEROUPPER
 	RET
 
 // func normF32AVX512(p *float32, stride int, rows int, d int) float32
-// Requires: AVX, AVX512DQ, AVX512F, BMI2, CMOV, MMX+
+// Requires: AVX, AVX512DQ, AVX512F, BMI2
 TEXT ·normF32AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x02, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7f800000, DX
-	VMOVD        DX, X0
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7f800000, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block198:
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	VXORPS  Z16, Z16, Z16
-	VXORPS  Z17, Z17, Z17
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done201
+block307:
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	VXORPS Z17, Z17, Z17
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), BX
+	SUBQ   $+32, BX
+	JLT    done310
 
-loop200:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within202
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within202:
-	VMOVUPS     (DI), Z18
+loop309:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VMOVUPS     (R9), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VMOVUPS     (R10), Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop200
-
-done201:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done203
-	VMOVUPS.Z   (DI), K1, Z18
+	VMOVUPS     64(CX), Z18
 	VFMADD231PS Z18, Z18, Z2
-	VMOVUPS.Z   (R8), K1, Z18
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop309
+
+done310:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done312
+
+loop311:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z2
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop311
+
+done312:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done313
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z2
+
+done313:
+	CMPQ DX, $0x01
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done315
+
+loop314:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z3
-	VMOVUPS.Z   (R9), K1, Z18
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop314
+
+done315:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done317
+
+loop316:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop316
+
+done317:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done318
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z3
+
+done318:
+	CMPQ DX, $0x02
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done320
+
+loop319:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z4
-	VMOVUPS.Z   (R10), K1, Z18
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop319
+
+done320:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done322
+
+loop321:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop321
+
+done322:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done323
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z4
+
+done323:
+	CMPQ DX, $0x03
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done325
+
+loop324:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop324
+
+done325:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done327
+
+loop326:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop326
+
+done327:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done328
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done203:
-	CMPQ    R11, $0x04
-	JLE     fold199
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done205
+done328:
+	CMPQ DX, $0x04
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done330
 
-loop204:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within206
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within206:
-	VMOVUPS     (DI), Z18
+loop329:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z6
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VMOVUPS     (R9), Z18
-	VFMADD231PS Z18, Z18, Z8
-	VMOVUPS     (R10), Z18
-	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop204
-
-done205:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done207
-	VMOVUPS.Z   (DI), K1, Z18
+	VMOVUPS     64(CX), Z18
 	VFMADD231PS Z18, Z18, Z6
-	VMOVUPS.Z   (R8), K1, Z18
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop329
+
+done330:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done332
+
+loop331:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z6
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop331
+
+done332:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done333
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z6
+
+done333:
+	CMPQ DX, $0x05
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done335
+
+loop334:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z7
-	VMOVUPS.Z   (R9), K1, Z18
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop334
+
+done335:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done337
+
+loop336:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop336
+
+done337:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done338
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z7
+
+done338:
+	CMPQ DX, $0x06
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done340
+
+loop339:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z8
-	VMOVUPS.Z   (R10), K1, Z18
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop339
+
+done340:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done342
+
+loop341:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop341
+
+done342:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done343
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z8
+
+done343:
+	CMPQ DX, $0x07
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done345
+
+loop344:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop344
+
+done345:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done347
+
+loop346:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop346
+
+done347:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done348
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done207:
-	CMPQ    R11, $0x08
-	JLE     fold199
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done209
+done348:
+	CMPQ DX, $0x08
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done350
 
-loop208:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within210
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within210:
-	VMOVUPS     (DI), Z18
+loop349:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z10
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z18, Z11
-	VMOVUPS     (R9), Z18
-	VFMADD231PS Z18, Z18, Z12
-	VMOVUPS     (R10), Z18
-	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop208
-
-done209:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done211
-	VMOVUPS.Z   (DI), K1, Z18
+	VMOVUPS     64(CX), Z18
 	VFMADD231PS Z18, Z18, Z10
-	VMOVUPS.Z   (R8), K1, Z18
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop349
+
+done350:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done352
+
+loop351:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z10
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop351
+
+done352:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done353
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z10
+
+done353:
+	CMPQ DX, $0x09
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done355
+
+loop354:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z11
-	VMOVUPS.Z   (R9), K1, Z18
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop354
+
+done355:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done357
+
+loop356:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop356
+
+done357:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done358
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z11
+
+done358:
+	CMPQ DX, $0x0a
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done360
+
+loop359:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z12
-	VMOVUPS.Z   (R10), K1, Z18
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop359
+
+done360:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done362
+
+loop361:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop361
+
+done362:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done363
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z12
+
+done363:
+	CMPQ DX, $0x0b
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done365
+
+loop364:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop364
+
+done365:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done367
+
+loop366:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop366
+
+done367:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done368
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done211:
-	CMPQ    R11, $0x0c
-	JLE     fold199
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done213
+done368:
+	CMPQ DX, $0x0c
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done370
 
-loop212:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within214
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within214:
-	VMOVUPS     (DI), Z18
+loop369:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z14
-	VMOVUPS     (R8), Z18
-	VFMADD231PS Z18, Z18, Z15
-	VMOVUPS     (R9), Z18
-	VFMADD231PS Z18, Z18, Z16
-	VMOVUPS     (R10), Z18
-	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop212
-
-done213:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done215
-	VMOVUPS.Z   (DI), K1, Z18
+	VMOVUPS     64(CX), Z18
 	VFMADD231PS Z18, Z18, Z14
-	VMOVUPS.Z   (R8), K1, Z18
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop369
+
+done370:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done372
+
+loop371:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop371
+
+done372:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done373
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z14
+
+done373:
+	CMPQ DX, $0x0d
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done375
+
+loop374:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z15
-	VMOVUPS.Z   (R9), K1, Z18
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop374
+
+done375:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done377
+
+loop376:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop376
+
+done377:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done378
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z15
+
+done378:
+	CMPQ DX, $0x0e
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done380
+
+loop379:
+	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z16
-	VMOVUPS.Z   (R10), K1, Z18
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop379
+
+done380:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done382
+
+loop381:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop381
+
+done382:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done383
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z16
+
+done383:
+	CMPQ DX, $0x0f
+	JLE  fold308
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done385
+
+loop384:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop384
+
+done385:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done387
+
+loop386:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop386
+
+done387:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done388
+	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done215:
-fold199:
+done388:
+fold308:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -3373,8 +5005,8 @@ fold199:
 	VADDPS        Z4, Z2, Z4
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
-	SUBQ          $0x10, R11
-	JG            block198
+	SUBQ          $0x10, DX
+	JG            block307
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -3388,106 +5020,68 @@ fold199:
 	RET
 
 // func peakF32AVX512(p *float32, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, AVX512DQ, AVX512F, BMI2, CMOV, MMX+
+// Requires: AVX, AVX2, AVX512DQ, AVX512F, BMI2, CMOV
 TEXT ·peakF32AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x02, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7fffffff, DX
-	VMOVD        DX, X0
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7fffffff, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
-	VXORPS       Z2, Z2, Z2
-	VXORPS       Z3, Z3, Z3
-	VXORPS       Z4, Z4, Z4
 
-block216:
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done218
+block389:
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done391
 
-loop217:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within219
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop390:
+	VMOVUPS (CX), Z2
+	VPANDD  Z0, Z2, Z2
+	VPMAXUD Z2, Z1, Z1
+	VMOVUPS 64(CX), Z2
+	VPANDD  Z0, Z2, Z2
+	VPMAXUD Z2, Z1, Z1
+	ADDQ    $+128, CX
+	SUBQ    $+32, BX
+	JGE     loop390
 
-within219:
-	VMOVUPS (DI), Z5
-	VPANDD  Z0, Z5, Z5
-	VPMAXUD Z5, Z1, Z1
-	VMOVUPS (R8), Z5
-	VPANDD  Z0, Z5, Z5
-	VPMAXUD Z5, Z2, Z2
-	VMOVUPS (R9), Z5
-	VPANDD  Z0, Z5, Z5
-	VPMAXUD Z5, Z3, Z3
-	VMOVUPS (R10), Z5
-	VPANDD  Z0, Z5, Z5
-	VPMAXUD Z5, Z4, Z4
-	ADDQ    $+64, DI
-	ADDQ    $+64, R8
-	ADDQ    $+64, R9
-	ADDQ    $+64, R10
-	SUBQ    $+16, R12
-	JGE     loop217
+done391:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done393
 
-done218:
-	ADDQ      $+16, R12
-	TESTQ     R12, R12
-	JZ        done220
-	VMOVUPS.Z (DI), K1, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VMOVUPS.Z (R8), K1, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VMOVUPS.Z (R9), K1, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VMOVUPS.Z (R10), K1, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
+loop392:
+	VMOVUPS (CX), Z2
+	VPANDD  Z0, Z2, Z2
+	VPMAXUD Z2, Z1, Z1
+	ADDQ    $+64, CX
+	SUBQ    $+16, BX
+	JGE     loop392
 
-done220:
-	SUBQ          $0x04, R11
-	JG            block216
-	VPMAXUD       Z2, Z1, Z1
-	VPMAXUD       Z4, Z3, Z3
-	VPMAXUD       Z3, Z1, Z1
+done393:
+	ADDQ      $+16, BX
+	TESTQ     BX, BX
+	JZ        done394
+	VMOVUPS.Z (CX), K1, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+
+done394:
+	SUBQ          $0x01, DX
+	JG            block389
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -3506,15 +5100,15 @@ done220:
 	RET
 
 // func dotsBF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·dotsBF16AVX512(SB), NOSPLIT, $8-72
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
+TEXT ·dotsBF16AVX512(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows221
+	JE           rows395
 	CMPQ         AX, $0x03
-	JE           rows222
+	JE           rows396
 	CMPQ         AX, $0x04
-	JE           rows223
+	JE           rows397
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -3532,7 +5126,7 @@ TEXT ·dotsBF16AVX512(SB), NOSPLIT, $8-72
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block224:
+block398:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -3554,800 +5148,848 @@ block224:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
-	SUBQ   $+32, DI
-	JLT    done227
+	SUBQ   $+64, DI
+	JLT    done401
 
-loop226:
+loop400:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS (DX), Z17, Z1
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop226
+	VFMADD231PS 64(DX), Z17, Z1
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z1
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z1
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop400
 
-done227:
-	ADDQ $+32, DI
+done401:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done229
+	JLT  done403
 
-loop228:
+loop402:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS (DX), Z17, Z1
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop228
+	JGE         loop402
 
-done229:
+done403:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done230
+	JZ          done404
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 
-done230:
+done404:
 	CMPQ SI, $0x01
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done232
+	SUBQ $+64, DI
+	JLT  done406
 
-loop231:
+loop405:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS (DX), Z17, Z2
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop231
+	VFMADD231PS 64(DX), Z17, Z2
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z2
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z2
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop405
 
-done232:
-	ADDQ $+32, DI
+done406:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done234
+	JLT  done408
 
-loop233:
+loop407:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS (DX), Z17, Z2
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop233
+	JGE         loop407
 
-done234:
+done408:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done235
+	JZ          done409
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 
-done235:
+done409:
 	CMPQ SI, $0x02
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done237
+	SUBQ $+64, DI
+	JLT  done411
 
-loop236:
+loop410:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS (DX), Z17, Z3
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop236
+	VFMADD231PS 64(DX), Z17, Z3
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z3
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z3
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop410
 
-done237:
-	ADDQ $+32, DI
+done411:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done239
+	JLT  done413
 
-loop238:
+loop412:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS (DX), Z17, Z3
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop238
+	JGE         loop412
 
-done239:
+done413:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done240
+	JZ          done414
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 
-done240:
+done414:
 	CMPQ SI, $0x03
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done242
+	SUBQ $+64, DI
+	JLT  done416
 
-loop241:
+loop415:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS (DX), Z17, Z4
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop241
+	VFMADD231PS 64(DX), Z17, Z4
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z4
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z4
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop415
 
-done242:
-	ADDQ $+32, DI
+done416:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done244
+	JLT  done418
 
-loop243:
+loop417:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS (DX), Z17, Z4
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop243
+	JGE         loop417
 
-done244:
+done418:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done245
+	JZ          done419
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 
-done245:
+done419:
 	CMPQ SI, $0x04
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done247
+	SUBQ $+64, DI
+	JLT  done421
 
-loop246:
+loop420:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS (DX), Z17, Z5
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop246
+	VFMADD231PS 64(DX), Z17, Z5
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z5
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z5
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop420
 
-done247:
-	ADDQ $+32, DI
+done421:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done249
+	JLT  done423
 
-loop248:
+loop422:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS (DX), Z17, Z5
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop248
+	JGE         loop422
 
-done249:
+done423:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done250
+	JZ          done424
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 
-done250:
+done424:
 	CMPQ SI, $0x05
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done252
+	SUBQ $+64, DI
+	JLT  done426
 
-loop251:
+loop425:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS (DX), Z17, Z6
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop251
+	VFMADD231PS 64(DX), Z17, Z6
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z6
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z6
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop425
 
-done252:
-	ADDQ $+32, DI
+done426:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done254
+	JLT  done428
 
-loop253:
+loop427:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS (DX), Z17, Z6
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop253
+	JGE         loop427
 
-done254:
+done428:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done255
+	JZ          done429
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 
-done255:
+done429:
 	CMPQ SI, $0x06
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done257
+	SUBQ $+64, DI
+	JLT  done431
 
-loop256:
+loop430:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS (DX), Z17, Z7
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop256
+	VFMADD231PS 64(DX), Z17, Z7
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z7
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z7
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop430
 
-done257:
-	ADDQ $+32, DI
+done431:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done259
+	JLT  done433
 
-loop258:
+loop432:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS (DX), Z17, Z7
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop258
+	JGE         loop432
 
-done259:
+done433:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done260
+	JZ          done434
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 
-done260:
+done434:
 	CMPQ SI, $0x07
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done262
+	SUBQ $+64, DI
+	JLT  done436
 
-loop261:
+loop435:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS (DX), Z17, Z8
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop261
+	VFMADD231PS 64(DX), Z17, Z8
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z8
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z8
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop435
 
-done262:
-	ADDQ $+32, DI
+done436:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done264
+	JLT  done438
 
-loop263:
+loop437:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS (DX), Z17, Z8
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop263
+	JGE         loop437
 
-done264:
+done438:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done265
+	JZ          done439
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 
-done265:
+done439:
 	CMPQ SI, $0x08
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done267
+	SUBQ $+64, DI
+	JLT  done441
 
-loop266:
+loop440:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (DX), Z17, Z9
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop266
+	VFMADD231PS 64(DX), Z17, Z9
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z9
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop440
 
-done267:
-	ADDQ $+32, DI
+done441:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done269
+	JLT  done443
 
-loop268:
+loop442:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (DX), Z17, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop268
+	JGE         loop442
 
-done269:
+done443:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done270
+	JZ          done444
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 
-done270:
+done444:
 	CMPQ SI, $0x09
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done272
+	SUBQ $+64, DI
+	JLT  done446
 
-loop271:
+loop445:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (DX), Z17, Z10
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z10
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop271
+	VFMADD231PS 64(DX), Z17, Z10
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z10
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop445
 
-done272:
-	ADDQ $+32, DI
+done446:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done274
+	JLT  done448
 
-loop273:
+loop447:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (DX), Z17, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop273
+	JGE         loop447
 
-done274:
+done448:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done275
+	JZ          done449
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 
-done275:
+done449:
 	CMPQ SI, $0x0a
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done277
+	SUBQ $+64, DI
+	JLT  done451
 
-loop276:
+loop450:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (DX), Z17, Z11
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop276
+	VFMADD231PS 64(DX), Z17, Z11
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z11
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop450
 
-done277:
-	ADDQ $+32, DI
+done451:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done279
+	JLT  done453
 
-loop278:
+loop452:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (DX), Z17, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop278
+	JGE         loop452
 
-done279:
+done453:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done280
+	JZ          done454
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 
-done280:
+done454:
 	CMPQ SI, $0x0b
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done282
+	SUBQ $+64, DI
+	JLT  done456
 
-loop281:
+loop455:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (DX), Z17, Z12
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z12
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop281
+	VFMADD231PS 64(DX), Z17, Z12
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z12
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop455
 
-done282:
-	ADDQ $+32, DI
+done456:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done284
+	JLT  done458
 
-loop283:
+loop457:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (DX), Z17, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop283
+	JGE         loop457
 
-done284:
+done458:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done285
+	JZ          done459
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 
-done285:
+done459:
 	CMPQ SI, $0x0c
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done287
+	SUBQ $+64, DI
+	JLT  done461
 
-loop286:
+loop460:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (DX), Z17, Z13
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop286
+	VFMADD231PS 64(DX), Z17, Z13
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z13
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop460
 
-done287:
-	ADDQ $+32, DI
+done461:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done289
+	JLT  done463
 
-loop288:
+loop462:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (DX), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop288
+	JGE         loop462
 
-done289:
+done463:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done290
+	JZ          done464
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done290:
+done464:
 	CMPQ SI, $0x0d
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done292
+	SUBQ $+64, DI
+	JLT  done466
 
-loop291:
+loop465:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (DX), Z17, Z14
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop291
+	VFMADD231PS 64(DX), Z17, Z14
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z14
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop465
 
-done292:
-	ADDQ $+32, DI
+done466:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done294
+	JLT  done468
 
-loop293:
+loop467:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (DX), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop293
+	JGE         loop467
 
-done294:
+done468:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done295
+	JZ          done469
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done295:
+done469:
 	CMPQ SI, $0x0e
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done297
+	SUBQ $+64, DI
+	JLT  done471
 
-loop296:
+loop470:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (DX), Z17, Z15
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop296
+	VFMADD231PS 64(DX), Z17, Z15
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z15
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop470
 
-done297:
-	ADDQ $+32, DI
+done471:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done299
+	JLT  done473
 
-loop298:
+loop472:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (DX), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop298
+	JGE         loop472
 
-done299:
+done473:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done300
+	JZ          done474
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done300:
+done474:
 	CMPQ SI, $0x0f
-	JLE  fold225
+	JLE  fold399
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done302
+	SUBQ $+64, DI
+	JLT  done476
 
-loop301:
+loop475:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (DX), Z17, Z16
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop301
+	VFMADD231PS 64(DX), Z17, Z16
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(DX), Z17, Z16
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(DX), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop475
 
-done302:
-	ADDQ $+32, DI
+done476:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done304
+	JLT  done478
 
-loop303:
+loop477:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (DX), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop303
+	JGE         loop477
 
-done304:
+done478:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done305
+	JZ          done479
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done305:
-fold225:
+done479:
+fold399:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
 	VADDPS     Z17, Z1, Z17
@@ -4408,7 +6050,7 @@ fold225:
 	VMOVUPS    Z3, K2, (BX)
 	ADDQ       $0x40, BX
 	SUBQ       $0x10, SI
-	JG         block224
+	JG         block398
 	MOVQ       top+16(FP), AX
 	VSHUFF32X4 $0x4e, Z0, Z0, Z1
 	VMAXPS     Z1, Z0, Z0
@@ -4424,7 +6066,7 @@ fold225:
 	VZEROUPPER
 	RET
 
-rows221:
+rows395:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -4444,7 +6086,7 @@ rows221:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block306:
+block480:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -4466,464 +6108,480 @@ block306:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+32, R8
-	JLT    done309
+	SUBQ   $+64, R8
+	JLT    done483
 
-loop308:
+loop482:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop308
+	VFMADD231PS 64(BX), Z17, Z1
+	VFMADD231PS 64(BX)(DX*1), Z17, Z9
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z1
+	VFMADD231PS 128(BX)(DX*1), Z17, Z9
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z1
+	VFMADD231PS 192(BX)(DX*1), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop482
 
-done309:
-	ADDQ $+32, R8
+done483:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done311
+	JLT  done485
 
-loop310:
+loop484:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop310
+	JGE         loop484
 
-done311:
+done485:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done312
+	JZ          done486
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 
-done312:
+done486:
 	CMPQ DI, $0x01
-	JLE  fold307
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done314
+	SUBQ $+64, R8
+	JLT  done488
 
-loop313:
+loop487:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop313
+	VFMADD231PS 64(BX), Z17, Z2
+	VFMADD231PS 64(BX)(DX*1), Z17, Z10
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z2
+	VFMADD231PS 128(BX)(DX*1), Z17, Z10
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z2
+	VFMADD231PS 192(BX)(DX*1), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop487
 
-done314:
-	ADDQ $+32, R8
+done488:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done316
+	JLT  done490
 
-loop315:
+loop489:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop315
+	JGE         loop489
 
-done316:
+done490:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done317
+	JZ          done491
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 
-done317:
+done491:
 	CMPQ DI, $0x02
-	JLE  fold307
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done319
+	SUBQ $+64, R8
+	JLT  done493
 
-loop318:
+loop492:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop318
+	VFMADD231PS 64(BX), Z17, Z3
+	VFMADD231PS 64(BX)(DX*1), Z17, Z11
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z3
+	VFMADD231PS 128(BX)(DX*1), Z17, Z11
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z3
+	VFMADD231PS 192(BX)(DX*1), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop492
 
-done319:
-	ADDQ $+32, R8
+done493:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done321
+	JLT  done495
 
-loop320:
+loop494:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop320
+	JGE         loop494
 
-done321:
+done495:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done322
+	JZ          done496
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 
-done322:
+done496:
 	CMPQ DI, $0x03
-	JLE  fold307
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done324
+	SUBQ $+64, R8
+	JLT  done498
 
-loop323:
+loop497:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop323
+	VFMADD231PS 64(BX), Z17, Z4
+	VFMADD231PS 64(BX)(DX*1), Z17, Z12
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z4
+	VFMADD231PS 128(BX)(DX*1), Z17, Z12
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z4
+	VFMADD231PS 192(BX)(DX*1), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop497
 
-done324:
-	ADDQ $+32, R8
+done498:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done326
+	JLT  done500
 
-loop325:
+loop499:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop325
+	JGE         loop499
 
-done326:
+done500:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done327
+	JZ          done501
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 
-done327:
+done501:
 	CMPQ DI, $0x04
-	JLE  fold307
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done329
+	SUBQ $+64, R8
+	JLT  done503
 
-loop328:
+loop502:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop328
+	VFMADD231PS 64(BX), Z17, Z5
+	VFMADD231PS 64(BX)(DX*1), Z17, Z13
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z5
+	VFMADD231PS 128(BX)(DX*1), Z17, Z13
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z5
+	VFMADD231PS 192(BX)(DX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop502
 
-done329:
-	ADDQ $+32, R8
+done503:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done331
+	JLT  done505
 
-loop330:
+loop504:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop330
+	JGE         loop504
 
-done331:
+done505:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done332
+	JZ          done506
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done332:
+done506:
 	CMPQ DI, $0x05
-	JLE  fold307
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done334
+	SUBQ $+64, R8
+	JLT  done508
 
-loop333:
+loop507:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop333
+	VFMADD231PS 64(BX), Z17, Z6
+	VFMADD231PS 64(BX)(DX*1), Z17, Z14
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z6
+	VFMADD231PS 128(BX)(DX*1), Z17, Z14
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z6
+	VFMADD231PS 192(BX)(DX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop507
 
-done334:
-	ADDQ $+32, R8
+done508:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done336
+	JLT  done510
 
-loop335:
+loop509:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop335
+	JGE         loop509
 
-done336:
+done510:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done337
+	JZ          done511
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done337:
+done511:
 	CMPQ DI, $0x06
-	JLE  fold307
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done339
+	SUBQ $+64, R8
+	JLT  done513
 
-loop338:
+loop512:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop338
+	VFMADD231PS 64(BX), Z17, Z7
+	VFMADD231PS 64(BX)(DX*1), Z17, Z15
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z7
+	VFMADD231PS 128(BX)(DX*1), Z17, Z15
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z7
+	VFMADD231PS 192(BX)(DX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop512
 
-done339:
-	ADDQ $+32, R8
+done513:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done341
+	JLT  done515
 
-loop340:
+loop514:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop340
+	JGE         loop514
 
-done341:
+done515:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done342
+	JZ          done516
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done342:
+done516:
 	CMPQ DI, $0x07
-	JLE  fold307
+	JLE  fold481
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done344
+	SUBQ $+64, R8
+	JLT  done518
 
-loop343:
+loop517:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
 	VPMOVZXWD   32(CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop343
+	VFMADD231PS 64(BX), Z17, Z8
+	VFMADD231PS 64(BX)(DX*1), Z17, Z16
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(BX), Z17, Z8
+	VFMADD231PS 128(BX)(DX*1), Z17, Z16
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(BX), Z17, Z8
+	VFMADD231PS 192(BX)(DX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop517
 
-done344:
-	ADDQ $+32, R8
+done518:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done346
+	JLT  done520
 
-loop345:
+loop519:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop345
+	JGE         loop519
 
-done346:
+done520:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done347
+	JZ          done521
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done347:
-fold307:
+done521:
+fold481:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -4987,7 +6645,7 @@ fold307:
 	VMOVUPS       Y1, K2, (SI)(BX*1)
 	ADDQ          $0x20, SI
 	SUBQ          $0x08, DI
-	JG            block306
+	JG            block480
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -5004,29 +6662,30 @@ fold307:
 	VZEROUPPER
 	RET
 
-rows222:
+rows396:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long522
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	MOVQ         s+0(FP), R13
-	MOVQ         keys+64(FP), R14
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	MOVQ         s+0(FP), R10
+	MOVQ         keys+64(FP), R11
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block348:
+block523:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -5039,164 +6698,151 @@ block348:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R12
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R9
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R15
-	SUBQ    $+32, R15
-	JLT     done351
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R12
+	SUBQ    $+32, R12
+	JLT     done526
 
-loop350:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within352
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within352:
-	VMOVUPS     (R12), Z13
-	VMOVUPS     (R12)(R11*1), Z14
-	VMOVUPS     (R12)(R11*2), Z15
+loop525:
+	VPMOVZXWD   (DX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VPMOVZXWD   (BX), Z14
+	VPSLLD      $0x10, Z14, Z14
+	VPMOVZXWD   (SI), Z15
+	VPSLLD      $0x10, Z15, Z15
 	VPMOVZXWD   (DI), Z16
 	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   (R8), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VPMOVZXWD   (R9), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VPMOVZXWD   (R10), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
-	VMOVUPS     64(R12), Z13
-	VMOVUPS     64(R12)(R11*1), Z14
-	VMOVUPS     64(R12)(R11*2), Z15
+	VMOVUPS     (R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     (R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     (R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
+	VPMOVZXWD   32(DX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VPMOVZXWD   32(BX), Z14
+	VPSLLD      $0x10, Z14, Z14
+	VPMOVZXWD   32(SI), Z15
+	VPSLLD      $0x10, Z15, Z15
 	VPMOVZXWD   32(DI), Z16
 	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   32(R8), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VPMOVZXWD   32(R9), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VPMOVZXWD   32(R10), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS     64(R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     64(R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     64(R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+128, R12
-	SUBQ        $+32, R15
-	JGE         loop350
+	ADDQ        $+128, R9
+	SUBQ        $+32, R12
+	JGE         loop525
 
-done351:
-	ADDQ $+32, R15
-	SUBQ $+16, R15
-	JLT  done354
+done526:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done528
 
-loop353:
-	VMOVUPS     (R12), Z13
-	VMOVUPS     (R12)(R11*1), Z14
-	VMOVUPS     (R12)(R11*2), Z15
+loop527:
+	VPMOVZXWD   (DX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VPMOVZXWD   (BX), Z14
+	VPSLLD      $0x10, Z14, Z14
+	VPMOVZXWD   (SI), Z15
+	VPSLLD      $0x10, Z15, Z15
 	VPMOVZXWD   (DI), Z16
 	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VPMOVZXWD   (R8), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VPMOVZXWD   (R9), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VPMOVZXWD   (R10), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS     (R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     (R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     (R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+32, SI
 	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	ADDQ        $+64, R12
-	SUBQ        $+16, R15
-	JGE         loop353
+	ADDQ        $+64, R9
+	SUBQ        $+16, R12
+	JGE         loop527
 
-done354:
-	ADDQ        $+16, R15
-	TESTQ       R15, R15
-	JZ          done355
-	VMOVUPS.Z   (R12), K1, Z13
-	VMOVUPS.Z   (R12)(R11*1), K1, Z14
-	VMOVUPS.Z   (R12)(R11*2), K1, Z15
+done528:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done529
+	VMOVDQU16.Z (DX), K1, Y13
+	VPMOVZXWD   Y13, Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVDQU16.Z (BX), K1, Y14
+	VPMOVZXWD   Y14, Z14
+	VPSLLD      $0x10, Z14, Z14
+	VMOVDQU16.Z (SI), K1, Y15
+	VPMOVZXWD   Y15, Z15
+	VPSLLD      $0x10, Z15, Z15
 	VMOVDQU16.Z (DI), K1, Y16
 	VPMOVZXWD   Y16, Z16
 	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VMOVDQU16.Z (R8), K1, Y16
-	VPMOVZXWD   Y16, Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VMOVDQU16.Z (R9), K1, Y16
-	VPMOVZXWD   Y16, Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VMOVDQU16.Z (R10), K1, Y16
-	VPMOVZXWD   Y16, Z16
-	VPSLLD      $0x10, Z16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS.Z   (R9), K1, Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS.Z   (R9)(R8*1), K1, Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS.Z   (R9)(R8*2), K1, Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
 
-done355:
+done529:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -5242,27 +6888,27 @@ done355:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R14, DX
+	MOVQ          R11, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, DI
-	SHLXL         DX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00001111, DI, DI
-	KMOVW         DI, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, SI
+	SHLXL         DX, SI, SI
+	DECL          SI
+	IMUL3L        $0x00001111, SI, SI
+	KMOVW         SI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R13)
+	VMOVUPS       X3, K2, (R10)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*1)
+	VMOVUPS       X1, K2, (R10)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*2)
-	ADDQ          $0x10, R13
-	SUBQ          $0x04, R14
-	JG            block348
+	VMOVUPS       X1, K2, (R10)(BX*2)
+	ADDQ          $0x10, R10
+	SUBQ          $0x04, R11
+	JG            block523
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -5280,30 +6926,414 @@ done355:
 	VZEROUPPER
 	RET
 
-rows223:
+long522:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block530:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+64, R8
+	JLT    done533
+
+loop532:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
+	VPMOVZXWD   32(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 64(BX), Z13, Z1
+	VFMADD231PS 64(BX)(DX*1), Z13, Z5
+	VFMADD231PS 64(BX)(DX*2), Z13, Z9
+	VPMOVZXWD   64(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 128(BX), Z13, Z1
+	VFMADD231PS 128(BX)(DX*1), Z13, Z5
+	VFMADD231PS 128(BX)(DX*2), Z13, Z9
+	VPMOVZXWD   96(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 192(BX), Z13, Z1
+	VFMADD231PS 192(BX)(DX*1), Z13, Z5
+	VFMADD231PS 192(BX)(DX*2), Z13, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop532
+
+done533:
+	ADDQ $+64, R8
+	SUBQ $+16, R8
+	JLT  done535
+
+loop534:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop534
+
+done535:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done536
+	VMOVDQU16.Z (CX), K1, Y13
+	VPMOVZXWD   Y13, Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z1
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z5
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z9
+
+done536:
+	CMPQ DI, $0x01
+	JLE  fold531
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+64, R8
+	JLT  done538
+
+loop537:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
+	VPMOVZXWD   32(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 64(BX), Z13, Z2
+	VFMADD231PS 64(BX)(DX*1), Z13, Z6
+	VFMADD231PS 64(BX)(DX*2), Z13, Z10
+	VPMOVZXWD   64(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 128(BX), Z13, Z2
+	VFMADD231PS 128(BX)(DX*1), Z13, Z6
+	VFMADD231PS 128(BX)(DX*2), Z13, Z10
+	VPMOVZXWD   96(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 192(BX), Z13, Z2
+	VFMADD231PS 192(BX)(DX*1), Z13, Z6
+	VFMADD231PS 192(BX)(DX*2), Z13, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop537
+
+done538:
+	ADDQ $+64, R8
+	SUBQ $+16, R8
+	JLT  done540
+
+loop539:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop539
+
+done540:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done541
+	VMOVDQU16.Z (CX), K1, Y13
+	VPMOVZXWD   Y13, Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z2
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z6
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z10
+
+done541:
+	CMPQ DI, $0x02
+	JLE  fold531
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+64, R8
+	JLT  done543
+
+loop542:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
+	VPMOVZXWD   32(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 64(BX), Z13, Z3
+	VFMADD231PS 64(BX)(DX*1), Z13, Z7
+	VFMADD231PS 64(BX)(DX*2), Z13, Z11
+	VPMOVZXWD   64(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 128(BX), Z13, Z3
+	VFMADD231PS 128(BX)(DX*1), Z13, Z7
+	VFMADD231PS 128(BX)(DX*2), Z13, Z11
+	VPMOVZXWD   96(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 192(BX), Z13, Z3
+	VFMADD231PS 192(BX)(DX*1), Z13, Z7
+	VFMADD231PS 192(BX)(DX*2), Z13, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop542
+
+done543:
+	ADDQ $+64, R8
+	SUBQ $+16, R8
+	JLT  done545
+
+loop544:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop544
+
+done545:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done546
+	VMOVDQU16.Z (CX), K1, Y13
+	VPMOVZXWD   Y13, Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z3
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z7
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z11
+
+done546:
+	CMPQ DI, $0x03
+	JLE  fold531
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+64, R8
+	JLT  done548
+
+loop547:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
+	VPMOVZXWD   32(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 64(BX), Z13, Z4
+	VFMADD231PS 64(BX)(DX*1), Z13, Z8
+	VFMADD231PS 64(BX)(DX*2), Z13, Z12
+	VPMOVZXWD   64(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 128(BX), Z13, Z4
+	VFMADD231PS 128(BX)(DX*1), Z13, Z8
+	VFMADD231PS 128(BX)(DX*2), Z13, Z12
+	VPMOVZXWD   96(CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS 192(BX), Z13, Z4
+	VFMADD231PS 192(BX)(DX*1), Z13, Z8
+	VFMADD231PS 192(BX)(DX*2), Z13, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop547
+
+done548:
+	ADDQ $+64, R8
+	SUBQ $+16, R8
+	JLT  done550
+
+loop549:
+	VPMOVZXWD   (CX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop549
+
+done550:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done551
+	VMOVDQU16.Z (CX), K1, Y13
+	VPMOVZXWD   Y13, Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z4
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z8
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z12
+
+done551:
+fold531:
+	VSHUFF32X4    $0x44, Z5, Z1, Z13
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z13, Z1, Z13
+	VSHUFF32X4    $0x44, Z9, Z9, Z1
+	VSHUFF32X4    $0xee, Z9, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z13, Z5
+	VSHUFF32X4    $0xdd, Z1, Z13, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z10, Z10, Z2
+	VSHUFF32X4    $0xee, Z10, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z11, Z11, Z2
+	VSHUFF32X4    $0xee, Z11, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z12, Z12, Z2
+	VSHUFF32X4    $0xee, Z12, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          DI, CX
+	MOVQ          $0x00000004, BX
+	CMPQ          CX, BX
+	CMOVQGT       BX, CX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R8
+	SHLXL         CX, R8, R8
+	DECL          R8
+	IMUL3L        $0x00001111, R8, R8
+	KMOVW         R8, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (SI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*2)
+	ADDQ          $0x10, SI
+	SUBQ          $0x04, DI
+	JG            block530
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X0
+	VMAXSS        8(AX), X0, X0
+	VMOVSS        X0, 8(AX)
+	VZEROUPPER
+	RET
+
+rows397:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long552
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	LEAQ         (R11)(R11*2), R12
-	MOVQ         s+0(FP), R14
-	MOVQ         keys+64(FP), R15
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (R8)(R8*2), R9
+	MOVQ         s+0(FP), R11
+	MOVQ         keys+64(FP), R12
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block356:
+block553:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -5320,184 +7350,171 @@ block356:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R13
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R10
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), BP
-	SUBQ    $+32, BP
-	JLT     done359
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R13
+	SUBQ    $+32, R13
+	JLT     done556
 
-loop358:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within360
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within360:
-	VPMOVZXWD   (DI), Z17
+loop555:
+	VPMOVZXWD   (DX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   (BX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   (R9), Z19
+	VPMOVZXWD   (SI), Z19
 	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   (R10), Z20
+	VPMOVZXWD   (DI), Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     (R13), Z21
+	VMOVUPS     (R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R13)(R11*1), Z21
+	VMOVUPS     (R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R13)(R11*2), Z21
+	VMOVUPS     (R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R13)(R12*1), Z21
+	VMOVUPS     (R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
-	VPMOVZXWD   32(DI), Z17
+	VPMOVZXWD   32(DX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VPMOVZXWD   32(R8), Z18
+	VPMOVZXWD   32(BX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   32(R9), Z19
+	VPMOVZXWD   32(SI), Z19
 	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   32(R10), Z20
+	VPMOVZXWD   32(DI), Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     64(R13), Z21
+	VMOVUPS     64(R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     64(R13)(R11*1), Z21
+	VMOVUPS     64(R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     64(R13)(R11*2), Z21
+	VMOVUPS     64(R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     64(R13)(R12*1), Z21
+	VMOVUPS     64(R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+128, R13
-	SUBQ        $+32, BP
-	JGE         loop358
+	ADDQ        $+128, R10
+	SUBQ        $+32, R13
+	JGE         loop555
 
-done359:
-	ADDQ $+32, BP
-	SUBQ $+16, BP
-	JLT  done362
+done556:
+	ADDQ $+32, R13
+	SUBQ $+16, R13
+	JLT  done558
 
-loop361:
-	VPMOVZXWD   (DI), Z17
+loop557:
+	VPMOVZXWD   (DX), Z17
 	VPSLLD      $0x10, Z17, Z17
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   (BX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   (R9), Z19
+	VPMOVZXWD   (SI), Z19
 	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   (R10), Z20
+	VPMOVZXWD   (DI), Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     (R13), Z21
+	VMOVUPS     (R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R13)(R11*1), Z21
+	VMOVUPS     (R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R13)(R11*2), Z21
+	VMOVUPS     (R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R13)(R12*1), Z21
+	VMOVUPS     (R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+32, SI
 	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	ADDQ        $+64, R13
-	SUBQ        $+16, BP
-	JGE         loop361
+	ADDQ        $+64, R10
+	SUBQ        $+16, R13
+	JGE         loop557
 
-done362:
-	ADDQ        $+16, BP
-	TESTQ       BP, BP
-	JZ          done363
-	VMOVDQU16.Z (DI), K1, Y17
+done558:
+	ADDQ        $+16, R13
+	TESTQ       R13, R13
+	JZ          done559
+	VMOVDQU16.Z (DX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
-	VMOVDQU16.Z (R8), K1, Y18
+	VMOVDQU16.Z (BX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
-	VMOVDQU16.Z (R9), K1, Y19
+	VMOVDQU16.Z (SI), K1, Y19
 	VPMOVZXWD   Y19, Z19
 	VPSLLD      $0x10, Z19, Z19
-	VMOVDQU16.Z (R10), K1, Y20
+	VMOVDQU16.Z (DI), K1, Y20
 	VPMOVZXWD   Y20, Z20
 	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS.Z   (R13), K1, Z21
+	VMOVUPS.Z   (R10), K1, Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R13)(R11*1), K1, Z21
+	VMOVUPS.Z   (R10)(R8*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R13)(R11*2), K1, Z21
+	VMOVUPS.Z   (R10)(R8*2), K1, Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R13)(R12*1), K1, Z21
+	VMOVUPS.Z   (R10)(R9*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done363:
+done559:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -5543,29 +7560,450 @@ done363:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R15, DX
+	MOVQ          R12, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, R8
-	SHLXL         DX, R8, R8
-	DECL          R8
-	IMUL3L        $0x00001111, R8, R8
-	KMOVW         R8, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, DI
+	SHLXL         DX, DI, DI
+	DECL          DI
+	IMUL3L        $0x00001111, DI, DI
+	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R14)
+	VMOVUPS       X3, K2, (R11)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*1)
+	VMOVUPS       X1, K2, (R11)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*2)
+	VMOVUPS       X1, K2, (R11)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R14)(DI*1)
-	ADDQ          $0x10, R14
-	SUBQ          $0x04, R15
-	JG            block356
+	VMOVUPS       X1, K2, (R11)(SI*1)
+	ADDQ          $0x10, R11
+	SUBQ          $0x04, R12
+	JG            block553
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X1
+	VMAXSS        8(AX), X1, X1
+	VMOVSS        X1, 8(AX)
+	VEXTRACTF32X4 $0x03, Z0, X0
+	VMAXSS        12(AX), X0, X0
+	VMOVSS        X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long552:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	LEAQ         (DX)(DX*2), BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block560:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+64, R9
+	JLT    done563
+
+loop562:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 64(SI), Z17, Z1
+	VFMADD231PS 64(SI)(DX*1), Z17, Z5
+	VFMADD231PS 64(SI)(DX*2), Z17, Z9
+	VFMADD231PS 64(SI)(BX*1), Z17, Z13
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(SI), Z17, Z1
+	VFMADD231PS 128(SI)(DX*1), Z17, Z5
+	VFMADD231PS 128(SI)(DX*2), Z17, Z9
+	VFMADD231PS 128(SI)(BX*1), Z17, Z13
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(SI), Z17, Z1
+	VFMADD231PS 192(SI)(DX*1), Z17, Z5
+	VFMADD231PS 192(SI)(DX*2), Z17, Z9
+	VFMADD231PS 192(SI)(BX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop562
+
+done563:
+	ADDQ $+64, R9
+	SUBQ $+16, R9
+	JLT  done565
+
+loop564:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop564
+
+done565:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done566
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z1
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z5
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z9
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z13
+
+done566:
+	CMPQ R8, $0x01
+	JLE  fold561
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+64, R9
+	JLT  done568
+
+loop567:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 64(SI), Z17, Z2
+	VFMADD231PS 64(SI)(DX*1), Z17, Z6
+	VFMADD231PS 64(SI)(DX*2), Z17, Z10
+	VFMADD231PS 64(SI)(BX*1), Z17, Z14
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(SI), Z17, Z2
+	VFMADD231PS 128(SI)(DX*1), Z17, Z6
+	VFMADD231PS 128(SI)(DX*2), Z17, Z10
+	VFMADD231PS 128(SI)(BX*1), Z17, Z14
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(SI), Z17, Z2
+	VFMADD231PS 192(SI)(DX*1), Z17, Z6
+	VFMADD231PS 192(SI)(DX*2), Z17, Z10
+	VFMADD231PS 192(SI)(BX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop567
+
+done568:
+	ADDQ $+64, R9
+	SUBQ $+16, R9
+	JLT  done570
+
+loop569:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop569
+
+done570:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done571
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z2
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z6
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z10
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z14
+
+done571:
+	CMPQ R8, $0x02
+	JLE  fold561
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+64, R9
+	JLT  done573
+
+loop572:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 64(SI), Z17, Z3
+	VFMADD231PS 64(SI)(DX*1), Z17, Z7
+	VFMADD231PS 64(SI)(DX*2), Z17, Z11
+	VFMADD231PS 64(SI)(BX*1), Z17, Z15
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(SI), Z17, Z3
+	VFMADD231PS 128(SI)(DX*1), Z17, Z7
+	VFMADD231PS 128(SI)(DX*2), Z17, Z11
+	VFMADD231PS 128(SI)(BX*1), Z17, Z15
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(SI), Z17, Z3
+	VFMADD231PS 192(SI)(DX*1), Z17, Z7
+	VFMADD231PS 192(SI)(DX*2), Z17, Z11
+	VFMADD231PS 192(SI)(BX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop572
+
+done573:
+	ADDQ $+64, R9
+	SUBQ $+16, R9
+	JLT  done575
+
+loop574:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop574
+
+done575:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done576
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z3
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z7
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z11
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z15
+
+done576:
+	CMPQ R8, $0x03
+	JLE  fold561
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+64, R9
+	JLT  done578
+
+loop577:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
+	VPMOVZXWD   32(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 64(SI), Z17, Z4
+	VFMADD231PS 64(SI)(DX*1), Z17, Z8
+	VFMADD231PS 64(SI)(DX*2), Z17, Z12
+	VFMADD231PS 64(SI)(BX*1), Z17, Z16
+	VPMOVZXWD   64(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 128(SI), Z17, Z4
+	VFMADD231PS 128(SI)(DX*1), Z17, Z8
+	VFMADD231PS 128(SI)(DX*2), Z17, Z12
+	VFMADD231PS 128(SI)(BX*1), Z17, Z16
+	VPMOVZXWD   96(CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS 192(SI), Z17, Z4
+	VFMADD231PS 192(SI)(DX*1), Z17, Z8
+	VFMADD231PS 192(SI)(DX*2), Z17, Z12
+	VFMADD231PS 192(SI)(BX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop577
+
+done578:
+	ADDQ $+64, R9
+	SUBQ $+16, R9
+	JLT  done580
+
+loop579:
+	VPMOVZXWD   (CX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop579
+
+done580:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done581
+	VMOVDQU16.Z (CX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z4
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z8
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z12
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z16
+
+done581:
+fold561:
+	VSHUFF32X4    $0x44, Z5, Z1, Z17
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z17, Z1, Z17
+	VSHUFF32X4    $0x44, Z13, Z9, Z1
+	VSHUFF32X4    $0xee, Z13, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z17, Z5
+	VSHUFF32X4    $0xdd, Z1, Z17, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z14, Z10, Z2
+	VSHUFF32X4    $0xee, Z14, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z15, Z11, Z2
+	VSHUFF32X4    $0xee, Z15, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z16, Z12, Z2
+	VSHUFF32X4    $0xee, Z16, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          R8, CX
+	MOVQ          $0x00000004, SI
+	CMPQ          CX, SI
+	CMOVQGT       SI, CX
+	MOVQ          ldS+8(FP), SI
+	SHLQ          $0x02, SI
+	LEAQ          (SI)(SI*2), R9
+	MOVL          $0x00000001, R10
+	SHLXL         CX, R10, R10
+	DECL          R10
+	IMUL3L        $0x00001111, R10, R10
+	KMOVW         R10, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (DI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*2)
+	VEXTRACTF32X4 $0x03, Z3, X1
+	VMOVUPS       X1, K2, (DI)(R9*1)
+	ADDQ          $0x10, DI
+	SUBQ          $0x04, R8
+	JG            block560
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -5589,20 +8027,23 @@ done363:
 // func combineBF16AVX512(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
 // Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
 TEXT ·combineBF16AVX512(SB), NOSPLIT, $0-64
-	MOVQ r+24(FP), AX
-	CMPQ AX, $0x02
-	JE   rows364
-	CMPQ AX, $0x03
-	JE   rows365
-	CMPQ AX, $0x04
-	JE   rows366
-	MOVQ ldP+16(FP), AX
-	SHLQ $0x02, AX
-	MOVQ dv+56(FP), AX
-	SHLQ $0x02, AX
-	XORQ AX, AX
+	MOVQ         r+24(FP), AX
+	CMPQ         AX, $0x02
+	JE           rows582
+	CMPQ         AX, $0x03
+	JE           rows583
+	CMPQ         AX, $0x04
+	JE           rows584
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Z0
+	MOVQ         ldP+16(FP), AX
+	SHLQ         $0x02, AX
+	MOVQ         dv+56(FP), AX
+	SHLQ         $0x02, AX
+	XORQ         AX, AX
 
-block367:
+block585:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -5611,10 +8052,9 @@ block367:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done369
+	JLT   done587
 
-loop368:
-	VXORPS  Z0, Z0, Z0
+loop586:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -5630,170 +8070,162 @@ loop368:
 	VXORPS  Z13, Z13, Z13
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
+	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first370
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
-	VMOVUPS 512(DX), Z8
-	VMOVUPS 576(DX), Z9
-	VMOVUPS 640(DX), Z10
-	VMOVUPS 704(DX), Z11
-	VMOVUPS 768(DX), Z12
-	VMOVUPS 832(DX), Z13
-	VMOVUPS 896(DX), Z14
-	VMOVUPS 960(DX), Z15
+	JZ      first588
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
+	VMOVUPS 512(DX), Z9
+	VMOVUPS 576(DX), Z10
+	VMOVUPS 640(DX), Z11
+	VMOVUPS 704(DX), Z12
+	VMOVUPS 768(DX), Z13
+	VMOVUPS 832(DX), Z14
+	VMOVUPS 896(DX), Z15
+	VMOVUPS 960(DX), Z16
 
-first370:
+first588:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key371:
-	VBROADCASTSS (R8), Z16
-	VMOVUPS      (DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z0
-	VFMADD231PS  Z18, Z16, Z1
-	VMOVUPS      64(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z2
-	VFMADD231PS  Z18, Z16, Z3
-	VMOVUPS      128(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z4
-	VFMADD231PS  Z18, Z16, Z5
-	VMOVUPS      192(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z6
-	VFMADD231PS  Z18, Z16, Z7
-	VMOVUPS      256(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z8
-	VFMADD231PS  Z18, Z16, Z9
-	VMOVUPS      320(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z10
-	VFMADD231PS  Z18, Z16, Z11
-	VMOVUPS      384(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z12
-	VFMADD231PS  Z18, Z16, Z13
-	VMOVUPS      448(DI), Z18
-	VPSLLD       $0x10, Z18, Z17
-	VPSRLD       $0x10, Z18, Z18
-	VPSLLD       $0x10, Z18, Z18
-	VFMADD231PS  Z17, Z16, Z14
-	VFMADD231PS  Z18, Z16, Z15
+key589:
+	VBROADCASTSS (R8), Z17
+	VMOVUPS      (DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z1
+	VFMADD231PS  Z19, Z17, Z2
+	VMOVUPS      64(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z3
+	VFMADD231PS  Z19, Z17, Z4
+	VMOVUPS      128(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z5
+	VFMADD231PS  Z19, Z17, Z6
+	VMOVUPS      192(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z7
+	VFMADD231PS  Z19, Z17, Z8
+	VMOVUPS      256(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z9
+	VFMADD231PS  Z19, Z17, Z10
+	VMOVUPS      320(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z11
+	VFMADD231PS  Z19, Z17, Z12
+	VMOVUPS      384(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z13
+	VFMADD231PS  Z19, Z17, Z14
+	VMOVUPS      448(DI), Z19
+	VPSLLD       $0x10, Z19, Z18
+	VPANDD       Z0, Z19, Z19
+	VFMADD231PS  Z18, Z17, Z15
+	VFMADD231PS  Z19, Z17, Z16
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key371
+	JNZ          key589
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
-	JGT          between372
-	VUNPCKLPS    Z1, Z0, Z16
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z16, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z16, Z1
+	CMPQ         DI, $0x20
+	JGT          between590
+	VUNPCKLPS    Z2, Z1, Z17
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z17, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z16
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z16, Z2
+	VSHUFF32X4   $0xee, Z2, Z17, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z16, Z3
+	VUNPCKLPS    Z4, Z3, Z17
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z17, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z16
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z16, Z4
+	VSHUFF32X4   $0xee, Z4, Z17, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z16, Z5
+	VUNPCKLPS    Z6, Z5, Z17
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z17, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z16
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z16, Z6
+	VSHUFF32X4   $0xee, Z6, Z17, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z16, Z7
+	VUNPCKLPS    Z8, Z7, Z17
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z17, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z16
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z16, Z8
+	VSHUFF32X4   $0xee, Z8, Z17, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z16, Z9
+	VUNPCKLPS    Z10, Z9, Z17
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z17, Z9
 	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z16
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z16, Z10
+	VSHUFF32X4   $0xee, Z10, Z17, Z10
 	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z16, Z11
+	VUNPCKLPS    Z12, Z11, Z17
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z17, Z11
 	VSHUFF32X4   $0xd8, Z11, Z11, Z11
-	VUNPCKLPS    Z13, Z12, Z16
-	VUNPCKHPS    Z13, Z12, Z13
-	VSHUFF32X4   $0x44, Z13, Z16, Z12
+	VSHUFF32X4   $0xee, Z12, Z17, Z12
 	VSHUFF32X4   $0xd8, Z12, Z12, Z12
-	VSHUFF32X4   $0xee, Z13, Z16, Z13
+	VUNPCKLPS    Z14, Z13, Z17
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z17, Z13
 	VSHUFF32X4   $0xd8, Z13, Z13, Z13
-	VUNPCKLPS    Z15, Z14, Z16
-	VUNPCKHPS    Z15, Z14, Z15
-	VSHUFF32X4   $0x44, Z15, Z16, Z14
+	VSHUFF32X4   $0xee, Z14, Z17, Z14
 	VSHUFF32X4   $0xd8, Z14, Z14, Z14
-	VSHUFF32X4   $0xee, Z15, Z16, Z15
+	VUNPCKLPS    Z16, Z15, Z17
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z17, Z15
 	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+	VSHUFF32X4   $0xee, Z16, Z17, Z16
+	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between372:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
-	VMOVUPS Z8, 512(DX)
-	VMOVUPS Z9, 576(DX)
-	VMOVUPS Z10, 640(DX)
-	VMOVUPS Z11, 704(DX)
-	VMOVUPS Z12, 768(DX)
-	VMOVUPS Z13, 832(DX)
-	VMOVUPS Z14, 896(DX)
-	VMOVUPS Z15, 960(DX)
+between590:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
+	VMOVUPS Z9, 512(DX)
+	VMOVUPS Z10, 576(DX)
+	VMOVUPS Z11, 640(DX)
+	VMOVUPS Z12, 704(DX)
+	VMOVUPS Z13, 768(DX)
+	VMOVUPS Z14, 832(DX)
+	VMOVUPS Z15, 896(DX)
+	VMOVUPS Z16, 960(DX)
 	ADDQ    $+512, CX
 	ADDQ    $+1024, DX
 	SUBQ    $+256, SI
-	JGE     loop368
+	JGE     loop586
 
-done369:
+done587:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done374
+	JLT  done592
 
-loop373:
-	VXORPS  Z0, Z0, Z0
+loop591:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -5801,306 +8233,303 @@ loop373:
 	VXORPS  Z5, Z5, Z5
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first375
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
+	JZ      first593
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
 
-first375:
+first593:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key376:
-	VBROADCASTSS (R8), Z8
-	VMOVUPS      (DI), Z10
-	VPSLLD       $0x10, Z10, Z9
-	VPSRLD       $0x10, Z10, Z10
-	VPSLLD       $0x10, Z10, Z10
-	VFMADD231PS  Z9, Z8, Z0
-	VFMADD231PS  Z10, Z8, Z1
-	VMOVUPS      64(DI), Z10
-	VPSLLD       $0x10, Z10, Z9
-	VPSRLD       $0x10, Z10, Z10
-	VPSLLD       $0x10, Z10, Z10
-	VFMADD231PS  Z9, Z8, Z2
-	VFMADD231PS  Z10, Z8, Z3
-	VMOVUPS      128(DI), Z10
-	VPSLLD       $0x10, Z10, Z9
-	VPSRLD       $0x10, Z10, Z10
-	VPSLLD       $0x10, Z10, Z10
-	VFMADD231PS  Z9, Z8, Z4
-	VFMADD231PS  Z10, Z8, Z5
-	VMOVUPS      192(DI), Z10
-	VPSLLD       $0x10, Z10, Z9
-	VPSRLD       $0x10, Z10, Z10
-	VPSLLD       $0x10, Z10, Z10
-	VFMADD231PS  Z9, Z8, Z6
-	VFMADD231PS  Z10, Z8, Z7
+key594:
+	VBROADCASTSS (R8), Z9
+	VMOVUPS      (DI), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPANDD       Z0, Z11, Z11
+	VFMADD231PS  Z10, Z9, Z1
+	VFMADD231PS  Z11, Z9, Z2
+	VMOVUPS      64(DI), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPANDD       Z0, Z11, Z11
+	VFMADD231PS  Z10, Z9, Z3
+	VFMADD231PS  Z11, Z9, Z4
+	VMOVUPS      128(DI), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPANDD       Z0, Z11, Z11
+	VFMADD231PS  Z10, Z9, Z5
+	VFMADD231PS  Z11, Z9, Z6
+	VMOVUPS      192(DI), Z11
+	VPSLLD       $0x10, Z11, Z10
+	VPANDD       Z0, Z11, Z11
+	VFMADD231PS  Z10, Z9, Z7
+	VFMADD231PS  Z11, Z9, Z8
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key376
+	JNZ          key594
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
-	JGT          between377
-	VUNPCKLPS    Z1, Z0, Z8
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z8, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z8, Z1
+	CMPQ         DI, $0x20
+	JGT          between595
+	VUNPCKLPS    Z2, Z1, Z9
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z9, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z8
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z8, Z2
+	VSHUFF32X4   $0xee, Z2, Z9, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z8, Z3
+	VUNPCKLPS    Z4, Z3, Z9
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z9, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z8
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z8, Z4
+	VSHUFF32X4   $0xee, Z4, Z9, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z8, Z5
+	VUNPCKLPS    Z6, Z5, Z9
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z9, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z8
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z8, Z6
+	VSHUFF32X4   $0xee, Z6, Z9, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z8, Z7
+	VUNPCKLPS    Z8, Z7, Z9
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z9, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z9, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between377:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
+between595:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, SI
-	JGE     loop373
+	JGE     loop591
 
-done374:
+done592:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done379
+	JLT  done597
 
-loop378:
-	VXORPS  Z0, Z0, Z0
+loop596:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first380
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
+	JZ      first598
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
 
-first380:
+first598:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key381:
-	VBROADCASTSS (R8), Z4
-	VMOVUPS      (DI), Z6
-	VPSLLD       $0x10, Z6, Z5
-	VPSRLD       $0x10, Z6, Z6
-	VPSLLD       $0x10, Z6, Z6
-	VFMADD231PS  Z5, Z4, Z0
-	VFMADD231PS  Z6, Z4, Z1
-	VMOVUPS      64(DI), Z6
-	VPSLLD       $0x10, Z6, Z5
-	VPSRLD       $0x10, Z6, Z6
-	VPSLLD       $0x10, Z6, Z6
-	VFMADD231PS  Z5, Z4, Z2
-	VFMADD231PS  Z6, Z4, Z3
+key599:
+	VBROADCASTSS (R8), Z5
+	VMOVUPS      (DI), Z7
+	VPSLLD       $0x10, Z7, Z6
+	VPANDD       Z0, Z7, Z7
+	VFMADD231PS  Z6, Z5, Z1
+	VFMADD231PS  Z7, Z5, Z2
+	VMOVUPS      64(DI), Z7
+	VPSLLD       $0x10, Z7, Z6
+	VPANDD       Z0, Z7, Z7
+	VFMADD231PS  Z6, Z5, Z3
+	VFMADD231PS  Z7, Z5, Z4
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key381
+	JNZ          key599
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
-	JGT          between382
-	VUNPCKLPS    Z1, Z0, Z4
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z4, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z4, Z1
+	CMPQ         DI, $0x20
+	JGT          between600
+	VUNPCKLPS    Z2, Z1, Z5
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z5, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z4
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z4, Z2
+	VSHUFF32X4   $0xee, Z2, Z5, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z4, Z3
+	VUNPCKLPS    Z4, Z3, Z5
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z5, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z5, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between382:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
+between600:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, SI
-	JGE     loop378
+	JGE     loop596
 
-done379:
+done597:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done384
+	JLT  done602
 
-loop383:
-	VXORPS  Z0, Z0, Z0
+loop601:
 	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first385
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
+	JZ      first603
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
 
-first385:
+first603:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key386:
-	VBROADCASTSS (R8), Z2
-	VMOVUPS      (DI), Z4
-	VPSLLD       $0x10, Z4, Z3
-	VPSRLD       $0x10, Z4, Z4
-	VPSLLD       $0x10, Z4, Z4
-	VFMADD231PS  Z3, Z2, Z0
-	VFMADD231PS  Z4, Z2, Z1
+key604:
+	VBROADCASTSS (R8), Z3
+	VMOVUPS      (DI), Z5
+	VPSLLD       $0x10, Z5, Z4
+	VPANDD       Z0, Z5, Z5
+	VFMADD231PS  Z4, Z3, Z1
+	VFMADD231PS  Z5, Z3, Z2
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key386
+	JNZ          key604
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
-	JGT          between387
-	VUNPCKLPS    Z1, Z0, Z2
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z2, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z2, Z1
+	CMPQ         DI, $0x20
+	JGT          between605
+	VUNPCKLPS    Z2, Z1, Z3
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z3, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z3, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
 
-between387:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
+between605:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, SI
-	JGE     loop383
+	JGE     loop601
 
-done384:
+done602:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done389
+	JLT  done607
 
-loop388:
-	VXORPS  Z0, Z0, Z0
+loop606:
+	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first390
-	VMOVUPS (DX), Z0
+	JZ      first608
+	VMOVUPS (DX), Z1
 
-first390:
+first608:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key391:
-	VBROADCASTSS (R8), Z1
-	VPMOVZXWD    (DI), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VFMADD231PS  Z2, Z1, Z0
+key609:
+	VBROADCASTSS (R8), Z2
+	VPMOVZXWD    (DI), Z3
+	VPSLLD       $0x10, Z3, Z3
+	VFMADD231PS  Z3, Z2, Z1
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key391
-	VMOVUPS      Z0, (DX)
+	JNZ          key609
+	VMOVUPS      Z1, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop388
+	JGE          loop606
 
-done389:
+done607:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done392
+	JZ        done610
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
-	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first393
-	VMOVUPS.Z (DX), K1, Z0
+	JZ        first611
+	VMOVUPS.Z (DX), K1, Z1
 
-first393:
+first611:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
-	MOVQ    $0x00000040, DI
+	MOVQ    $0x00000020, DI
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key394:
-	VBROADCASTSS (BX), Z1
-	VMOVDQU16.Z  (CX), K1, Y2
-	VPMOVZXWD    Y2, Z2
-	VPSLLD       $0x10, Z2, Z2
-	VFMADD231PS  Z2, Z1, Z0
+key612:
+	VBROADCASTSS (BX), Z2
+	VMOVDQU16.Z  (CX), K1, Y3
+	VPMOVZXWD    Y3, Z3
+	VPSLLD       $0x10, Z3, Z3
+	VFMADD231PS  Z3, Z2, Z1
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key394
-	VMOVUPS      Z0, K1, (DX)
+	JNZ          key612
+	VMOVUPS      Z1, K1, (DX)
 
-done392:
-	ADDQ $0x40, AX
+done610:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block367
+	JLT  block585
 	VZEROUPPER
 	RET
 
-rows364:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	XORQ AX, AX
+rows582:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Z0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	XORQ         AX, AX
 
-block395:
+block613:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -6109,10 +8538,9 @@ block395:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done397
+	JLT   done615
 
-loop396:
-	VXORPS  Z0, Z0, Z0
+loop614:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -6128,155 +8556,151 @@ loop396:
 	VXORPS  Z13, Z13, Z13
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
+	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first398
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
-	VMOVUPS (DX)(DI*1), Z8
-	VMOVUPS 64(DX)(DI*1), Z9
-	VMOVUPS 128(DX)(DI*1), Z10
-	VMOVUPS 192(DX)(DI*1), Z11
-	VMOVUPS 256(DX)(DI*1), Z12
-	VMOVUPS 320(DX)(DI*1), Z13
-	VMOVUPS 384(DX)(DI*1), Z14
-	VMOVUPS 448(DX)(DI*1), Z15
+	JZ      first616
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
+	VMOVUPS (DX)(DI*1), Z9
+	VMOVUPS 64(DX)(DI*1), Z10
+	VMOVUPS 128(DX)(DI*1), Z11
+	VMOVUPS 192(DX)(DI*1), Z12
+	VMOVUPS 256(DX)(DI*1), Z13
+	VMOVUPS 320(DX)(DI*1), Z14
+	VMOVUPS 384(DX)(DI*1), Z15
+	VMOVUPS 448(DX)(DI*1), Z16
 
-first398:
+first616:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key399:
-	VBROADCASTSS (R10), Z16
-	VBROADCASTSS (R10)(SI*1), Z17
-	VMOVUPS      (R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z0
-	VFMADD231PS  Z18, Z17, Z8
-	VFMADD231PS  Z19, Z16, Z1
-	VFMADD231PS  Z19, Z17, Z9
-	VMOVUPS      64(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z2
-	VFMADD231PS  Z18, Z17, Z10
-	VFMADD231PS  Z19, Z16, Z3
-	VFMADD231PS  Z19, Z17, Z11
-	VMOVUPS      128(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z4
-	VFMADD231PS  Z18, Z17, Z12
-	VFMADD231PS  Z19, Z16, Z5
-	VFMADD231PS  Z19, Z17, Z13
-	VMOVUPS      192(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z6
-	VFMADD231PS  Z18, Z17, Z14
-	VFMADD231PS  Z19, Z16, Z7
-	VFMADD231PS  Z19, Z17, Z15
+key617:
+	VBROADCASTSS (R10), Z17
+	VBROADCASTSS (R10)(SI*1), Z18
+	VMOVUPS      (R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z1
+	VFMADD231PS  Z19, Z18, Z9
+	VFMADD231PS  Z20, Z17, Z2
+	VFMADD231PS  Z20, Z18, Z10
+	VMOVUPS      64(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z3
+	VFMADD231PS  Z19, Z18, Z11
+	VFMADD231PS  Z20, Z17, Z4
+	VFMADD231PS  Z20, Z18, Z12
+	VMOVUPS      128(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z5
+	VFMADD231PS  Z19, Z18, Z13
+	VFMADD231PS  Z20, Z17, Z6
+	VFMADD231PS  Z20, Z18, Z14
+	VMOVUPS      192(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z7
+	VFMADD231PS  Z19, Z18, Z15
+	VFMADD231PS  Z20, Z17, Z8
+	VFMADD231PS  Z20, Z18, Z16
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key399
+	JNZ          key617
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between400
-	VUNPCKLPS    Z1, Z0, Z16
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z16, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z16, Z1
+	CMPQ         R9, $0x20
+	JGT          between618
+	VUNPCKLPS    Z2, Z1, Z17
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z17, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z16
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z16, Z2
+	VSHUFF32X4   $0xee, Z2, Z17, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z16, Z3
+	VUNPCKLPS    Z4, Z3, Z17
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z17, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z16
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z16, Z4
+	VSHUFF32X4   $0xee, Z4, Z17, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z16, Z5
+	VUNPCKLPS    Z6, Z5, Z17
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z17, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z16
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z16, Z6
+	VSHUFF32X4   $0xee, Z6, Z17, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z16, Z7
+	VUNPCKLPS    Z8, Z7, Z17
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z17, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z16
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z16, Z8
+	VSHUFF32X4   $0xee, Z8, Z17, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z16, Z9
+	VUNPCKLPS    Z10, Z9, Z17
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z17, Z9
 	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z16
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z16, Z10
+	VSHUFF32X4   $0xee, Z10, Z17, Z10
 	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z16, Z11
+	VUNPCKLPS    Z12, Z11, Z17
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z17, Z11
 	VSHUFF32X4   $0xd8, Z11, Z11, Z11
-	VUNPCKLPS    Z13, Z12, Z16
-	VUNPCKHPS    Z13, Z12, Z13
-	VSHUFF32X4   $0x44, Z13, Z16, Z12
+	VSHUFF32X4   $0xee, Z12, Z17, Z12
 	VSHUFF32X4   $0xd8, Z12, Z12, Z12
-	VSHUFF32X4   $0xee, Z13, Z16, Z13
+	VUNPCKLPS    Z14, Z13, Z17
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z17, Z13
 	VSHUFF32X4   $0xd8, Z13, Z13, Z13
-	VUNPCKLPS    Z15, Z14, Z16
-	VUNPCKHPS    Z15, Z14, Z15
-	VSHUFF32X4   $0x44, Z15, Z16, Z14
+	VSHUFF32X4   $0xee, Z14, Z17, Z14
 	VSHUFF32X4   $0xd8, Z14, Z14, Z14
-	VSHUFF32X4   $0xee, Z15, Z16, Z15
+	VUNPCKLPS    Z16, Z15, Z17
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z17, Z15
 	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+	VSHUFF32X4   $0xee, Z16, Z17, Z16
+	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between400:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
-	VMOVUPS Z8, (DX)(DI*1)
-	VMOVUPS Z9, 64(DX)(DI*1)
-	VMOVUPS Z10, 128(DX)(DI*1)
-	VMOVUPS Z11, 192(DX)(DI*1)
-	VMOVUPS Z12, 256(DX)(DI*1)
-	VMOVUPS Z13, 320(DX)(DI*1)
-	VMOVUPS Z14, 384(DX)(DI*1)
-	VMOVUPS Z15, 448(DX)(DI*1)
+between618:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
+	VMOVUPS Z9, (DX)(DI*1)
+	VMOVUPS Z10, 64(DX)(DI*1)
+	VMOVUPS Z11, 128(DX)(DI*1)
+	VMOVUPS Z12, 192(DX)(DI*1)
+	VMOVUPS Z13, 256(DX)(DI*1)
+	VMOVUPS Z14, 320(DX)(DI*1)
+	VMOVUPS Z15, 384(DX)(DI*1)
+	VMOVUPS Z16, 448(DX)(DI*1)
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop396
+	JGE     loop614
 
-done397:
+done615:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done402
+	JLT  done620
 
-loop401:
-	VXORPS  Z0, Z0, Z0
+loop619:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -6284,255 +8708,256 @@ loop401:
 	VXORPS  Z5, Z5, Z5
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first403
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS (DX)(DI*1), Z4
-	VMOVUPS 64(DX)(DI*1), Z5
-	VMOVUPS 128(DX)(DI*1), Z6
-	VMOVUPS 192(DX)(DI*1), Z7
+	JZ      first621
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS (DX)(DI*1), Z5
+	VMOVUPS 64(DX)(DI*1), Z6
+	VMOVUPS 128(DX)(DI*1), Z7
+	VMOVUPS 192(DX)(DI*1), Z8
 
-first403:
+first621:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key404:
-	VBROADCASTSS (R10), Z8
-	VBROADCASTSS (R10)(SI*1), Z9
-	VMOVUPS      (R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      64(R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z2
-	VFMADD231PS  Z10, Z9, Z6
-	VFMADD231PS  Z11, Z8, Z3
-	VFMADD231PS  Z11, Z9, Z7
+key622:
+	VBROADCASTSS (R10), Z9
+	VBROADCASTSS (R10)(SI*1), Z10
+	VMOVUPS      (R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z1
+	VFMADD231PS  Z11, Z10, Z5
+	VFMADD231PS  Z12, Z9, Z2
+	VFMADD231PS  Z12, Z10, Z6
+	VMOVUPS      64(R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z3
+	VFMADD231PS  Z11, Z10, Z7
+	VFMADD231PS  Z12, Z9, Z4
+	VFMADD231PS  Z12, Z10, Z8
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key404
+	JNZ          key622
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between405
-	VUNPCKLPS    Z1, Z0, Z8
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z8, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z8, Z1
+	CMPQ         R9, $0x20
+	JGT          between623
+	VUNPCKLPS    Z2, Z1, Z9
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z9, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z8
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z8, Z2
+	VSHUFF32X4   $0xee, Z2, Z9, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z8, Z3
+	VUNPCKLPS    Z4, Z3, Z9
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z9, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z8
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z8, Z4
+	VSHUFF32X4   $0xee, Z4, Z9, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z8, Z5
+	VUNPCKLPS    Z6, Z5, Z9
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z9, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z8
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z8, Z6
+	VSHUFF32X4   $0xee, Z6, Z9, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z8, Z7
+	VUNPCKLPS    Z8, Z7, Z9
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z9, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z9, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between405:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, (DX)(DI*1)
-	VMOVUPS Z5, 64(DX)(DI*1)
-	VMOVUPS Z6, 128(DX)(DI*1)
-	VMOVUPS Z7, 192(DX)(DI*1)
+between623:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, (DX)(DI*1)
+	VMOVUPS Z6, 64(DX)(DI*1)
+	VMOVUPS Z7, 128(DX)(DI*1)
+	VMOVUPS Z8, 192(DX)(DI*1)
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop401
+	JGE     loop619
 
-done402:
+done620:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done407
+	JLT  done625
 
-loop406:
-	VXORPS  Z0, Z0, Z0
+loop624:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first408
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS (DX)(DI*1), Z2
-	VMOVUPS 64(DX)(DI*1), Z3
+	JZ      first626
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS (DX)(DI*1), Z3
+	VMOVUPS 64(DX)(DI*1), Z4
 
-first408:
+first626:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key409:
-	VBROADCASTSS (R10), Z4
-	VBROADCASTSS (R10)(SI*1), Z5
-	VMOVUPS      (R9), Z7
-	VPSLLD       $0x10, Z7, Z6
-	VPSRLD       $0x10, Z7, Z7
-	VPSLLD       $0x10, Z7, Z7
-	VFMADD231PS  Z6, Z4, Z0
-	VFMADD231PS  Z6, Z5, Z2
-	VFMADD231PS  Z7, Z4, Z1
-	VFMADD231PS  Z7, Z5, Z3
+key627:
+	VBROADCASTSS (R10), Z5
+	VBROADCASTSS (R10)(SI*1), Z6
+	VMOVUPS      (R9), Z8
+	VPSLLD       $0x10, Z8, Z7
+	VPANDD       Z0, Z8, Z8
+	VFMADD231PS  Z7, Z5, Z1
+	VFMADD231PS  Z7, Z6, Z3
+	VFMADD231PS  Z8, Z5, Z2
+	VFMADD231PS  Z8, Z6, Z4
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key409
+	JNZ          key627
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between410
-	VUNPCKLPS    Z1, Z0, Z4
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z4, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z4, Z1
+	CMPQ         R9, $0x20
+	JGT          between628
+	VUNPCKLPS    Z2, Z1, Z5
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z5, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z4
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z4, Z2
+	VSHUFF32X4   $0xee, Z2, Z5, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z4, Z3
+	VUNPCKLPS    Z4, Z3, Z5
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z5, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z5, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between410:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, (DX)(DI*1)
-	VMOVUPS Z3, 64(DX)(DI*1)
+between628:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, (DX)(DI*1)
+	VMOVUPS Z4, 64(DX)(DI*1)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop406
+	JGE     loop624
 
-done407:
+done625:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done412
+	JLT  done630
 
-loop411:
-	VXORPS  Z0, Z0, Z0
+loop629:
 	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first413
-	VMOVUPS (DX), Z0
-	VMOVUPS (DX)(DI*1), Z1
+	JZ      first631
+	VMOVUPS (DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
 
-first413:
+first631:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key414:
-	VPMOVZXWD    (R9), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (R10), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (R10)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
+key632:
+	VPMOVZXWD    (R9), Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (R10), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (R10)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key414
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(DI*1)
+	JNZ          key632
+	VMOVUPS      Z1, (DX)
+	VMOVUPS      Z2, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop411
+	JGE          loop629
 
-done412:
+done630:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done415
+	JZ        done633
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
 	KMOVW     R9, K1
-	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first416
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (DX)(DI*1), K1, Z1
+	JZ        first634
+	VMOVUPS.Z (DX), K1, Z1
+	VMOVUPS.Z (DX)(DI*1), K1, Z2
 
-first416:
+first634:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key417:
-	VMOVDQU16.Z  (CX), K1, Y2
-	VPMOVZXWD    Y2, Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (BX), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (BX)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
+key635:
+	VMOVDQU16.Z  (CX), K1, Y3
+	VPMOVZXWD    Y3, Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (BX), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (BX)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key417
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(DI*1)
+	JNZ          key635
+	VMOVUPS      Z1, K1, (DX)
+	VMOVUPS      Z2, K1, (DX)(DI*1)
 
-done415:
-	ADDQ $0x40, AX
+done633:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block395
+	JLT  block613
 	VZEROUPPER
 	RET
 
-rows365:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	LEAQ (SI)(SI*2), AX
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	LEAQ (DI)(DI*2), AX
-	XORQ AX, AX
+rows583:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Z0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), AX
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), AX
+	XORQ         AX, AX
 
-block418:
+block636:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -6541,10 +8966,9 @@ block418:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done420
+	JLT   done638
 
-loop419:
-	VXORPS  Z0, Z0, Z0
+loop637:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -6568,204 +8992,200 @@ loop419:
 	VXORPS  Z21, Z21, Z21
 	VXORPS  Z22, Z22, Z22
 	VXORPS  Z23, Z23, Z23
+	VXORPS  Z24, Z24, Z24
 	TESTQ   AX, AX
-	JZ      first421
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
-	VMOVUPS (DX)(DI*1), Z8
-	VMOVUPS 64(DX)(DI*1), Z9
-	VMOVUPS 128(DX)(DI*1), Z10
-	VMOVUPS 192(DX)(DI*1), Z11
-	VMOVUPS 256(DX)(DI*1), Z12
-	VMOVUPS 320(DX)(DI*1), Z13
-	VMOVUPS 384(DX)(DI*1), Z14
-	VMOVUPS 448(DX)(DI*1), Z15
-	VMOVUPS (DX)(DI*2), Z16
-	VMOVUPS 64(DX)(DI*2), Z17
-	VMOVUPS 128(DX)(DI*2), Z18
-	VMOVUPS 192(DX)(DI*2), Z19
-	VMOVUPS 256(DX)(DI*2), Z20
-	VMOVUPS 320(DX)(DI*2), Z21
-	VMOVUPS 384(DX)(DI*2), Z22
-	VMOVUPS 448(DX)(DI*2), Z23
+	JZ      first639
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
+	VMOVUPS (DX)(DI*1), Z9
+	VMOVUPS 64(DX)(DI*1), Z10
+	VMOVUPS 128(DX)(DI*1), Z11
+	VMOVUPS 192(DX)(DI*1), Z12
+	VMOVUPS 256(DX)(DI*1), Z13
+	VMOVUPS 320(DX)(DI*1), Z14
+	VMOVUPS 384(DX)(DI*1), Z15
+	VMOVUPS 448(DX)(DI*1), Z16
+	VMOVUPS (DX)(DI*2), Z17
+	VMOVUPS 64(DX)(DI*2), Z18
+	VMOVUPS 128(DX)(DI*2), Z19
+	VMOVUPS 192(DX)(DI*2), Z20
+	VMOVUPS 256(DX)(DI*2), Z21
+	VMOVUPS 320(DX)(DI*2), Z22
+	VMOVUPS 384(DX)(DI*2), Z23
+	VMOVUPS 448(DX)(DI*2), Z24
 
-first421:
+first639:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key422:
-	VBROADCASTSS (R10), Z24
-	VBROADCASTSS (R10)(SI*1), Z25
-	VBROADCASTSS (R10)(SI*2), Z26
-	VMOVUPS      (R9), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z0
-	VFMADD231PS  Z27, Z25, Z8
-	VFMADD231PS  Z27, Z26, Z16
-	VFMADD231PS  Z28, Z24, Z1
-	VFMADD231PS  Z28, Z25, Z9
-	VFMADD231PS  Z28, Z26, Z17
-	VMOVUPS      64(R9), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z2
-	VFMADD231PS  Z27, Z25, Z10
-	VFMADD231PS  Z27, Z26, Z18
-	VFMADD231PS  Z28, Z24, Z3
-	VFMADD231PS  Z28, Z25, Z11
-	VFMADD231PS  Z28, Z26, Z19
-	VMOVUPS      128(R9), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z4
-	VFMADD231PS  Z27, Z25, Z12
-	VFMADD231PS  Z27, Z26, Z20
-	VFMADD231PS  Z28, Z24, Z5
-	VFMADD231PS  Z28, Z25, Z13
-	VFMADD231PS  Z28, Z26, Z21
-	VMOVUPS      192(R9), Z28
-	VPSLLD       $0x10, Z28, Z27
-	VPSRLD       $0x10, Z28, Z28
-	VPSLLD       $0x10, Z28, Z28
-	VFMADD231PS  Z27, Z24, Z6
-	VFMADD231PS  Z27, Z25, Z14
-	VFMADD231PS  Z27, Z26, Z22
-	VFMADD231PS  Z28, Z24, Z7
-	VFMADD231PS  Z28, Z25, Z15
-	VFMADD231PS  Z28, Z26, Z23
+key640:
+	VBROADCASTSS (R10), Z25
+	VBROADCASTSS (R10)(SI*1), Z26
+	VBROADCASTSS (R10)(SI*2), Z27
+	VMOVUPS      (R9), Z29
+	VPSLLD       $0x10, Z29, Z28
+	VPANDD       Z0, Z29, Z29
+	VFMADD231PS  Z28, Z25, Z1
+	VFMADD231PS  Z28, Z26, Z9
+	VFMADD231PS  Z28, Z27, Z17
+	VFMADD231PS  Z29, Z25, Z2
+	VFMADD231PS  Z29, Z26, Z10
+	VFMADD231PS  Z29, Z27, Z18
+	VMOVUPS      64(R9), Z29
+	VPSLLD       $0x10, Z29, Z28
+	VPANDD       Z0, Z29, Z29
+	VFMADD231PS  Z28, Z25, Z3
+	VFMADD231PS  Z28, Z26, Z11
+	VFMADD231PS  Z28, Z27, Z19
+	VFMADD231PS  Z29, Z25, Z4
+	VFMADD231PS  Z29, Z26, Z12
+	VFMADD231PS  Z29, Z27, Z20
+	VMOVUPS      128(R9), Z29
+	VPSLLD       $0x10, Z29, Z28
+	VPANDD       Z0, Z29, Z29
+	VFMADD231PS  Z28, Z25, Z5
+	VFMADD231PS  Z28, Z26, Z13
+	VFMADD231PS  Z28, Z27, Z21
+	VFMADD231PS  Z29, Z25, Z6
+	VFMADD231PS  Z29, Z26, Z14
+	VFMADD231PS  Z29, Z27, Z22
+	VMOVUPS      192(R9), Z29
+	VPSLLD       $0x10, Z29, Z28
+	VPANDD       Z0, Z29, Z29
+	VFMADD231PS  Z28, Z25, Z7
+	VFMADD231PS  Z28, Z26, Z15
+	VFMADD231PS  Z28, Z27, Z23
+	VFMADD231PS  Z29, Z25, Z8
+	VFMADD231PS  Z29, Z26, Z16
+	VFMADD231PS  Z29, Z27, Z24
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key422
+	JNZ          key640
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between423
-	VUNPCKLPS    Z1, Z0, Z24
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z24, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z24, Z1
+	CMPQ         R9, $0x20
+	JGT          between641
+	VUNPCKLPS    Z2, Z1, Z25
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z25, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z24
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z24, Z2
+	VSHUFF32X4   $0xee, Z2, Z25, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z24, Z3
+	VUNPCKLPS    Z4, Z3, Z25
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z25, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z24
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z24, Z4
+	VSHUFF32X4   $0xee, Z4, Z25, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z24, Z5
+	VUNPCKLPS    Z6, Z5, Z25
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z25, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z24
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z24, Z6
+	VSHUFF32X4   $0xee, Z6, Z25, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z24, Z7
+	VUNPCKLPS    Z8, Z7, Z25
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z25, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z24
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z24, Z8
+	VSHUFF32X4   $0xee, Z8, Z25, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z24, Z9
+	VUNPCKLPS    Z10, Z9, Z25
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z25, Z9
 	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z24
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z24, Z10
+	VSHUFF32X4   $0xee, Z10, Z25, Z10
 	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z24, Z11
+	VUNPCKLPS    Z12, Z11, Z25
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z25, Z11
 	VSHUFF32X4   $0xd8, Z11, Z11, Z11
-	VUNPCKLPS    Z13, Z12, Z24
-	VUNPCKHPS    Z13, Z12, Z13
-	VSHUFF32X4   $0x44, Z13, Z24, Z12
+	VSHUFF32X4   $0xee, Z12, Z25, Z12
 	VSHUFF32X4   $0xd8, Z12, Z12, Z12
-	VSHUFF32X4   $0xee, Z13, Z24, Z13
+	VUNPCKLPS    Z14, Z13, Z25
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z25, Z13
 	VSHUFF32X4   $0xd8, Z13, Z13, Z13
-	VUNPCKLPS    Z15, Z14, Z24
-	VUNPCKHPS    Z15, Z14, Z15
-	VSHUFF32X4   $0x44, Z15, Z24, Z14
+	VSHUFF32X4   $0xee, Z14, Z25, Z14
 	VSHUFF32X4   $0xd8, Z14, Z14, Z14
-	VSHUFF32X4   $0xee, Z15, Z24, Z15
+	VUNPCKLPS    Z16, Z15, Z25
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z25, Z15
 	VSHUFF32X4   $0xd8, Z15, Z15, Z15
-	VUNPCKLPS    Z17, Z16, Z24
-	VUNPCKHPS    Z17, Z16, Z17
-	VSHUFF32X4   $0x44, Z17, Z24, Z16
+	VSHUFF32X4   $0xee, Z16, Z25, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
-	VSHUFF32X4   $0xee, Z17, Z24, Z17
+	VUNPCKLPS    Z18, Z17, Z25
+	VUNPCKHPS    Z18, Z17, Z18
+	VSHUFF32X4   $0x44, Z18, Z25, Z17
 	VSHUFF32X4   $0xd8, Z17, Z17, Z17
-	VUNPCKLPS    Z19, Z18, Z24
-	VUNPCKHPS    Z19, Z18, Z19
-	VSHUFF32X4   $0x44, Z19, Z24, Z18
+	VSHUFF32X4   $0xee, Z18, Z25, Z18
 	VSHUFF32X4   $0xd8, Z18, Z18, Z18
-	VSHUFF32X4   $0xee, Z19, Z24, Z19
+	VUNPCKLPS    Z20, Z19, Z25
+	VUNPCKHPS    Z20, Z19, Z20
+	VSHUFF32X4   $0x44, Z20, Z25, Z19
 	VSHUFF32X4   $0xd8, Z19, Z19, Z19
-	VUNPCKLPS    Z21, Z20, Z24
-	VUNPCKHPS    Z21, Z20, Z21
-	VSHUFF32X4   $0x44, Z21, Z24, Z20
+	VSHUFF32X4   $0xee, Z20, Z25, Z20
 	VSHUFF32X4   $0xd8, Z20, Z20, Z20
-	VSHUFF32X4   $0xee, Z21, Z24, Z21
+	VUNPCKLPS    Z22, Z21, Z25
+	VUNPCKHPS    Z22, Z21, Z22
+	VSHUFF32X4   $0x44, Z22, Z25, Z21
 	VSHUFF32X4   $0xd8, Z21, Z21, Z21
-	VUNPCKLPS    Z23, Z22, Z24
-	VUNPCKHPS    Z23, Z22, Z23
-	VSHUFF32X4   $0x44, Z23, Z24, Z22
+	VSHUFF32X4   $0xee, Z22, Z25, Z22
 	VSHUFF32X4   $0xd8, Z22, Z22, Z22
-	VSHUFF32X4   $0xee, Z23, Z24, Z23
+	VUNPCKLPS    Z24, Z23, Z25
+	VUNPCKHPS    Z24, Z23, Z24
+	VSHUFF32X4   $0x44, Z24, Z25, Z23
 	VSHUFF32X4   $0xd8, Z23, Z23, Z23
+	VSHUFF32X4   $0xee, Z24, Z25, Z24
+	VSHUFF32X4   $0xd8, Z24, Z24, Z24
 
-between423:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
-	VMOVUPS Z8, (DX)(DI*1)
-	VMOVUPS Z9, 64(DX)(DI*1)
-	VMOVUPS Z10, 128(DX)(DI*1)
-	VMOVUPS Z11, 192(DX)(DI*1)
-	VMOVUPS Z12, 256(DX)(DI*1)
-	VMOVUPS Z13, 320(DX)(DI*1)
-	VMOVUPS Z14, 384(DX)(DI*1)
-	VMOVUPS Z15, 448(DX)(DI*1)
-	VMOVUPS Z16, (DX)(DI*2)
-	VMOVUPS Z17, 64(DX)(DI*2)
-	VMOVUPS Z18, 128(DX)(DI*2)
-	VMOVUPS Z19, 192(DX)(DI*2)
-	VMOVUPS Z20, 256(DX)(DI*2)
-	VMOVUPS Z21, 320(DX)(DI*2)
-	VMOVUPS Z22, 384(DX)(DI*2)
-	VMOVUPS Z23, 448(DX)(DI*2)
+between641:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
+	VMOVUPS Z9, (DX)(DI*1)
+	VMOVUPS Z10, 64(DX)(DI*1)
+	VMOVUPS Z11, 128(DX)(DI*1)
+	VMOVUPS Z12, 192(DX)(DI*1)
+	VMOVUPS Z13, 256(DX)(DI*1)
+	VMOVUPS Z14, 320(DX)(DI*1)
+	VMOVUPS Z15, 384(DX)(DI*1)
+	VMOVUPS Z16, 448(DX)(DI*1)
+	VMOVUPS Z17, (DX)(DI*2)
+	VMOVUPS Z18, 64(DX)(DI*2)
+	VMOVUPS Z19, 128(DX)(DI*2)
+	VMOVUPS Z20, 192(DX)(DI*2)
+	VMOVUPS Z21, 256(DX)(DI*2)
+	VMOVUPS Z22, 320(DX)(DI*2)
+	VMOVUPS Z23, 384(DX)(DI*2)
+	VMOVUPS Z24, 448(DX)(DI*2)
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop419
+	JGE     loop637
 
-done420:
+done638:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done425
+	JLT  done643
 
-loop424:
-	VXORPS  Z0, Z0, Z0
+loop642:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -6777,1166 +9197,321 @@ loop424:
 	VXORPS  Z9, Z9, Z9
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
 	TESTQ   AX, AX
-	JZ      first426
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS (DX)(DI*1), Z4
-	VMOVUPS 64(DX)(DI*1), Z5
-	VMOVUPS 128(DX)(DI*1), Z6
-	VMOVUPS 192(DX)(DI*1), Z7
-	VMOVUPS (DX)(DI*2), Z8
-	VMOVUPS 64(DX)(DI*2), Z9
-	VMOVUPS 128(DX)(DI*2), Z10
-	VMOVUPS 192(DX)(DI*2), Z11
+	JZ      first644
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS (DX)(DI*1), Z5
+	VMOVUPS 64(DX)(DI*1), Z6
+	VMOVUPS 128(DX)(DI*1), Z7
+	VMOVUPS 192(DX)(DI*1), Z8
+	VMOVUPS (DX)(DI*2), Z9
+	VMOVUPS 64(DX)(DI*2), Z10
+	VMOVUPS 128(DX)(DI*2), Z11
+	VMOVUPS 192(DX)(DI*2), Z12
 
-first426:
+first644:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key427:
-	VBROADCASTSS (R10), Z12
-	VBROADCASTSS (R10)(SI*1), Z13
-	VBROADCASTSS (R10)(SI*2), Z14
-	VMOVUPS      (R9), Z16
-	VPSLLD       $0x10, Z16, Z15
-	VPSRLD       $0x10, Z16, Z16
-	VPSLLD       $0x10, Z16, Z16
-	VFMADD231PS  Z15, Z12, Z0
-	VFMADD231PS  Z15, Z13, Z4
-	VFMADD231PS  Z15, Z14, Z8
-	VFMADD231PS  Z16, Z12, Z1
-	VFMADD231PS  Z16, Z13, Z5
-	VFMADD231PS  Z16, Z14, Z9
-	VMOVUPS      64(R9), Z16
-	VPSLLD       $0x10, Z16, Z15
-	VPSRLD       $0x10, Z16, Z16
-	VPSLLD       $0x10, Z16, Z16
-	VFMADD231PS  Z15, Z12, Z2
-	VFMADD231PS  Z15, Z13, Z6
-	VFMADD231PS  Z15, Z14, Z10
-	VFMADD231PS  Z16, Z12, Z3
-	VFMADD231PS  Z16, Z13, Z7
-	VFMADD231PS  Z16, Z14, Z11
+key645:
+	VBROADCASTSS (R10), Z13
+	VBROADCASTSS (R10)(SI*1), Z14
+	VBROADCASTSS (R10)(SI*2), Z15
+	VMOVUPS      (R9), Z17
+	VPSLLD       $0x10, Z17, Z16
+	VPANDD       Z0, Z17, Z17
+	VFMADD231PS  Z16, Z13, Z1
+	VFMADD231PS  Z16, Z14, Z5
+	VFMADD231PS  Z16, Z15, Z9
+	VFMADD231PS  Z17, Z13, Z2
+	VFMADD231PS  Z17, Z14, Z6
+	VFMADD231PS  Z17, Z15, Z10
+	VMOVUPS      64(R9), Z17
+	VPSLLD       $0x10, Z17, Z16
+	VPANDD       Z0, Z17, Z17
+	VFMADD231PS  Z16, Z13, Z3
+	VFMADD231PS  Z16, Z14, Z7
+	VFMADD231PS  Z16, Z15, Z11
+	VFMADD231PS  Z17, Z13, Z4
+	VFMADD231PS  Z17, Z14, Z8
+	VFMADD231PS  Z17, Z15, Z12
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key427
+	JNZ          key645
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between428
-	VUNPCKLPS    Z1, Z0, Z12
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z12, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z12, Z1
+	CMPQ         R9, $0x20
+	JGT          between646
+	VUNPCKLPS    Z2, Z1, Z13
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z13, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z12
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z12, Z2
+	VSHUFF32X4   $0xee, Z2, Z13, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z12, Z3
+	VUNPCKLPS    Z4, Z3, Z13
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z13, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z12
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z12, Z4
+	VSHUFF32X4   $0xee, Z4, Z13, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z12, Z5
+	VUNPCKLPS    Z6, Z5, Z13
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z13, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z12
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z12, Z6
+	VSHUFF32X4   $0xee, Z6, Z13, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z12, Z7
+	VUNPCKLPS    Z8, Z7, Z13
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z13, Z7
 	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z12
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z12, Z8
+	VSHUFF32X4   $0xee, Z8, Z13, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z12, Z9
+	VUNPCKLPS    Z10, Z9, Z13
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z13, Z9
 	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z12
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z12, Z10
+	VSHUFF32X4   $0xee, Z10, Z13, Z10
 	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z12, Z11
+	VUNPCKLPS    Z12, Z11, Z13
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z13, Z11
 	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VSHUFF32X4   $0xee, Z12, Z13, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
 
-between428:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, (DX)(DI*1)
-	VMOVUPS Z5, 64(DX)(DI*1)
-	VMOVUPS Z6, 128(DX)(DI*1)
-	VMOVUPS Z7, 192(DX)(DI*1)
-	VMOVUPS Z8, (DX)(DI*2)
-	VMOVUPS Z9, 64(DX)(DI*2)
-	VMOVUPS Z10, 128(DX)(DI*2)
-	VMOVUPS Z11, 192(DX)(DI*2)
+between646:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, (DX)(DI*1)
+	VMOVUPS Z6, 64(DX)(DI*1)
+	VMOVUPS Z7, 128(DX)(DI*1)
+	VMOVUPS Z8, 192(DX)(DI*1)
+	VMOVUPS Z9, (DX)(DI*2)
+	VMOVUPS Z10, 64(DX)(DI*2)
+	VMOVUPS Z11, 128(DX)(DI*2)
+	VMOVUPS Z12, 192(DX)(DI*2)
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop424
+	JGE     loop642
 
-done425:
+done643:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done430
+	JLT  done648
 
-loop429:
-	VXORPS  Z0, Z0, Z0
+loop647:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
 	TESTQ   AX, AX
-	JZ      first431
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS (DX)(DI*1), Z2
-	VMOVUPS 64(DX)(DI*1), Z3
-	VMOVUPS (DX)(DI*2), Z4
-	VMOVUPS 64(DX)(DI*2), Z5
+	JZ      first649
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS (DX)(DI*1), Z3
+	VMOVUPS 64(DX)(DI*1), Z4
+	VMOVUPS (DX)(DI*2), Z5
+	VMOVUPS 64(DX)(DI*2), Z6
 
-first431:
+first649:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key432:
-	VMOVUPS      (R9), Z7
-	VPSLLD       $0x10, Z7, Z6
-	VPSRLD       $0x10, Z7, Z7
-	VPSLLD       $0x10, Z7, Z7
-	VBROADCASTSS (R10), Z8
-	VFMADD231PS  Z6, Z8, Z0
-	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS (R10)(SI*1), Z8
-	VFMADD231PS  Z6, Z8, Z2
-	VFMADD231PS  Z7, Z8, Z3
-	VBROADCASTSS (R10)(SI*2), Z8
-	VFMADD231PS  Z6, Z8, Z4
-	VFMADD231PS  Z7, Z8, Z5
+key650:
+	VMOVUPS      (R9), Z8
+	VPSLLD       $0x10, Z8, Z7
+	VPANDD       Z0, Z8, Z8
+	VBROADCASTSS (R10), Z9
+	VFMADD231PS  Z7, Z9, Z1
+	VFMADD231PS  Z8, Z9, Z2
+	VBROADCASTSS (R10)(SI*1), Z9
+	VFMADD231PS  Z7, Z9, Z3
+	VFMADD231PS  Z8, Z9, Z4
+	VBROADCASTSS (R10)(SI*2), Z9
+	VFMADD231PS  Z7, Z9, Z5
+	VFMADD231PS  Z8, Z9, Z6
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key432
+	JNZ          key650
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between433
-	VUNPCKLPS    Z1, Z0, Z6
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z6, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z6, Z1
+	CMPQ         R9, $0x20
+	JGT          between651
+	VUNPCKLPS    Z2, Z1, Z7
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z7, Z1
 	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z6
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z6, Z2
+	VSHUFF32X4   $0xee, Z2, Z7, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z6, Z3
+	VUNPCKLPS    Z4, Z3, Z7
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z7, Z3
 	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z6
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z6, Z4
+	VSHUFF32X4   $0xee, Z4, Z7, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z6, Z5
+	VUNPCKLPS    Z6, Z5, Z7
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z7, Z5
 	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z7, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
 
-between433:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, (DX)(DI*1)
-	VMOVUPS Z3, 64(DX)(DI*1)
-	VMOVUPS Z4, (DX)(DI*2)
-	VMOVUPS Z5, 64(DX)(DI*2)
+between651:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, (DX)(DI*1)
+	VMOVUPS Z4, 64(DX)(DI*1)
+	VMOVUPS Z5, (DX)(DI*2)
+	VMOVUPS Z6, 64(DX)(DI*2)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop429
+	JGE     loop647
 
-done430:
+done648:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done435
+	JLT  done653
 
-loop434:
-	VXORPS  Z0, Z0, Z0
+loop652:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first436
-	VMOVUPS (DX), Z0
-	VMOVUPS (DX)(DI*1), Z1
-	VMOVUPS (DX)(DI*2), Z2
+	JZ      first654
+	VMOVUPS (DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+	VMOVUPS (DX)(DI*2), Z3
 
-first436:
+first654:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key437:
-	VPMOVZXWD    (R9), Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS (R10), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (R10)(SI*1), Z4
-	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (R10)(SI*2), Z4
-	VFMADD231PS  Z3, Z4, Z2
+key655:
+	VPMOVZXWD    (R9), Z4
+	VPSLLD       $0x10, Z4, Z4
+	VBROADCASTSS (R10), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (R10)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (R10)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z3
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key437
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(DI*1)
-	VMOVUPS      Z2, (DX)(DI*2)
+	JNZ          key655
+	VMOVUPS      Z1, (DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	VMOVUPS      Z3, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop434
+	JGE          loop652
 
-done435:
+done653:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done438
+	JZ        done656
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
 	KMOVW     R9, K1
-	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
+	VXORPS    Z3, Z3, Z3
 	TESTQ     AX, AX
-	JZ        first439
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (DX)(DI*1), K1, Z1
-	VMOVUPS.Z (DX)(DI*2), K1, Z2
+	JZ        first657
+	VMOVUPS.Z (DX), K1, Z1
+	VMOVUPS.Z (DX)(DI*1), K1, Z2
+	VMOVUPS.Z (DX)(DI*2), K1, Z3
 
-first439:
+first657:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key440:
-	VMOVDQU16.Z  (CX), K1, Y3
-	VPMOVZXWD    Y3, Z3
-	VPSLLD       $0x10, Z3, Z3
-	VBROADCASTSS (BX), Z4
-	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (BX)(SI*1), Z4
-	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (BX)(SI*2), Z4
-	VFMADD231PS  Z3, Z4, Z2
+key658:
+	VMOVDQU16.Z  (CX), K1, Y4
+	VPMOVZXWD    Y4, Z4
+	VPSLLD       $0x10, Z4, Z4
+	VBROADCASTSS (BX), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (BX)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (BX)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z3
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key440
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(DI*1)
-	VMOVUPS      Z2, K1, (DX)(DI*2)
+	JNZ          key658
+	VMOVUPS      Z1, K1, (DX)
+	VMOVUPS      Z2, K1, (DX)(DI*1)
+	VMOVUPS      Z3, K1, (DX)(DI*2)
 
-done438:
-	ADDQ $0x40, AX
+done656:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block418
+	JLT  block636
 	VZEROUPPER
 	RET
 
-rows366:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	XORQ AX, AX
-
-block441:
-	MOVQ  AX, CX
-	IMULQ stride+40(FP), CX
-	ADDQ  v+32(FP), CX
-	MOVQ  p+8(FP), BX
-	LEAQ  (BX)(AX*4), BX
-	MOVQ  o+0(FP), DX
-	MOVQ  dv+56(FP), R8
-	SUBQ  $+128, R8
-	JLT   done443
-
-loop442:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	TESTQ   AX, AX
-	JZ      first444
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
-	VMOVUPS (DX)(DI*1), Z8
-	VMOVUPS 64(DX)(DI*1), Z9
-	VMOVUPS 128(DX)(DI*1), Z10
-	VMOVUPS 192(DX)(DI*1), Z11
-	VMOVUPS 256(DX)(DI*1), Z12
-	VMOVUPS 320(DX)(DI*1), Z13
-	VMOVUPS 384(DX)(DI*1), Z14
-	VMOVUPS 448(DX)(DI*1), Z15
-
-first444:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key445:
-	VBROADCASTSS (R10), Z16
-	VBROADCASTSS (R10)(SI*1), Z17
-	VMOVUPS      (R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z0
-	VFMADD231PS  Z18, Z17, Z8
-	VFMADD231PS  Z19, Z16, Z1
-	VFMADD231PS  Z19, Z17, Z9
-	VMOVUPS      64(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z2
-	VFMADD231PS  Z18, Z17, Z10
-	VFMADD231PS  Z19, Z16, Z3
-	VFMADD231PS  Z19, Z17, Z11
-	VMOVUPS      128(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z4
-	VFMADD231PS  Z18, Z17, Z12
-	VFMADD231PS  Z19, Z16, Z5
-	VFMADD231PS  Z19, Z17, Z13
-	VMOVUPS      192(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z6
-	VFMADD231PS  Z18, Z17, Z14
-	VFMADD231PS  Z19, Z16, Z7
-	VFMADD231PS  Z19, Z17, Z15
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key445
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between446
-	VUNPCKLPS    Z1, Z0, Z16
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z16, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z16, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z16
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z16, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z16, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z16
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z16, Z4
-	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z16, Z5
-	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z16
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z16, Z6
-	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z16, Z7
-	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z16
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z16, Z8
-	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z16, Z9
-	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z16
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z16, Z10
-	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z16, Z11
-	VSHUFF32X4   $0xd8, Z11, Z11, Z11
-	VUNPCKLPS    Z13, Z12, Z16
-	VUNPCKHPS    Z13, Z12, Z13
-	VSHUFF32X4   $0x44, Z13, Z16, Z12
-	VSHUFF32X4   $0xd8, Z12, Z12, Z12
-	VSHUFF32X4   $0xee, Z13, Z16, Z13
-	VSHUFF32X4   $0xd8, Z13, Z13, Z13
-	VUNPCKLPS    Z15, Z14, Z16
-	VUNPCKHPS    Z15, Z14, Z15
-	VSHUFF32X4   $0x44, Z15, Z16, Z14
-	VSHUFF32X4   $0xd8, Z14, Z14, Z14
-	VSHUFF32X4   $0xee, Z15, Z16, Z15
-	VSHUFF32X4   $0xd8, Z15, Z15, Z15
-
-between446:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
-	VMOVUPS Z8, (DX)(DI*1)
-	VMOVUPS Z9, 64(DX)(DI*1)
-	VMOVUPS Z10, 128(DX)(DI*1)
-	VMOVUPS Z11, 192(DX)(DI*1)
-	VMOVUPS Z12, 256(DX)(DI*1)
-	VMOVUPS Z13, 320(DX)(DI*1)
-	VMOVUPS Z14, 384(DX)(DI*1)
-	VMOVUPS Z15, 448(DX)(DI*1)
-	ADDQ    $+256, CX
-	ADDQ    $+512, DX
-	SUBQ    $+128, R8
-	JGE     loop442
-
-done443:
-	ADDQ $+128, R8
-	SUBQ $+64, R8
-	JLT  done448
-
-loop447:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	TESTQ   AX, AX
-	JZ      first449
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS (DX)(DI*1), Z4
-	VMOVUPS 64(DX)(DI*1), Z5
-	VMOVUPS 128(DX)(DI*1), Z6
-	VMOVUPS 192(DX)(DI*1), Z7
-
-first449:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key450:
-	VBROADCASTSS (R10), Z8
-	VBROADCASTSS (R10)(SI*1), Z9
-	VMOVUPS      (R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      64(R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z2
-	VFMADD231PS  Z10, Z9, Z6
-	VFMADD231PS  Z11, Z8, Z3
-	VFMADD231PS  Z11, Z9, Z7
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key450
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between451
-	VUNPCKLPS    Z1, Z0, Z8
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z8, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z8, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z8
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z8, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z8, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z8
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z8, Z4
-	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z8, Z5
-	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z8
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z8, Z6
-	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z8, Z7
-	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-
-between451:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, (DX)(DI*1)
-	VMOVUPS Z5, 64(DX)(DI*1)
-	VMOVUPS Z6, 128(DX)(DI*1)
-	VMOVUPS Z7, 192(DX)(DI*1)
-	ADDQ    $+128, CX
-	ADDQ    $+256, DX
-	SUBQ    $+64, R8
-	JGE     loop447
-
-done448:
-	ADDQ $+64, R8
-	SUBQ $+32, R8
-	JLT  done453
-
-loop452:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	TESTQ   AX, AX
-	JZ      first454
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS (DX)(DI*1), Z2
-	VMOVUPS 64(DX)(DI*1), Z3
-
-first454:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key455:
-	VBROADCASTSS (R10), Z4
-	VBROADCASTSS (R10)(SI*1), Z5
-	VMOVUPS      (R9), Z7
-	VPSLLD       $0x10, Z7, Z6
-	VPSRLD       $0x10, Z7, Z7
-	VPSLLD       $0x10, Z7, Z7
-	VFMADD231PS  Z6, Z4, Z0
-	VFMADD231PS  Z6, Z5, Z2
-	VFMADD231PS  Z7, Z4, Z1
-	VFMADD231PS  Z7, Z5, Z3
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key455
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between456
-	VUNPCKLPS    Z1, Z0, Z4
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z4, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z4, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z4
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z4, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z4, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-
-between456:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, (DX)(DI*1)
-	VMOVUPS Z3, 64(DX)(DI*1)
-	ADDQ    $+64, CX
-	ADDQ    $+128, DX
-	SUBQ    $+32, R8
-	JGE     loop452
-
-done453:
-	ADDQ $+32, R8
-	SUBQ $+16, R8
-	JLT  done458
-
-loop457:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	TESTQ   AX, AX
-	JZ      first459
-	VMOVUPS (DX), Z0
-	VMOVUPS (DX)(DI*1), Z1
-
-first459:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key460:
-	VPMOVZXWD    (R9), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (R10), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (R10)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key460
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(DI*1)
-	ADDQ         $+32, CX
-	ADDQ         $+64, DX
-	SUBQ         $+16, R8
-	JGE          loop457
-
-done458:
-	ADDQ      $+16, R8
-	TESTQ     R8, R8
-	JZ        done461
-	MOVL      $0x00000001, R9
-	SHLXL     R8, R9, R9
-	DECL      R9
-	KMOVW     R9, K1
-	VXORPS    Z0, Z0, Z0
-	VXORPS    Z1, Z1, Z1
-	TESTQ     AX, AX
-	JZ        first462
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (DX)(DI*1), K1, Z1
-
-first462:
-	MOVQ    keys+48(FP), R8
-	MOVQ    BX, BX
-	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
-	CMPQ    R8, R9
-	CMOVQGT R9, R8
-
-key463:
-	VMOVDQU16.Z  (CX), K1, Y2
-	VPMOVZXWD    Y2, Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (BX), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (BX)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), CX
-	ADDQ         $0x04, BX
-	DECQ         R8
-	JNZ          key463
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(DI*1)
-
-done461:
-	MOVQ  AX, CX
-	IMULQ stride+40(FP), CX
-	ADDQ  v+32(FP), CX
-	MOVQ  p+8(FP), BX
-	LEAQ  (BX)(AX*4), BX
-	MOVQ  o+0(FP), DX
-	LEAQ  (BX)(SI*2), BX
-	LEAQ  (DX)(DI*2), DX
-	MOVQ  dv+56(FP), R8
-	SUBQ  $+128, R8
-	JLT   done465
-
-loop464:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	TESTQ   AX, AX
-	JZ      first466
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS 256(DX), Z4
-	VMOVUPS 320(DX), Z5
-	VMOVUPS 384(DX), Z6
-	VMOVUPS 448(DX), Z7
-	VMOVUPS (DX)(DI*1), Z8
-	VMOVUPS 64(DX)(DI*1), Z9
-	VMOVUPS 128(DX)(DI*1), Z10
-	VMOVUPS 192(DX)(DI*1), Z11
-	VMOVUPS 256(DX)(DI*1), Z12
-	VMOVUPS 320(DX)(DI*1), Z13
-	VMOVUPS 384(DX)(DI*1), Z14
-	VMOVUPS 448(DX)(DI*1), Z15
-
-first466:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key467:
-	VBROADCASTSS (R10), Z16
-	VBROADCASTSS (R10)(SI*1), Z17
-	VMOVUPS      (R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z0
-	VFMADD231PS  Z18, Z17, Z8
-	VFMADD231PS  Z19, Z16, Z1
-	VFMADD231PS  Z19, Z17, Z9
-	VMOVUPS      64(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z2
-	VFMADD231PS  Z18, Z17, Z10
-	VFMADD231PS  Z19, Z16, Z3
-	VFMADD231PS  Z19, Z17, Z11
-	VMOVUPS      128(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z4
-	VFMADD231PS  Z18, Z17, Z12
-	VFMADD231PS  Z19, Z16, Z5
-	VFMADD231PS  Z19, Z17, Z13
-	VMOVUPS      192(R9), Z19
-	VPSLLD       $0x10, Z19, Z18
-	VPSRLD       $0x10, Z19, Z19
-	VPSLLD       $0x10, Z19, Z19
-	VFMADD231PS  Z18, Z16, Z6
-	VFMADD231PS  Z18, Z17, Z14
-	VFMADD231PS  Z19, Z16, Z7
-	VFMADD231PS  Z19, Z17, Z15
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key467
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between468
-	VUNPCKLPS    Z1, Z0, Z16
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z16, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z16, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z16
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z16, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z16, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z16
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z16, Z4
-	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z16, Z5
-	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z16
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z16, Z6
-	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z16, Z7
-	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-	VUNPCKLPS    Z9, Z8, Z16
-	VUNPCKHPS    Z9, Z8, Z9
-	VSHUFF32X4   $0x44, Z9, Z16, Z8
-	VSHUFF32X4   $0xd8, Z8, Z8, Z8
-	VSHUFF32X4   $0xee, Z9, Z16, Z9
-	VSHUFF32X4   $0xd8, Z9, Z9, Z9
-	VUNPCKLPS    Z11, Z10, Z16
-	VUNPCKHPS    Z11, Z10, Z11
-	VSHUFF32X4   $0x44, Z11, Z16, Z10
-	VSHUFF32X4   $0xd8, Z10, Z10, Z10
-	VSHUFF32X4   $0xee, Z11, Z16, Z11
-	VSHUFF32X4   $0xd8, Z11, Z11, Z11
-	VUNPCKLPS    Z13, Z12, Z16
-	VUNPCKHPS    Z13, Z12, Z13
-	VSHUFF32X4   $0x44, Z13, Z16, Z12
-	VSHUFF32X4   $0xd8, Z12, Z12, Z12
-	VSHUFF32X4   $0xee, Z13, Z16, Z13
-	VSHUFF32X4   $0xd8, Z13, Z13, Z13
-	VUNPCKLPS    Z15, Z14, Z16
-	VUNPCKHPS    Z15, Z14, Z15
-	VSHUFF32X4   $0x44, Z15, Z16, Z14
-	VSHUFF32X4   $0xd8, Z14, Z14, Z14
-	VSHUFF32X4   $0xee, Z15, Z16, Z15
-	VSHUFF32X4   $0xd8, Z15, Z15, Z15
-
-between468:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, 256(DX)
-	VMOVUPS Z5, 320(DX)
-	VMOVUPS Z6, 384(DX)
-	VMOVUPS Z7, 448(DX)
-	VMOVUPS Z8, (DX)(DI*1)
-	VMOVUPS Z9, 64(DX)(DI*1)
-	VMOVUPS Z10, 128(DX)(DI*1)
-	VMOVUPS Z11, 192(DX)(DI*1)
-	VMOVUPS Z12, 256(DX)(DI*1)
-	VMOVUPS Z13, 320(DX)(DI*1)
-	VMOVUPS Z14, 384(DX)(DI*1)
-	VMOVUPS Z15, 448(DX)(DI*1)
-	ADDQ    $+256, CX
-	ADDQ    $+512, DX
-	SUBQ    $+128, R8
-	JGE     loop464
-
-done465:
-	ADDQ $+128, R8
-	SUBQ $+64, R8
-	JLT  done470
-
-loop469:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	TESTQ   AX, AX
-	JZ      first471
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS 128(DX), Z2
-	VMOVUPS 192(DX), Z3
-	VMOVUPS (DX)(DI*1), Z4
-	VMOVUPS 64(DX)(DI*1), Z5
-	VMOVUPS 128(DX)(DI*1), Z6
-	VMOVUPS 192(DX)(DI*1), Z7
-
-first471:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key472:
-	VBROADCASTSS (R10), Z8
-	VBROADCASTSS (R10)(SI*1), Z9
-	VMOVUPS      (R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z0
-	VFMADD231PS  Z10, Z9, Z4
-	VFMADD231PS  Z11, Z8, Z1
-	VFMADD231PS  Z11, Z9, Z5
-	VMOVUPS      64(R9), Z11
-	VPSLLD       $0x10, Z11, Z10
-	VPSRLD       $0x10, Z11, Z11
-	VPSLLD       $0x10, Z11, Z11
-	VFMADD231PS  Z10, Z8, Z2
-	VFMADD231PS  Z10, Z9, Z6
-	VFMADD231PS  Z11, Z8, Z3
-	VFMADD231PS  Z11, Z9, Z7
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key472
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between473
-	VUNPCKLPS    Z1, Z0, Z8
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z8, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z8, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z8
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z8, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z8, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-	VUNPCKLPS    Z5, Z4, Z8
-	VUNPCKHPS    Z5, Z4, Z5
-	VSHUFF32X4   $0x44, Z5, Z8, Z4
-	VSHUFF32X4   $0xd8, Z4, Z4, Z4
-	VSHUFF32X4   $0xee, Z5, Z8, Z5
-	VSHUFF32X4   $0xd8, Z5, Z5, Z5
-	VUNPCKLPS    Z7, Z6, Z8
-	VUNPCKHPS    Z7, Z6, Z7
-	VSHUFF32X4   $0x44, Z7, Z8, Z6
-	VSHUFF32X4   $0xd8, Z6, Z6, Z6
-	VSHUFF32X4   $0xee, Z7, Z8, Z7
-	VSHUFF32X4   $0xd8, Z7, Z7, Z7
-
-between473:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, 128(DX)
-	VMOVUPS Z3, 192(DX)
-	VMOVUPS Z4, (DX)(DI*1)
-	VMOVUPS Z5, 64(DX)(DI*1)
-	VMOVUPS Z6, 128(DX)(DI*1)
-	VMOVUPS Z7, 192(DX)(DI*1)
-	ADDQ    $+128, CX
-	ADDQ    $+256, DX
-	SUBQ    $+64, R8
-	JGE     loop469
-
-done470:
-	ADDQ $+64, R8
-	SUBQ $+32, R8
-	JLT  done475
-
-loop474:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	TESTQ   AX, AX
-	JZ      first476
-	VMOVUPS (DX), Z0
-	VMOVUPS 64(DX), Z1
-	VMOVUPS (DX)(DI*1), Z2
-	VMOVUPS 64(DX)(DI*1), Z3
-
-first476:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key477:
-	VBROADCASTSS (R10), Z4
-	VBROADCASTSS (R10)(SI*1), Z5
-	VMOVUPS      (R9), Z7
-	VPSLLD       $0x10, Z7, Z6
-	VPSRLD       $0x10, Z7, Z7
-	VPSLLD       $0x10, Z7, Z7
-	VFMADD231PS  Z6, Z4, Z0
-	VFMADD231PS  Z6, Z5, Z2
-	VFMADD231PS  Z7, Z4, Z1
-	VFMADD231PS  Z7, Z5, Z3
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key477
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between478
-	VUNPCKLPS    Z1, Z0, Z4
-	VUNPCKHPS    Z1, Z0, Z1
-	VSHUFF32X4   $0x44, Z1, Z4, Z0
-	VSHUFF32X4   $0xd8, Z0, Z0, Z0
-	VSHUFF32X4   $0xee, Z1, Z4, Z1
-	VSHUFF32X4   $0xd8, Z1, Z1, Z1
-	VUNPCKLPS    Z3, Z2, Z4
-	VUNPCKHPS    Z3, Z2, Z3
-	VSHUFF32X4   $0x44, Z3, Z4, Z2
-	VSHUFF32X4   $0xd8, Z2, Z2, Z2
-	VSHUFF32X4   $0xee, Z3, Z4, Z3
-	VSHUFF32X4   $0xd8, Z3, Z3, Z3
-
-between478:
-	VMOVUPS Z0, (DX)
-	VMOVUPS Z1, 64(DX)
-	VMOVUPS Z2, (DX)(DI*1)
-	VMOVUPS Z3, 64(DX)(DI*1)
-	ADDQ    $+64, CX
-	ADDQ    $+128, DX
-	SUBQ    $+32, R8
-	JGE     loop474
-
-done475:
-	ADDQ $+32, R8
-	SUBQ $+16, R8
-	JLT  done480
-
-loop479:
-	VXORPS  Z0, Z0, Z0
-	VXORPS  Z1, Z1, Z1
-	TESTQ   AX, AX
-	JZ      first481
-	VMOVUPS (DX), Z0
-	VMOVUPS (DX)(DI*1), Z1
-
-first481:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key482:
-	VPMOVZXWD    (R9), Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (R10), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (R10)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key482
-	VMOVUPS      Z0, (DX)
-	VMOVUPS      Z1, (DX)(DI*1)
-	ADDQ         $+32, CX
-	ADDQ         $+64, DX
-	SUBQ         $+16, R8
-	JGE          loop479
-
-done480:
-	ADDQ      $+16, R8
-	TESTQ     R8, R8
-	JZ        done483
-	MOVL      $0x00000001, R9
-	SHLXL     R8, R9, R9
-	DECL      R9
-	KMOVW     R9, K1
-	VXORPS    Z0, Z0, Z0
-	VXORPS    Z1, Z1, Z1
-	TESTQ     AX, AX
-	JZ        first484
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (DX)(DI*1), K1, Z1
-
-first484:
-	MOVQ    keys+48(FP), R8
-	MOVQ    BX, BX
-	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
-	CMPQ    R8, R9
-	CMOVQGT R9, R8
-
-key485:
-	VMOVDQU16.Z  (CX), K1, Y2
-	VPMOVZXWD    Y2, Z2
-	VPSLLD       $0x10, Z2, Z2
-	VBROADCASTSS (BX), Z3
-	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (BX)(SI*1), Z3
-	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         stride+40(FP), CX
-	ADDQ         $0x04, BX
-	DECQ         R8
-	JNZ          key485
-	VMOVUPS      Z0, K1, (DX)
-	VMOVUPS      Z1, K1, (DX)(DI*1)
-
-done483:
-	ADDQ $0x40, AX
-	CMPQ AX, keys+48(FP)
-	JLT  block441
-	VZEROUPPER
-	RET
-
-// func normBF16AVX512(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·normBF16AVX512(SB), NOSPLIT, $0-36
-	MOVQ         p+0(FP), AX
-	MOVQ         rows+16(FP), CX
-	DECQ         CX
-	IMULQ        stride+8(FP), CX
-	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7f800000, DX
-	VMOVD        DX, X0
+rows584:
+	MOVQ         dv+56(FP), AX
+	CMPQ         AX, $0x40
+	JGT          wide659
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
-	VXORPS       Z1, Z1, Z1
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), DI
+	MOVQ         dv+56(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (R8)(R8*2), R9
+	XORQ         AX, AX
 
-block486:
+block660:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R10
+	SUBQ  $+64, R10
+	JLT   done662
+
+loop661:
+	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
@@ -7952,458 +9527,1999 @@ block486:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	VXORPS  Z17, Z17, Z17
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done489
+	TESTQ   AX, AX
+	JZ      first663
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS (DX)(R8*1), Z5
+	VMOVUPS 64(DX)(R8*1), Z6
+	VMOVUPS 128(DX)(R8*1), Z7
+	VMOVUPS 192(DX)(R8*1), Z8
+	VMOVUPS (DX)(R8*2), Z9
+	VMOVUPS 64(DX)(R8*2), Z10
+	VMOVUPS 128(DX)(R8*2), Z11
+	VMOVUPS 192(DX)(R8*2), Z12
+	VMOVUPS (DX)(R9*1), Z13
+	VMOVUPS 64(DX)(R9*1), Z14
+	VMOVUPS 128(DX)(R9*1), Z15
+	VMOVUPS 192(DX)(R9*1), Z16
 
-loop488:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within490
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+first663:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000020, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
 
-within490:
-	VPMOVZXWD   (DI), Z18
+key664:
+	VBROADCASTSS (R12), Z17
+	VBROADCASTSS (R12)(SI*1), Z18
+	VBROADCASTSS (R12)(SI*2), Z19
+	VBROADCASTSS (R12)(DI*1), Z20
+	VMOVUPS      (R11), Z22
+	VPSLLD       $0x10, Z22, Z21
+	VPANDD       Z0, Z22, Z22
+	VFMADD231PS  Z21, Z17, Z1
+	VFMADD231PS  Z21, Z18, Z5
+	VFMADD231PS  Z21, Z19, Z9
+	VFMADD231PS  Z21, Z20, Z13
+	VFMADD231PS  Z22, Z17, Z2
+	VFMADD231PS  Z22, Z18, Z6
+	VFMADD231PS  Z22, Z19, Z10
+	VFMADD231PS  Z22, Z20, Z14
+	VMOVUPS      64(R11), Z22
+	VPSLLD       $0x10, Z22, Z21
+	VPANDD       Z0, Z22, Z22
+	VFMADD231PS  Z21, Z17, Z3
+	VFMADD231PS  Z21, Z18, Z7
+	VFMADD231PS  Z21, Z19, Z11
+	VFMADD231PS  Z21, Z20, Z15
+	VFMADD231PS  Z22, Z17, Z4
+	VFMADD231PS  Z22, Z18, Z8
+	VFMADD231PS  Z22, Z19, Z12
+	VFMADD231PS  Z22, Z20, Z16
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key664
+	MOVQ         keys+48(FP), R11
+	SUBQ         AX, R11
+	CMPQ         R11, $0x20
+	JGT          between665
+	VUNPCKLPS    Z2, Z1, Z17
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z17, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z17, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z17
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z17, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z17, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z17
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z17, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z17, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z17
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z17, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z17, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VUNPCKLPS    Z10, Z9, Z17
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z17, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VSHUFF32X4   $0xee, Z10, Z17, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VUNPCKLPS    Z12, Z11, Z17
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z17, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VSHUFF32X4   $0xee, Z12, Z17, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
+	VUNPCKLPS    Z14, Z13, Z17
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z17, Z13
+	VSHUFF32X4   $0xd8, Z13, Z13, Z13
+	VSHUFF32X4   $0xee, Z14, Z17, Z14
+	VSHUFF32X4   $0xd8, Z14, Z14, Z14
+	VUNPCKLPS    Z16, Z15, Z17
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z17, Z15
+	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+	VSHUFF32X4   $0xee, Z16, Z17, Z16
+	VSHUFF32X4   $0xd8, Z16, Z16, Z16
+
+between665:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, (DX)(R8*1)
+	VMOVUPS Z6, 64(DX)(R8*1)
+	VMOVUPS Z7, 128(DX)(R8*1)
+	VMOVUPS Z8, 192(DX)(R8*1)
+	VMOVUPS Z9, (DX)(R8*2)
+	VMOVUPS Z10, 64(DX)(R8*2)
+	VMOVUPS Z11, 128(DX)(R8*2)
+	VMOVUPS Z12, 192(DX)(R8*2)
+	VMOVUPS Z13, (DX)(R9*1)
+	VMOVUPS Z14, 64(DX)(R9*1)
+	VMOVUPS Z15, 128(DX)(R9*1)
+	VMOVUPS Z16, 192(DX)(R9*1)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, R10
+	JGE     loop661
+
+done662:
+	ADDQ $+64, R10
+	SUBQ $+32, R10
+	JLT  done667
+
+loop666:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	TESTQ   AX, AX
+	JZ      first668
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS (DX)(R8*1), Z3
+	VMOVUPS 64(DX)(R8*1), Z4
+	VMOVUPS (DX)(R8*2), Z5
+	VMOVUPS 64(DX)(R8*2), Z6
+	VMOVUPS (DX)(R9*1), Z7
+	VMOVUPS 64(DX)(R9*1), Z8
+
+first668:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000020, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key669:
+	VMOVUPS      (R11), Z10
+	VPSLLD       $0x10, Z10, Z9
+	VPANDD       Z0, Z10, Z10
+	VBROADCASTSS (R12), Z11
+	VFMADD231PS  Z9, Z11, Z1
+	VFMADD231PS  Z10, Z11, Z2
+	VBROADCASTSS (R12)(SI*1), Z11
+	VFMADD231PS  Z9, Z11, Z3
+	VFMADD231PS  Z10, Z11, Z4
+	VBROADCASTSS (R12)(SI*2), Z11
+	VFMADD231PS  Z9, Z11, Z5
+	VFMADD231PS  Z10, Z11, Z6
+	VBROADCASTSS (R12)(DI*1), Z11
+	VFMADD231PS  Z9, Z11, Z7
+	VFMADD231PS  Z10, Z11, Z8
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key669
+	MOVQ         keys+48(FP), R11
+	SUBQ         AX, R11
+	CMPQ         R11, $0x20
+	JGT          between670
+	VUNPCKLPS    Z2, Z1, Z9
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z9, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z9, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z9
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z9, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z9, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z9
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z9, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z9, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z9
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z9, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z9, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+
+between670:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, (DX)(R8*1)
+	VMOVUPS Z4, 64(DX)(R8*1)
+	VMOVUPS Z5, (DX)(R8*2)
+	VMOVUPS Z6, 64(DX)(R8*2)
+	VMOVUPS Z7, (DX)(R9*1)
+	VMOVUPS Z8, 64(DX)(R9*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R10
+	JGE     loop666
+
+done667:
+	ADDQ $+32, R10
+	SUBQ $+16, R10
+	JLT  done672
+
+loop671:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	TESTQ   AX, AX
+	JZ      first673
+	VMOVUPS (DX), Z1
+	VMOVUPS (DX)(R8*1), Z2
+	VMOVUPS (DX)(R8*2), Z3
+	VMOVUPS (DX)(R9*1), Z4
+
+first673:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000020, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key674:
+	VPMOVZXWD    (R11), Z5
+	VPSLLD       $0x10, Z5, Z5
+	VBROADCASTSS (R12), Z6
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS (R12)(SI*1), Z6
+	VFMADD231PS  Z5, Z6, Z2
+	VBROADCASTSS (R12)(SI*2), Z6
+	VFMADD231PS  Z5, Z6, Z3
+	VBROADCASTSS (R12)(DI*1), Z6
+	VFMADD231PS  Z5, Z6, Z4
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key674
+	VMOVUPS      Z1, (DX)
+	VMOVUPS      Z2, (DX)(R8*1)
+	VMOVUPS      Z3, (DX)(R8*2)
+	VMOVUPS      Z4, (DX)(R9*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R10
+	JGE          loop671
+
+done672:
+	ADDQ      $+16, R10
+	TESTQ     R10, R10
+	JZ        done675
+	MOVL      $0x00000001, R11
+	SHLXL     R10, R11, R11
+	DECL      R11
+	KMOVW     R11, K1
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	VXORPS    Z3, Z3, Z3
+	VXORPS    Z4, Z4, Z4
+	TESTQ     AX, AX
+	JZ        first676
+	VMOVUPS.Z (DX), K1, Z1
+	VMOVUPS.Z (DX)(R8*1), K1, Z2
+	VMOVUPS.Z (DX)(R8*2), K1, Z3
+	VMOVUPS.Z (DX)(R9*1), K1, Z4
+
+first676:
+	MOVQ    keys+48(FP), R10
+	MOVQ    BX, BX
+	SUBQ    AX, R10
+	MOVQ    $0x00000020, R11
+	CMPQ    R10, R11
+	CMOVQGT R11, R10
+
+key677:
+	VMOVDQU16.Z  (CX), K1, Y5
+	VPMOVZXWD    Y5, Z5
+	VPSLLD       $0x10, Z5, Z5
+	VBROADCASTSS (BX), Z6
+	VFMADD231PS  Z5, Z6, Z1
+	VBROADCASTSS (BX)(SI*1), Z6
+	VFMADD231PS  Z5, Z6, Z2
+	VBROADCASTSS (BX)(SI*2), Z6
+	VFMADD231PS  Z5, Z6, Z3
+	VBROADCASTSS (BX)(DI*1), Z6
+	VFMADD231PS  Z5, Z6, Z4
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R10
+	JNZ          key677
+	VMOVUPS      Z1, K1, (DX)
+	VMOVUPS      Z2, K1, (DX)(R8*1)
+	VMOVUPS      Z3, K1, (DX)(R8*2)
+	VMOVUPS      Z4, K1, (DX)(R9*1)
+
+done675:
+	ADDQ $0x20, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block660
+	VZEROUPPER
+	RET
+
+wide659:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Z0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	XORQ         AX, AX
+
+block678:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done680
+
+loop679:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	VXORPS  Z16, Z16, Z16
+	TESTQ   AX, AX
+	JZ      first681
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
+	VMOVUPS (DX)(DI*1), Z9
+	VMOVUPS 64(DX)(DI*1), Z10
+	VMOVUPS 128(DX)(DI*1), Z11
+	VMOVUPS 192(DX)(DI*1), Z12
+	VMOVUPS 256(DX)(DI*1), Z13
+	VMOVUPS 320(DX)(DI*1), Z14
+	VMOVUPS 384(DX)(DI*1), Z15
+	VMOVUPS 448(DX)(DI*1), Z16
+
+first681:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000020, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key682:
+	VBROADCASTSS (R10), Z17
+	VBROADCASTSS (R10)(SI*1), Z18
+	VMOVUPS      (R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z1
+	VFMADD231PS  Z19, Z18, Z9
+	VFMADD231PS  Z20, Z17, Z2
+	VFMADD231PS  Z20, Z18, Z10
+	VMOVUPS      64(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z3
+	VFMADD231PS  Z19, Z18, Z11
+	VFMADD231PS  Z20, Z17, Z4
+	VFMADD231PS  Z20, Z18, Z12
+	VMOVUPS      128(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z5
+	VFMADD231PS  Z19, Z18, Z13
+	VFMADD231PS  Z20, Z17, Z6
+	VFMADD231PS  Z20, Z18, Z14
+	VMOVUPS      192(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z7
+	VFMADD231PS  Z19, Z18, Z15
+	VFMADD231PS  Z20, Z17, Z8
+	VFMADD231PS  Z20, Z18, Z16
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key682
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x20
+	JGT          between683
+	VUNPCKLPS    Z2, Z1, Z17
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z17, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z17, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z17
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z17, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z17, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z17
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z17, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z17, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z17
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z17, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z17, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VUNPCKLPS    Z10, Z9, Z17
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z17, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VSHUFF32X4   $0xee, Z10, Z17, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VUNPCKLPS    Z12, Z11, Z17
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z17, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VSHUFF32X4   $0xee, Z12, Z17, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
+	VUNPCKLPS    Z14, Z13, Z17
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z17, Z13
+	VSHUFF32X4   $0xd8, Z13, Z13, Z13
+	VSHUFF32X4   $0xee, Z14, Z17, Z14
+	VSHUFF32X4   $0xd8, Z14, Z14, Z14
+	VUNPCKLPS    Z16, Z15, Z17
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z17, Z15
+	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+	VSHUFF32X4   $0xee, Z16, Z17, Z16
+	VSHUFF32X4   $0xd8, Z16, Z16, Z16
+
+between683:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
+	VMOVUPS Z9, (DX)(DI*1)
+	VMOVUPS Z10, 64(DX)(DI*1)
+	VMOVUPS Z11, 128(DX)(DI*1)
+	VMOVUPS Z12, 192(DX)(DI*1)
+	VMOVUPS Z13, 256(DX)(DI*1)
+	VMOVUPS Z14, 320(DX)(DI*1)
+	VMOVUPS Z15, 384(DX)(DI*1)
+	VMOVUPS Z16, 448(DX)(DI*1)
+	ADDQ    $+256, CX
+	ADDQ    $+512, DX
+	SUBQ    $+128, R8
+	JGE     loop679
+
+done680:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done685
+
+loop684:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	TESTQ   AX, AX
+	JZ      first686
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS (DX)(DI*1), Z5
+	VMOVUPS 64(DX)(DI*1), Z6
+	VMOVUPS 128(DX)(DI*1), Z7
+	VMOVUPS 192(DX)(DI*1), Z8
+
+first686:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000020, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key687:
+	VBROADCASTSS (R10), Z9
+	VBROADCASTSS (R10)(SI*1), Z10
+	VMOVUPS      (R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z1
+	VFMADD231PS  Z11, Z10, Z5
+	VFMADD231PS  Z12, Z9, Z2
+	VFMADD231PS  Z12, Z10, Z6
+	VMOVUPS      64(R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z3
+	VFMADD231PS  Z11, Z10, Z7
+	VFMADD231PS  Z12, Z9, Z4
+	VFMADD231PS  Z12, Z10, Z8
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key687
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x20
+	JGT          between688
+	VUNPCKLPS    Z2, Z1, Z9
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z9, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z9, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z9
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z9, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z9, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z9
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z9, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z9, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z9
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z9, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z9, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+
+between688:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, (DX)(DI*1)
+	VMOVUPS Z6, 64(DX)(DI*1)
+	VMOVUPS Z7, 128(DX)(DI*1)
+	VMOVUPS Z8, 192(DX)(DI*1)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, R8
+	JGE     loop684
+
+done685:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done690
+
+loop689:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	TESTQ   AX, AX
+	JZ      first691
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS (DX)(DI*1), Z3
+	VMOVUPS 64(DX)(DI*1), Z4
+
+first691:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000020, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key692:
+	VBROADCASTSS (R10), Z5
+	VBROADCASTSS (R10)(SI*1), Z6
+	VMOVUPS      (R9), Z8
+	VPSLLD       $0x10, Z8, Z7
+	VPANDD       Z0, Z8, Z8
+	VFMADD231PS  Z7, Z5, Z1
+	VFMADD231PS  Z7, Z6, Z3
+	VFMADD231PS  Z8, Z5, Z2
+	VFMADD231PS  Z8, Z6, Z4
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key692
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x20
+	JGT          between693
+	VUNPCKLPS    Z2, Z1, Z5
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z5, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z5, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z5
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z5, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z5, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+
+between693:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, (DX)(DI*1)
+	VMOVUPS Z4, 64(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop689
+
+done690:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done695
+
+loop694:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	TESTQ   AX, AX
+	JZ      first696
+	VMOVUPS (DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+
+first696:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000020, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key697:
+	VPMOVZXWD    (R9), Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (R10), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (R10)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key697
+	VMOVUPS      Z1, (DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop694
+
+done695:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done698
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	TESTQ     AX, AX
+	JZ        first699
+	VMOVUPS.Z (DX), K1, Z1
+	VMOVUPS.Z (DX)(DI*1), K1, Z2
+
+first699:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000020, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key700:
+	VMOVDQU16.Z  (CX), K1, Y3
+	VPMOVZXWD    Y3, Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (BX), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (BX)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key700
+	VMOVUPS      Z1, K1, (DX)
+	VMOVUPS      Z2, K1, (DX)(DI*1)
+
+done698:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	LEAQ  (BX)(SI*2), BX
+	LEAQ  (DX)(DI*2), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done702
+
+loop701:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	VXORPS  Z16, Z16, Z16
+	TESTQ   AX, AX
+	JZ      first703
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS 256(DX), Z5
+	VMOVUPS 320(DX), Z6
+	VMOVUPS 384(DX), Z7
+	VMOVUPS 448(DX), Z8
+	VMOVUPS (DX)(DI*1), Z9
+	VMOVUPS 64(DX)(DI*1), Z10
+	VMOVUPS 128(DX)(DI*1), Z11
+	VMOVUPS 192(DX)(DI*1), Z12
+	VMOVUPS 256(DX)(DI*1), Z13
+	VMOVUPS 320(DX)(DI*1), Z14
+	VMOVUPS 384(DX)(DI*1), Z15
+	VMOVUPS 448(DX)(DI*1), Z16
+
+first703:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000020, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key704:
+	VBROADCASTSS (R10), Z17
+	VBROADCASTSS (R10)(SI*1), Z18
+	VMOVUPS      (R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z1
+	VFMADD231PS  Z19, Z18, Z9
+	VFMADD231PS  Z20, Z17, Z2
+	VFMADD231PS  Z20, Z18, Z10
+	VMOVUPS      64(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z3
+	VFMADD231PS  Z19, Z18, Z11
+	VFMADD231PS  Z20, Z17, Z4
+	VFMADD231PS  Z20, Z18, Z12
+	VMOVUPS      128(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z5
+	VFMADD231PS  Z19, Z18, Z13
+	VFMADD231PS  Z20, Z17, Z6
+	VFMADD231PS  Z20, Z18, Z14
+	VMOVUPS      192(R9), Z20
+	VPSLLD       $0x10, Z20, Z19
+	VPANDD       Z0, Z20, Z20
+	VFMADD231PS  Z19, Z17, Z7
+	VFMADD231PS  Z19, Z18, Z15
+	VFMADD231PS  Z20, Z17, Z8
+	VFMADD231PS  Z20, Z18, Z16
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key704
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x20
+	JGT          between705
+	VUNPCKLPS    Z2, Z1, Z17
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z17, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z17, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z17
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z17, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z17, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z17
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z17, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z17, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z17
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z17, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z17, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+	VUNPCKLPS    Z10, Z9, Z17
+	VUNPCKHPS    Z10, Z9, Z10
+	VSHUFF32X4   $0x44, Z10, Z17, Z9
+	VSHUFF32X4   $0xd8, Z9, Z9, Z9
+	VSHUFF32X4   $0xee, Z10, Z17, Z10
+	VSHUFF32X4   $0xd8, Z10, Z10, Z10
+	VUNPCKLPS    Z12, Z11, Z17
+	VUNPCKHPS    Z12, Z11, Z12
+	VSHUFF32X4   $0x44, Z12, Z17, Z11
+	VSHUFF32X4   $0xd8, Z11, Z11, Z11
+	VSHUFF32X4   $0xee, Z12, Z17, Z12
+	VSHUFF32X4   $0xd8, Z12, Z12, Z12
+	VUNPCKLPS    Z14, Z13, Z17
+	VUNPCKHPS    Z14, Z13, Z14
+	VSHUFF32X4   $0x44, Z14, Z17, Z13
+	VSHUFF32X4   $0xd8, Z13, Z13, Z13
+	VSHUFF32X4   $0xee, Z14, Z17, Z14
+	VSHUFF32X4   $0xd8, Z14, Z14, Z14
+	VUNPCKLPS    Z16, Z15, Z17
+	VUNPCKHPS    Z16, Z15, Z16
+	VSHUFF32X4   $0x44, Z16, Z17, Z15
+	VSHUFF32X4   $0xd8, Z15, Z15, Z15
+	VSHUFF32X4   $0xee, Z16, Z17, Z16
+	VSHUFF32X4   $0xd8, Z16, Z16, Z16
+
+between705:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, 256(DX)
+	VMOVUPS Z6, 320(DX)
+	VMOVUPS Z7, 384(DX)
+	VMOVUPS Z8, 448(DX)
+	VMOVUPS Z9, (DX)(DI*1)
+	VMOVUPS Z10, 64(DX)(DI*1)
+	VMOVUPS Z11, 128(DX)(DI*1)
+	VMOVUPS Z12, 192(DX)(DI*1)
+	VMOVUPS Z13, 256(DX)(DI*1)
+	VMOVUPS Z14, 320(DX)(DI*1)
+	VMOVUPS Z15, 384(DX)(DI*1)
+	VMOVUPS Z16, 448(DX)(DI*1)
+	ADDQ    $+256, CX
+	ADDQ    $+512, DX
+	SUBQ    $+128, R8
+	JGE     loop701
+
+done702:
+	ADDQ $+128, R8
+	SUBQ $+64, R8
+	JLT  done707
+
+loop706:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	TESTQ   AX, AX
+	JZ      first708
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS 128(DX), Z3
+	VMOVUPS 192(DX), Z4
+	VMOVUPS (DX)(DI*1), Z5
+	VMOVUPS 64(DX)(DI*1), Z6
+	VMOVUPS 128(DX)(DI*1), Z7
+	VMOVUPS 192(DX)(DI*1), Z8
+
+first708:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000020, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key709:
+	VBROADCASTSS (R10), Z9
+	VBROADCASTSS (R10)(SI*1), Z10
+	VMOVUPS      (R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z1
+	VFMADD231PS  Z11, Z10, Z5
+	VFMADD231PS  Z12, Z9, Z2
+	VFMADD231PS  Z12, Z10, Z6
+	VMOVUPS      64(R9), Z12
+	VPSLLD       $0x10, Z12, Z11
+	VPANDD       Z0, Z12, Z12
+	VFMADD231PS  Z11, Z9, Z3
+	VFMADD231PS  Z11, Z10, Z7
+	VFMADD231PS  Z12, Z9, Z4
+	VFMADD231PS  Z12, Z10, Z8
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key709
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x20
+	JGT          between710
+	VUNPCKLPS    Z2, Z1, Z9
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z9, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z9, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z9
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z9, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z9, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+	VUNPCKLPS    Z6, Z5, Z9
+	VUNPCKHPS    Z6, Z5, Z6
+	VSHUFF32X4   $0x44, Z6, Z9, Z5
+	VSHUFF32X4   $0xd8, Z5, Z5, Z5
+	VSHUFF32X4   $0xee, Z6, Z9, Z6
+	VSHUFF32X4   $0xd8, Z6, Z6, Z6
+	VUNPCKLPS    Z8, Z7, Z9
+	VUNPCKHPS    Z8, Z7, Z8
+	VSHUFF32X4   $0x44, Z8, Z9, Z7
+	VSHUFF32X4   $0xd8, Z7, Z7, Z7
+	VSHUFF32X4   $0xee, Z8, Z9, Z8
+	VSHUFF32X4   $0xd8, Z8, Z8, Z8
+
+between710:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, 128(DX)
+	VMOVUPS Z4, 192(DX)
+	VMOVUPS Z5, (DX)(DI*1)
+	VMOVUPS Z6, 64(DX)(DI*1)
+	VMOVUPS Z7, 128(DX)(DI*1)
+	VMOVUPS Z8, 192(DX)(DI*1)
+	ADDQ    $+128, CX
+	ADDQ    $+256, DX
+	SUBQ    $+64, R8
+	JGE     loop706
+
+done707:
+	ADDQ $+64, R8
+	SUBQ $+32, R8
+	JLT  done712
+
+loop711:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	TESTQ   AX, AX
+	JZ      first713
+	VMOVUPS (DX), Z1
+	VMOVUPS 64(DX), Z2
+	VMOVUPS (DX)(DI*1), Z3
+	VMOVUPS 64(DX)(DI*1), Z4
+
+first713:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000020, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key714:
+	VBROADCASTSS (R10), Z5
+	VBROADCASTSS (R10)(SI*1), Z6
+	VMOVUPS      (R9), Z8
+	VPSLLD       $0x10, Z8, Z7
+	VPANDD       Z0, Z8, Z8
+	VFMADD231PS  Z7, Z5, Z1
+	VFMADD231PS  Z7, Z6, Z3
+	VFMADD231PS  Z8, Z5, Z2
+	VFMADD231PS  Z8, Z6, Z4
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key714
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x20
+	JGT          between715
+	VUNPCKLPS    Z2, Z1, Z5
+	VUNPCKHPS    Z2, Z1, Z2
+	VSHUFF32X4   $0x44, Z2, Z5, Z1
+	VSHUFF32X4   $0xd8, Z1, Z1, Z1
+	VSHUFF32X4   $0xee, Z2, Z5, Z2
+	VSHUFF32X4   $0xd8, Z2, Z2, Z2
+	VUNPCKLPS    Z4, Z3, Z5
+	VUNPCKHPS    Z4, Z3, Z4
+	VSHUFF32X4   $0x44, Z4, Z5, Z3
+	VSHUFF32X4   $0xd8, Z3, Z3, Z3
+	VSHUFF32X4   $0xee, Z4, Z5, Z4
+	VSHUFF32X4   $0xd8, Z4, Z4, Z4
+
+between715:
+	VMOVUPS Z1, (DX)
+	VMOVUPS Z2, 64(DX)
+	VMOVUPS Z3, (DX)(DI*1)
+	VMOVUPS Z4, 64(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop711
+
+done712:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done717
+
+loop716:
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	TESTQ   AX, AX
+	JZ      first718
+	VMOVUPS (DX), Z1
+	VMOVUPS (DX)(DI*1), Z2
+
+first718:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000020, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key719:
+	VPMOVZXWD    (R9), Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (R10), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (R10)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key719
+	VMOVUPS      Z1, (DX)
+	VMOVUPS      Z2, (DX)(DI*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R8
+	JGE          loop716
+
+done717:
+	ADDQ      $+16, R8
+	TESTQ     R8, R8
+	JZ        done720
+	MOVL      $0x00000001, R9
+	SHLXL     R8, R9, R9
+	DECL      R9
+	KMOVW     R9, K1
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	TESTQ     AX, AX
+	JZ        first721
+	VMOVUPS.Z (DX), K1, Z1
+	VMOVUPS.Z (DX)(DI*1), K1, Z2
+
+first721:
+	MOVQ    keys+48(FP), R8
+	MOVQ    BX, BX
+	SUBQ    AX, R8
+	MOVQ    $0x00000020, R9
+	CMPQ    R8, R9
+	CMOVQGT R9, R8
+
+key722:
+	VMOVDQU16.Z  (CX), K1, Y3
+	VPMOVZXWD    Y3, Z3
+	VPSLLD       $0x10, Z3, Z3
+	VBROADCASTSS (BX), Z4
+	VFMADD231PS  Z3, Z4, Z1
+	VBROADCASTSS (BX)(SI*1), Z4
+	VFMADD231PS  Z3, Z4, Z2
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R8
+	JNZ          key722
+	VMOVUPS      Z1, K1, (DX)
+	VMOVUPS      Z2, K1, (DX)(DI*1)
+
+done720:
+	ADDQ $0x20, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block678
+	VZEROUPPER
+	RET
+
+// func normBF16AVX512(p *uint16, stride int, rows int, d int) float32
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2
+TEXT ·normBF16AVX512(SB), NOSPLIT, $0-36
+	MOVQ         p+0(FP), AX
+	MOVQ         rows+16(FP), CX
+	DECQ         CX
+	IMULQ        stride+8(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7f800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+	VXORPS       Z1, Z1, Z1
+
+block723:
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	VXORPS Z17, Z17, Z17
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), BX
+	SUBQ   $+64, BX
+	JLT    done726
+
+loop725:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	VPMOVZXWD   32(DI), Z18
+	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-	VPMOVZXWD   32(R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-	VPMOVZXWD   32(R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop488
-
-done489:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done492
-
-loop491:
-	VPMOVZXWD   (DI), Z18
+	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop491
+	VFMADD231PS Z18, Z18, Z2
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop725
 
-done492:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done493
-	VMOVDQU16.Z (DI), K1, Y18
+done726:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done728
+
+loop727:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z2
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop727
+
+done728:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done729
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VMOVDQU16.Z (R8), K1, Y18
+
+done729:
+	CMPQ DX, $0x01
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done731
+
+loop730:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop730
+
+done731:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done733
+
+loop732:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop732
+
+done733:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done734
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z3
-	VMOVDQU16.Z (R9), K1, Y18
+
+done734:
+	CMPQ DX, $0x02
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done736
+
+loop735:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop735
+
+done736:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done738
+
+loop737:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop737
+
+done738:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done739
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z4
-	VMOVDQU16.Z (R10), K1, Y18
+
+done739:
+	CMPQ DX, $0x03
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done741
+
+loop740:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop740
+
+done741:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done743
+
+loop742:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop742
+
+done743:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done744
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done493:
-	CMPQ    R11, $0x04
-	JLE     fold487
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done495
+done744:
+	CMPQ DX, $0x04
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done746
 
-loop494:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within496
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within496:
-	VPMOVZXWD   (DI), Z18
+loop745:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
-	VPMOVZXWD   32(DI), Z18
+	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
-	VPMOVZXWD   32(R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
-	VPMOVZXWD   32(R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop494
-
-done495:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done498
-
-loop497:
-	VPMOVZXWD   (DI), Z18
+	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop497
+	VFMADD231PS Z18, Z18, Z6
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop745
 
-done498:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done499
-	VMOVDQU16.Z (DI), K1, Y18
+done746:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done748
+
+loop747:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z6
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop747
+
+done748:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done749
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VMOVDQU16.Z (R8), K1, Y18
+
+done749:
+	CMPQ DX, $0x05
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done751
+
+loop750:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop750
+
+done751:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done753
+
+loop752:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop752
+
+done753:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done754
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z7
-	VMOVDQU16.Z (R9), K1, Y18
+
+done754:
+	CMPQ DX, $0x06
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done756
+
+loop755:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop755
+
+done756:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done758
+
+loop757:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop757
+
+done758:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done759
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z8
-	VMOVDQU16.Z (R10), K1, Y18
+
+done759:
+	CMPQ DX, $0x07
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done761
+
+loop760:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop760
+
+done761:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done763
+
+loop762:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop762
+
+done763:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done764
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done499:
-	CMPQ    R11, $0x08
-	JLE     fold487
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done501
+done764:
+	CMPQ DX, $0x08
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done766
 
-loop500:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within502
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within502:
-	VPMOVZXWD   (DI), Z18
+loop765:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
-	VPMOVZXWD   32(DI), Z18
+	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
-	VPMOVZXWD   32(R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
-	VPMOVZXWD   32(R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop500
-
-done501:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done504
-
-loop503:
-	VPMOVZXWD   (DI), Z18
+	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop503
+	VFMADD231PS Z18, Z18, Z10
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop765
 
-done504:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done505
-	VMOVDQU16.Z (DI), K1, Y18
+done766:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done768
+
+loop767:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z10
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop767
+
+done768:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done769
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VMOVDQU16.Z (R8), K1, Y18
+
+done769:
+	CMPQ DX, $0x09
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done771
+
+loop770:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop770
+
+done771:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done773
+
+loop772:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop772
+
+done773:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done774
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z11
-	VMOVDQU16.Z (R9), K1, Y18
+
+done774:
+	CMPQ DX, $0x0a
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done776
+
+loop775:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop775
+
+done776:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done778
+
+loop777:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop777
+
+done778:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done779
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z12
-	VMOVDQU16.Z (R10), K1, Y18
+
+done779:
+	CMPQ DX, $0x0b
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done781
+
+loop780:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop780
+
+done781:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done783
+
+loop782:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop782
+
+done783:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done784
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done505:
-	CMPQ    R11, $0x0c
-	JLE     fold487
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done507
+done784:
+	CMPQ DX, $0x0c
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done786
 
-loop506:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within508
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within508:
-	VPMOVZXWD   (DI), Z18
+loop785:
+	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VPMOVZXWD   (R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z17
-	VPMOVZXWD   32(DI), Z18
+	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VPMOVZXWD   32(R8), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
-	VPMOVZXWD   32(R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
-	VPMOVZXWD   32(R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop506
-
-done507:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done510
-
-loop509:
-	VPMOVZXWD   (DI), Z18
+	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VPMOVZXWD   (R8), Z18
+	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
-	VPMOVZXWD   (R9), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
-	VPMOVZXWD   (R10), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop509
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop785
 
-done510:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done511
-	VMOVDQU16.Z (DI), K1, Y18
+done786:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done788
+
+loop787:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop787
+
+done788:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done789
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VMOVDQU16.Z (R8), K1, Y18
+
+done789:
+	CMPQ DX, $0x0d
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done791
+
+loop790:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop790
+
+done791:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done793
+
+loop792:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop792
+
+done793:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done794
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z15
-	VMOVDQU16.Z (R9), K1, Y18
+
+done794:
+	CMPQ DX, $0x0e
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done796
+
+loop795:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop795
+
+done796:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done798
+
+loop797:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop797
+
+done798:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done799
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z16
-	VMOVDQU16.Z (R10), K1, Y18
+
+done799:
+	CMPQ DX, $0x0f
+	JLE  fold724
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done801
+
+loop800:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop800
+
+done801:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done803
+
+loop802:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop802
+
+done803:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done804
+	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done511:
-fold487:
+done804:
+fold724:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -8451,8 +11567,8 @@ fold487:
 	VADDPS        Z4, Z2, Z4
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
-	SUBQ          $0x10, R11
-	JG            block486
+	SUBQ          $0x10, DX
+	JG            block723
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -8466,163 +11582,81 @@ fold487:
 	RET
 
 // func peakBF16AVX512(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
 TEXT ·peakBF16AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7fffffff, DX
-	VMOVD        DX, X0
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7fffffff, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
-	VXORPS       Z2, Z2, Z2
-	VXORPS       Z3, Z3, Z3
-	VXORPS       Z4, Z4, Z4
 
-block512:
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done514
+block805:
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done807
 
-loop513:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within515
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop806:
+	VPMOVZXWD (CX), Z2
+	VPSLLD    $0x10, Z2, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	VPMOVZXWD 32(CX), Z2
+	VPSLLD    $0x10, Z2, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	VPMOVZXWD 64(CX), Z2
+	VPSLLD    $0x10, Z2, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	VPMOVZXWD 96(CX), Z2
+	VPSLLD    $0x10, Z2, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	ADDQ      $+128, CX
+	SUBQ      $+64, BX
+	JGE       loop806
 
-within515:
-	VPMOVZXWD (DI), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VPMOVZXWD (R8), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VPMOVZXWD (R9), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VPMOVZXWD (R10), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	VPMOVZXWD 32(DI), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VPMOVZXWD 32(R8), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VPMOVZXWD 32(R9), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VPMOVZXWD 32(R10), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	ADDQ      $+64, DI
-	ADDQ      $+64, R8
-	ADDQ      $+64, R9
-	ADDQ      $+64, R10
-	SUBQ      $+32, R12
-	JGE       loop513
+done807:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done809
 
-done514:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done517
+loop808:
+	VPMOVZXWD (CX), Z2
+	VPSLLD    $0x10, Z2, Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	ADDQ      $+32, CX
+	SUBQ      $+16, BX
+	JGE       loop808
 
-loop516:
-	VPMOVZXWD (DI), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VPMOVZXWD (R8), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VPMOVZXWD (R9), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VPMOVZXWD (R10), Z5
-	VPSLLD    $0x10, Z5, Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	ADDQ      $+32, DI
-	ADDQ      $+32, R8
-	ADDQ      $+32, R9
-	ADDQ      $+32, R10
-	SUBQ      $+16, R12
-	JGE       loop516
+done809:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done810
+	VMOVDQU16.Z (CX), K1, Y2
+	VPMOVZXWD   Y2, Z2
+	VPSLLD      $0x10, Z2, Z2
+	VPANDD      Z0, Z2, Z2
+	VPMAXUD     Z2, Z1, Z1
 
-done517:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done518
-	VMOVDQU16.Z (DI), K1, Y5
-	VPMOVZXWD   Y5, Z5
-	VPSLLD      $0x10, Z5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z1, Z1
-	VMOVDQU16.Z (R8), K1, Y5
-	VPMOVZXWD   Y5, Z5
-	VPSLLD      $0x10, Z5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z2, Z2
-	VMOVDQU16.Z (R9), K1, Y5
-	VPMOVZXWD   Y5, Z5
-	VPSLLD      $0x10, Z5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z3, Z3
-	VMOVDQU16.Z (R10), K1, Y5
-	VPMOVZXWD   Y5, Z5
-	VPSLLD      $0x10, Z5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z4, Z4
-
-done518:
-	SUBQ          $0x04, R11
-	JG            block512
-	VPMAXUD       Z2, Z1, Z1
-	VPMAXUD       Z4, Z3, Z3
-	VPMAXUD       Z3, Z1, Z1
+done810:
+	SUBQ          $0x01, DX
+	JG            block805
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -8647,9 +11681,9 @@ TEXT ·widenBF16AVX512(SB), NOSPLIT, $0-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+64, DX
-	JLT  done520
+	JLT  done812
 
-loop519:
+loop811:
 	VPMOVZXWD (CX), Z0
 	VPSLLD    $0x10, Z0, Z0
 	VMOVUPS   Z0, (AX)
@@ -8665,26 +11699,26 @@ loop519:
 	ADDQ      $+128, CX
 	ADDQ      $+256, AX
 	SUBQ      $+64, DX
-	JGE       loop519
+	JGE       loop811
 
-done520:
+done812:
 	ADDQ $+64, DX
 	SUBQ $+16, DX
-	JLT  done522
+	JLT  done814
 
-loop521:
+loop813:
 	VPMOVZXWD (CX), Z0
 	VPSLLD    $0x10, Z0, Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+32, CX
 	ADDQ      $+64, AX
 	SUBQ      $+16, DX
-	JGE       loop521
+	JGE       loop813
 
-done522:
+done814:
 	ADDQ        $+16, DX
 	TESTQ       DX, DX
-	JZ          done523
+	JZ          done815
 	MOVL        $0x00000001, BX
 	SHLXL       DX, BX, BX
 	DECL        BX
@@ -8694,20 +11728,20 @@ done522:
 	VPSLLD      $0x10, Z0, Z0
 	VMOVUPS     Z0, K1, (AX)
 
-done523:
+done815:
 	VZEROUPPER
 	RET
 
 // func dotsF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
-TEXT ·dotsF16AVX512(SB), NOSPLIT, $8-72
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
+TEXT ·dotsF16AVX512(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows524
+	JE           rows816
 	CMPQ         AX, $0x03
-	JE           rows525
+	JE           rows817
 	CMPQ         AX, $0x04
-	JE           rows526
+	JE           rows818
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -8725,7 +11759,7 @@ TEXT ·dotsF16AVX512(SB), NOSPLIT, $8-72
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block527:
+block819:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -8747,736 +11781,752 @@ block527:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
-	SUBQ   $+32, DI
-	JLT    done530
+	SUBQ   $+64, DI
+	JLT    done822
 
-loop529:
+loop821:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS (DX), Z17, Z1
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop529
+	VFMADD231PS 64(DX), Z17, Z1
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z1
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z1
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop821
 
-done530:
-	ADDQ $+32, DI
+done822:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done532
+	JLT  done824
 
-loop531:
+loop823:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS (DX), Z17, Z1
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop531
+	JGE         loop823
 
-done532:
+done824:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done533
+	JZ          done825
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 
-done533:
+done825:
 	CMPQ SI, $0x01
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done535
+	SUBQ $+64, DI
+	JLT  done827
 
-loop534:
+loop826:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS (DX), Z17, Z2
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop534
+	VFMADD231PS 64(DX), Z17, Z2
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z2
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z2
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop826
 
-done535:
-	ADDQ $+32, DI
+done827:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done537
+	JLT  done829
 
-loop536:
+loop828:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS (DX), Z17, Z2
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop536
+	JGE         loop828
 
-done537:
+done829:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done538
+	JZ          done830
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 
-done538:
+done830:
 	CMPQ SI, $0x02
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done540
+	SUBQ $+64, DI
+	JLT  done832
 
-loop539:
+loop831:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS (DX), Z17, Z3
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop539
+	VFMADD231PS 64(DX), Z17, Z3
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z3
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z3
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop831
 
-done540:
-	ADDQ $+32, DI
+done832:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done542
+	JLT  done834
 
-loop541:
+loop833:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS (DX), Z17, Z3
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop541
+	JGE         loop833
 
-done542:
+done834:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done543
+	JZ          done835
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 
-done543:
+done835:
 	CMPQ SI, $0x03
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done545
+	SUBQ $+64, DI
+	JLT  done837
 
-loop544:
+loop836:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS (DX), Z17, Z4
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop544
+	VFMADD231PS 64(DX), Z17, Z4
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z4
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z4
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop836
 
-done545:
-	ADDQ $+32, DI
+done837:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done547
+	JLT  done839
 
-loop546:
+loop838:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS (DX), Z17, Z4
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop546
+	JGE         loop838
 
-done547:
+done839:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done548
+	JZ          done840
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 
-done548:
+done840:
 	CMPQ SI, $0x04
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done550
+	SUBQ $+64, DI
+	JLT  done842
 
-loop549:
+loop841:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS (DX), Z17, Z5
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop549
+	VFMADD231PS 64(DX), Z17, Z5
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z5
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z5
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop841
 
-done550:
-	ADDQ $+32, DI
+done842:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done552
+	JLT  done844
 
-loop551:
+loop843:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS (DX), Z17, Z5
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop551
+	JGE         loop843
 
-done552:
+done844:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done553
+	JZ          done845
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 
-done553:
+done845:
 	CMPQ SI, $0x05
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done555
+	SUBQ $+64, DI
+	JLT  done847
 
-loop554:
+loop846:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS (DX), Z17, Z6
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop554
+	VFMADD231PS 64(DX), Z17, Z6
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z6
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z6
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop846
 
-done555:
-	ADDQ $+32, DI
+done847:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done557
+	JLT  done849
 
-loop556:
+loop848:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS (DX), Z17, Z6
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop556
+	JGE         loop848
 
-done557:
+done849:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done558
+	JZ          done850
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 
-done558:
+done850:
 	CMPQ SI, $0x06
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done560
+	SUBQ $+64, DI
+	JLT  done852
 
-loop559:
+loop851:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS (DX), Z17, Z7
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop559
+	VFMADD231PS 64(DX), Z17, Z7
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z7
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z7
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop851
 
-done560:
-	ADDQ $+32, DI
+done852:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done562
+	JLT  done854
 
-loop561:
+loop853:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS (DX), Z17, Z7
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop561
+	JGE         loop853
 
-done562:
+done854:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done563
+	JZ          done855
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 
-done563:
+done855:
 	CMPQ SI, $0x07
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done565
+	SUBQ $+64, DI
+	JLT  done857
 
-loop564:
+loop856:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS (DX), Z17, Z8
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop564
+	VFMADD231PS 64(DX), Z17, Z8
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z8
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z8
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop856
 
-done565:
-	ADDQ $+32, DI
+done857:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done567
+	JLT  done859
 
-loop566:
+loop858:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS (DX), Z17, Z8
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop566
+	JGE         loop858
 
-done567:
+done859:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done568
+	JZ          done860
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 
-done568:
+done860:
 	CMPQ SI, $0x08
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done570
+	SUBQ $+64, DI
+	JLT  done862
 
-loop569:
+loop861:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (DX), Z17, Z9
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop569
+	VFMADD231PS 64(DX), Z17, Z9
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z9
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop861
 
-done570:
-	ADDQ $+32, DI
+done862:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done572
+	JLT  done864
 
-loop571:
+loop863:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (DX), Z17, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop571
+	JGE         loop863
 
-done572:
+done864:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done573
+	JZ          done865
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 
-done573:
+done865:
 	CMPQ SI, $0x09
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done575
+	SUBQ $+64, DI
+	JLT  done867
 
-loop574:
+loop866:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (DX), Z17, Z10
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z10
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop574
+	VFMADD231PS 64(DX), Z17, Z10
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z10
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop866
 
-done575:
-	ADDQ $+32, DI
+done867:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done577
+	JLT  done869
 
-loop576:
+loop868:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (DX), Z17, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop576
+	JGE         loop868
 
-done577:
+done869:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done578
+	JZ          done870
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 
-done578:
+done870:
 	CMPQ SI, $0x0a
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done580
+	SUBQ $+64, DI
+	JLT  done872
 
-loop579:
+loop871:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (DX), Z17, Z11
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop579
+	VFMADD231PS 64(DX), Z17, Z11
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z11
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop871
 
-done580:
-	ADDQ $+32, DI
+done872:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done582
+	JLT  done874
 
-loop581:
+loop873:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (DX), Z17, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop581
+	JGE         loop873
 
-done582:
+done874:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done583
+	JZ          done875
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 
-done583:
+done875:
 	CMPQ SI, $0x0b
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done585
+	SUBQ $+64, DI
+	JLT  done877
 
-loop584:
+loop876:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (DX), Z17, Z12
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z12
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop584
+	VFMADD231PS 64(DX), Z17, Z12
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z12
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop876
 
-done585:
-	ADDQ $+32, DI
+done877:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done587
+	JLT  done879
 
-loop586:
+loop878:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (DX), Z17, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop586
+	JGE         loop878
 
-done587:
+done879:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done588
+	JZ          done880
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 
-done588:
+done880:
 	CMPQ SI, $0x0c
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done590
+	SUBQ $+64, DI
+	JLT  done882
 
-loop589:
+loop881:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (DX), Z17, Z13
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop589
+	VFMADD231PS 64(DX), Z17, Z13
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z13
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop881
 
-done590:
-	ADDQ $+32, DI
+done882:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done592
+	JLT  done884
 
-loop591:
+loop883:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (DX), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop591
+	JGE         loop883
 
-done592:
+done884:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done593
+	JZ          done885
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done593:
+done885:
 	CMPQ SI, $0x0d
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done595
+	SUBQ $+64, DI
+	JLT  done887
 
-loop594:
+loop886:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (DX), Z17, Z14
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop594
+	VFMADD231PS 64(DX), Z17, Z14
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z14
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop886
 
-done595:
-	ADDQ $+32, DI
+done887:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done597
+	JLT  done889
 
-loop596:
+loop888:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (DX), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop596
+	JGE         loop888
 
-done597:
+done889:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done598
+	JZ          done890
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done598:
+done890:
 	CMPQ SI, $0x0e
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done600
+	SUBQ $+64, DI
+	JLT  done892
 
-loop599:
+loop891:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (DX), Z17, Z15
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop599
+	VFMADD231PS 64(DX), Z17, Z15
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z15
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop891
 
-done600:
-	ADDQ $+32, DI
+done892:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done602
+	JLT  done894
 
-loop601:
+loop893:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (DX), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop601
+	JGE         loop893
 
-done602:
+done894:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done603
+	JZ          done895
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done603:
+done895:
 	CMPQ SI, $0x0f
-	JLE  fold528
+	JLE  fold820
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+32, DI
-	JLT  done605
+	SUBQ $+64, DI
+	JLT  done897
 
-loop604:
+loop896:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (DX), Z17, Z16
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(DX), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+64, CX
-	ADDQ        $+128, DX
-	SUBQ        $+32, DI
-	JGE         loop604
+	VFMADD231PS 64(DX), Z17, Z16
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(DX), Z17, Z16
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(DX), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, DX
+	SUBQ        $+64, DI
+	JGE         loop896
 
-done605:
-	ADDQ $+32, DI
+done897:
+	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done607
+	JLT  done899
 
-loop606:
+loop898:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (DX), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (DX), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop606
+	JGE         loop898
 
-done607:
+done899:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done608
+	JZ          done900
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done608:
-fold528:
+done900:
+fold820:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
 	VADDPS     Z17, Z1, Z17
@@ -9537,7 +12587,7 @@ fold528:
 	VMOVUPS    Z3, K2, (BX)
 	ADDQ       $0x40, BX
 	SUBQ       $0x10, SI
-	JG         block527
+	JG         block819
 	MOVQ       top+16(FP), AX
 	VSHUFF32X4 $0x4e, Z0, Z0, Z1
 	VMAXPS     Z1, Z0, Z0
@@ -9553,7 +12603,7 @@ fold528:
 	VZEROUPPER
 	RET
 
-rows524:
+rows816:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -9573,7 +12623,7 @@ rows524:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block609:
+block901:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -9595,432 +12645,432 @@ block609:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+32, R8
-	JLT    done612
+	SUBQ   $+64, R8
+	JLT    done904
 
-loop611:
+loop903:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop611
+	VFMADD231PS 64(BX), Z17, Z1
+	VFMADD231PS 64(BX)(DX*1), Z17, Z9
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z1
+	VFMADD231PS 128(BX)(DX*1), Z17, Z9
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z1
+	VFMADD231PS 192(BX)(DX*1), Z17, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop903
 
-done612:
-	ADDQ $+32, R8
+done904:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done614
+	JLT  done906
 
-loop613:
+loop905:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z1
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS (BX), Z17, Z1
+	VFMADD231PS (BX)(DX*1), Z17, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop613
+	JGE         loop905
 
-done614:
+done906:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done615
+	JZ          done907
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z1
+	VFMADD231PS Z18, Z17, Z1
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z9
+	VFMADD231PS Z18, Z17, Z9
 
-done615:
+done907:
 	CMPQ DI, $0x01
-	JLE  fold610
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done617
+	SUBQ $+64, R8
+	JLT  done909
 
-loop616:
+loop908:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop616
+	VFMADD231PS 64(BX), Z17, Z2
+	VFMADD231PS 64(BX)(DX*1), Z17, Z10
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z2
+	VFMADD231PS 128(BX)(DX*1), Z17, Z10
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z2
+	VFMADD231PS 192(BX)(DX*1), Z17, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop908
 
-done617:
-	ADDQ $+32, R8
+done909:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done619
+	JLT  done911
 
-loop618:
+loop910:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z2
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS (BX), Z17, Z2
+	VFMADD231PS (BX)(DX*1), Z17, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop618
+	JGE         loop910
 
-done619:
+done911:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done620
+	JZ          done912
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z2
+	VFMADD231PS Z18, Z17, Z2
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z10
+	VFMADD231PS Z18, Z17, Z10
 
-done620:
+done912:
 	CMPQ DI, $0x02
-	JLE  fold610
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done622
+	SUBQ $+64, R8
+	JLT  done914
 
-loop621:
+loop913:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop621
+	VFMADD231PS 64(BX), Z17, Z3
+	VFMADD231PS 64(BX)(DX*1), Z17, Z11
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z3
+	VFMADD231PS 128(BX)(DX*1), Z17, Z11
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z3
+	VFMADD231PS 192(BX)(DX*1), Z17, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop913
 
-done622:
-	ADDQ $+32, R8
+done914:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done624
+	JLT  done916
 
-loop623:
+loop915:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z3
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS (BX), Z17, Z3
+	VFMADD231PS (BX)(DX*1), Z17, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop623
+	JGE         loop915
 
-done624:
+done916:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done625
+	JZ          done917
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z3
+	VFMADD231PS Z18, Z17, Z3
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z11
+	VFMADD231PS Z18, Z17, Z11
 
-done625:
+done917:
 	CMPQ DI, $0x03
-	JLE  fold610
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done627
+	SUBQ $+64, R8
+	JLT  done919
 
-loop626:
+loop918:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop626
+	VFMADD231PS 64(BX), Z17, Z4
+	VFMADD231PS 64(BX)(DX*1), Z17, Z12
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z4
+	VFMADD231PS 128(BX)(DX*1), Z17, Z12
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z4
+	VFMADD231PS 192(BX)(DX*1), Z17, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop918
 
-done627:
-	ADDQ $+32, R8
+done919:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done629
+	JLT  done921
 
-loop628:
+loop920:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z4
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS (BX), Z17, Z4
+	VFMADD231PS (BX)(DX*1), Z17, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop628
+	JGE         loop920
 
-done629:
+done921:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done630
+	JZ          done922
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z4
+	VFMADD231PS Z18, Z17, Z4
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z12
+	VFMADD231PS Z18, Z17, Z12
 
-done630:
+done922:
 	CMPQ DI, $0x04
-	JLE  fold610
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done632
+	SUBQ $+64, R8
+	JLT  done924
 
-loop631:
+loop923:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop631
+	VFMADD231PS 64(BX), Z17, Z5
+	VFMADD231PS 64(BX)(DX*1), Z17, Z13
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z5
+	VFMADD231PS 128(BX)(DX*1), Z17, Z13
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z5
+	VFMADD231PS 192(BX)(DX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop923
 
-done632:
-	ADDQ $+32, R8
+done924:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done634
+	JLT  done926
 
-loop633:
+loop925:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z5
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS (BX), Z17, Z5
+	VFMADD231PS (BX)(DX*1), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop633
+	JGE         loop925
 
-done634:
+done926:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done635
+	JZ          done927
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z5
+	VFMADD231PS Z18, Z17, Z5
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z13
+	VFMADD231PS Z18, Z17, Z13
 
-done635:
+done927:
 	CMPQ DI, $0x05
-	JLE  fold610
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done637
+	SUBQ $+64, R8
+	JLT  done929
 
-loop636:
+loop928:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop636
+	VFMADD231PS 64(BX), Z17, Z6
+	VFMADD231PS 64(BX)(DX*1), Z17, Z14
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z6
+	VFMADD231PS 128(BX)(DX*1), Z17, Z14
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z6
+	VFMADD231PS 192(BX)(DX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop928
 
-done637:
-	ADDQ $+32, R8
+done929:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done639
+	JLT  done931
 
-loop638:
+loop930:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z6
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS (BX), Z17, Z6
+	VFMADD231PS (BX)(DX*1), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop638
+	JGE         loop930
 
-done639:
+done931:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done640
+	JZ          done932
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z6
+	VFMADD231PS Z18, Z17, Z6
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z14
+	VFMADD231PS Z18, Z17, Z14
 
-done640:
+done932:
 	CMPQ DI, $0x06
-	JLE  fold610
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done642
+	SUBQ $+64, R8
+	JLT  done934
 
-loop641:
+loop933:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop641
+	VFMADD231PS 64(BX), Z17, Z7
+	VFMADD231PS 64(BX)(DX*1), Z17, Z15
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z7
+	VFMADD231PS 128(BX)(DX*1), Z17, Z15
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z7
+	VFMADD231PS 192(BX)(DX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop933
 
-done642:
-	ADDQ $+32, R8
+done934:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done644
+	JLT  done936
 
-loop643:
+loop935:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z7
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS (BX), Z17, Z7
+	VFMADD231PS (BX)(DX*1), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop643
+	JGE         loop935
 
-done644:
+done936:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done645
+	JZ          done937
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z7
+	VFMADD231PS Z18, Z17, Z7
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z15
+	VFMADD231PS Z18, Z17, Z15
 
-done645:
+done937:
 	CMPQ DI, $0x07
-	JLE  fold610
+	JLE  fold902
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done647
+	SUBQ $+64, R8
+	JLT  done939
 
-loop646:
+loop938:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
 	VCVTPH2PS   32(CX), Z17
-	VMOVUPS     64(BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     64(BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
-	ADDQ        $+64, CX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop646
+	VFMADD231PS 64(BX), Z17, Z8
+	VFMADD231PS 64(BX)(DX*1), Z17, Z16
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(BX), Z17, Z8
+	VFMADD231PS 128(BX)(DX*1), Z17, Z16
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(BX), Z17, Z8
+	VFMADD231PS 192(BX)(DX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop938
 
-done647:
-	ADDQ $+32, R8
+done939:
+	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done649
+	JLT  done941
 
-loop648:
+loop940:
 	VCVTPH2PS   (CX), Z17
-	VMOVUPS     (BX), Z18
-	VFMADD231PS Z17, Z18, Z8
-	VMOVUPS     (BX)(DX*1), Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS (BX), Z17, Z8
+	VFMADD231PS (BX)(DX*1), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop648
+	JGE         loop940
 
-done649:
+done941:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done650
+	JZ          done942
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VFMADD231PS Z17, Z18, Z8
+	VFMADD231PS Z18, Z17, Z8
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
-	VFMADD231PS Z17, Z18, Z16
+	VFMADD231PS Z18, Z17, Z16
 
-done650:
-fold610:
+done942:
+fold902:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -10084,7 +13134,7 @@ fold610:
 	VMOVUPS       Y1, K2, (SI)(BX*1)
 	ADDQ          $0x20, SI
 	SUBQ          $0x08, DI
-	JG            block609
+	JG            block901
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -10101,29 +13151,30 @@ fold610:
 	VZEROUPPER
 	RET
 
-rows525:
+rows817:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long943
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	MOVQ         s+0(FP), R13
-	MOVQ         keys+64(FP), R14
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	MOVQ         s+0(FP), R10
+	MOVQ         keys+64(FP), R11
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block651:
+block944:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -10136,148 +13187,135 @@ block651:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R12
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R9
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R15
-	SUBQ    $+32, R15
-	JLT     done654
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R12
+	SUBQ    $+32, R12
+	JLT     done947
 
-loop653:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within655
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within655:
-	VMOVUPS     (R12), Z13
-	VMOVUPS     (R12)(R11*1), Z14
-	VMOVUPS     (R12)(R11*2), Z15
+loop946:
+	VCVTPH2PS   (DX), Z13
+	VCVTPH2PS   (BX), Z14
+	VCVTPH2PS   (SI), Z15
 	VCVTPH2PS   (DI), Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   (R8), Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VCVTPH2PS   (R9), Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VCVTPH2PS   (R10), Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
-	VMOVUPS     64(R12), Z13
-	VMOVUPS     64(R12)(R11*1), Z14
-	VMOVUPS     64(R12)(R11*2), Z15
+	VMOVUPS     (R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     (R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     (R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
+	VCVTPH2PS   32(DX), Z13
+	VCVTPH2PS   32(BX), Z14
+	VCVTPH2PS   32(SI), Z15
 	VCVTPH2PS   32(DI), Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   32(R8), Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VCVTPH2PS   32(R9), Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VCVTPH2PS   32(R10), Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS     64(R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     64(R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     64(R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+128, R12
-	SUBQ        $+32, R15
-	JGE         loop653
+	ADDQ        $+128, R9
+	SUBQ        $+32, R12
+	JGE         loop946
 
-done654:
-	ADDQ $+32, R15
-	SUBQ $+16, R15
-	JLT  done657
+done947:
+	ADDQ $+32, R12
+	SUBQ $+16, R12
+	JLT  done949
 
-loop656:
-	VMOVUPS     (R12), Z13
-	VMOVUPS     (R12)(R11*1), Z14
-	VMOVUPS     (R12)(R11*2), Z15
+loop948:
+	VCVTPH2PS   (DX), Z13
+	VCVTPH2PS   (BX), Z14
+	VCVTPH2PS   (SI), Z15
 	VCVTPH2PS   (DI), Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VCVTPH2PS   (R8), Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VCVTPH2PS   (R9), Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VCVTPH2PS   (R10), Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS     (R9), Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS     (R9)(R8*1), Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS     (R9)(R8*2), Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+32, SI
 	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	ADDQ        $+64, R12
-	SUBQ        $+16, R15
-	JGE         loop656
+	ADDQ        $+64, R9
+	SUBQ        $+16, R12
+	JGE         loop948
 
-done657:
-	ADDQ        $+16, R15
-	TESTQ       R15, R15
-	JZ          done658
-	VMOVUPS.Z   (R12), K1, Z13
-	VMOVUPS.Z   (R12)(R11*1), K1, Z14
-	VMOVUPS.Z   (R12)(R11*2), K1, Z15
+done949:
+	ADDQ        $+16, R12
+	TESTQ       R12, R12
+	JZ          done950
+	VMOVDQU16.Z (DX), K1, Y13
+	VCVTPH2PS   Y13, Z13
+	VMOVDQU16.Z (BX), K1, Y14
+	VCVTPH2PS   Y14, Z14
+	VMOVDQU16.Z (SI), K1, Y15
+	VCVTPH2PS   Y15, Z15
 	VMOVDQU16.Z (DI), K1, Y16
 	VCVTPH2PS   Y16, Z16
-	VFMADD231PS Z16, Z13, Z1
-	VFMADD231PS Z16, Z14, Z5
-	VFMADD231PS Z16, Z15, Z9
-	VMOVDQU16.Z (R8), K1, Y16
-	VCVTPH2PS   Y16, Z16
-	VFMADD231PS Z16, Z13, Z2
-	VFMADD231PS Z16, Z14, Z6
-	VFMADD231PS Z16, Z15, Z10
-	VMOVDQU16.Z (R9), K1, Y16
-	VCVTPH2PS   Y16, Z16
-	VFMADD231PS Z16, Z13, Z3
-	VFMADD231PS Z16, Z14, Z7
-	VFMADD231PS Z16, Z15, Z11
-	VMOVDQU16.Z (R10), K1, Y16
-	VCVTPH2PS   Y16, Z16
-	VFMADD231PS Z16, Z13, Z4
-	VFMADD231PS Z16, Z14, Z8
-	VFMADD231PS Z16, Z15, Z12
+	VMOVUPS.Z   (R9), K1, Z17
+	VFMADD231PS Z13, Z17, Z1
+	VFMADD231PS Z14, Z17, Z2
+	VFMADD231PS Z15, Z17, Z3
+	VFMADD231PS Z16, Z17, Z4
+	VMOVUPS.Z   (R9)(R8*1), K1, Z17
+	VFMADD231PS Z13, Z17, Z5
+	VFMADD231PS Z14, Z17, Z6
+	VFMADD231PS Z15, Z17, Z7
+	VFMADD231PS Z16, Z17, Z8
+	VMOVUPS.Z   (R9)(R8*2), K1, Z17
+	VFMADD231PS Z13, Z17, Z9
+	VFMADD231PS Z14, Z17, Z10
+	VFMADD231PS Z15, Z17, Z11
+	VFMADD231PS Z16, Z17, Z12
 
-done658:
+done950:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -10323,27 +13361,27 @@ done658:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R14, DX
+	MOVQ          R11, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, DI
-	SHLXL         DX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00001111, DI, DI
-	KMOVW         DI, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, SI
+	SHLXL         DX, SI, SI
+	DECL          SI
+	IMUL3L        $0x00001111, SI, SI
+	KMOVW         SI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R13)
+	VMOVUPS       X3, K2, (R10)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*1)
+	VMOVUPS       X1, K2, (R10)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R13)(BX*2)
-	ADDQ          $0x10, R13
-	SUBQ          $0x04, R14
-	JG            block651
+	VMOVUPS       X1, K2, (R10)(BX*2)
+	ADDQ          $0x10, R10
+	SUBQ          $0x04, R11
+	JG            block944
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -10361,30 +13399,390 @@ done658:
 	VZEROUPPER
 	RET
 
-rows526:
+long943:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block951:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+64, R8
+	JLT    done954
+
+loop953:
+	VCVTPH2PS   (CX), Z13
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
+	VCVTPH2PS   32(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z1
+	VFMADD231PS 64(BX)(DX*1), Z13, Z5
+	VFMADD231PS 64(BX)(DX*2), Z13, Z9
+	VCVTPH2PS   64(CX), Z13
+	VFMADD231PS 128(BX), Z13, Z1
+	VFMADD231PS 128(BX)(DX*1), Z13, Z5
+	VFMADD231PS 128(BX)(DX*2), Z13, Z9
+	VCVTPH2PS   96(CX), Z13
+	VFMADD231PS 192(BX), Z13, Z1
+	VFMADD231PS 192(BX)(DX*1), Z13, Z5
+	VFMADD231PS 192(BX)(DX*2), Z13, Z9
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop953
+
+done954:
+	ADDQ $+64, R8
+	SUBQ $+16, R8
+	JLT  done956
+
+loop955:
+	VCVTPH2PS   (CX), Z13
+	VFMADD231PS (BX), Z13, Z1
+	VFMADD231PS (BX)(DX*1), Z13, Z5
+	VFMADD231PS (BX)(DX*2), Z13, Z9
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop955
+
+done956:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done957
+	VMOVDQU16.Z (CX), K1, Y13
+	VCVTPH2PS   Y13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z1
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z5
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z9
+
+done957:
+	CMPQ DI, $0x01
+	JLE  fold952
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+64, R8
+	JLT  done959
+
+loop958:
+	VCVTPH2PS   (CX), Z13
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
+	VCVTPH2PS   32(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z2
+	VFMADD231PS 64(BX)(DX*1), Z13, Z6
+	VFMADD231PS 64(BX)(DX*2), Z13, Z10
+	VCVTPH2PS   64(CX), Z13
+	VFMADD231PS 128(BX), Z13, Z2
+	VFMADD231PS 128(BX)(DX*1), Z13, Z6
+	VFMADD231PS 128(BX)(DX*2), Z13, Z10
+	VCVTPH2PS   96(CX), Z13
+	VFMADD231PS 192(BX), Z13, Z2
+	VFMADD231PS 192(BX)(DX*1), Z13, Z6
+	VFMADD231PS 192(BX)(DX*2), Z13, Z10
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop958
+
+done959:
+	ADDQ $+64, R8
+	SUBQ $+16, R8
+	JLT  done961
+
+loop960:
+	VCVTPH2PS   (CX), Z13
+	VFMADD231PS (BX), Z13, Z2
+	VFMADD231PS (BX)(DX*1), Z13, Z6
+	VFMADD231PS (BX)(DX*2), Z13, Z10
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop960
+
+done961:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done962
+	VMOVDQU16.Z (CX), K1, Y13
+	VCVTPH2PS   Y13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z2
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z6
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z10
+
+done962:
+	CMPQ DI, $0x02
+	JLE  fold952
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+64, R8
+	JLT  done964
+
+loop963:
+	VCVTPH2PS   (CX), Z13
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
+	VCVTPH2PS   32(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z3
+	VFMADD231PS 64(BX)(DX*1), Z13, Z7
+	VFMADD231PS 64(BX)(DX*2), Z13, Z11
+	VCVTPH2PS   64(CX), Z13
+	VFMADD231PS 128(BX), Z13, Z3
+	VFMADD231PS 128(BX)(DX*1), Z13, Z7
+	VFMADD231PS 128(BX)(DX*2), Z13, Z11
+	VCVTPH2PS   96(CX), Z13
+	VFMADD231PS 192(BX), Z13, Z3
+	VFMADD231PS 192(BX)(DX*1), Z13, Z7
+	VFMADD231PS 192(BX)(DX*2), Z13, Z11
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop963
+
+done964:
+	ADDQ $+64, R8
+	SUBQ $+16, R8
+	JLT  done966
+
+loop965:
+	VCVTPH2PS   (CX), Z13
+	VFMADD231PS (BX), Z13, Z3
+	VFMADD231PS (BX)(DX*1), Z13, Z7
+	VFMADD231PS (BX)(DX*2), Z13, Z11
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop965
+
+done966:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done967
+	VMOVDQU16.Z (CX), K1, Y13
+	VCVTPH2PS   Y13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z3
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z7
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z11
+
+done967:
+	CMPQ DI, $0x03
+	JLE  fold952
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+64, R8
+	JLT  done969
+
+loop968:
+	VCVTPH2PS   (CX), Z13
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
+	VCVTPH2PS   32(CX), Z13
+	VFMADD231PS 64(BX), Z13, Z4
+	VFMADD231PS 64(BX)(DX*1), Z13, Z8
+	VFMADD231PS 64(BX)(DX*2), Z13, Z12
+	VCVTPH2PS   64(CX), Z13
+	VFMADD231PS 128(BX), Z13, Z4
+	VFMADD231PS 128(BX)(DX*1), Z13, Z8
+	VFMADD231PS 128(BX)(DX*2), Z13, Z12
+	VCVTPH2PS   96(CX), Z13
+	VFMADD231PS 192(BX), Z13, Z4
+	VFMADD231PS 192(BX)(DX*1), Z13, Z8
+	VFMADD231PS 192(BX)(DX*2), Z13, Z12
+	ADDQ        $+128, CX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop968
+
+done969:
+	ADDQ $+64, R8
+	SUBQ $+16, R8
+	JLT  done971
+
+loop970:
+	VCVTPH2PS   (CX), Z13
+	VFMADD231PS (BX), Z13, Z4
+	VFMADD231PS (BX)(DX*1), Z13, Z8
+	VFMADD231PS (BX)(DX*2), Z13, Z12
+	ADDQ        $+32, CX
+	ADDQ        $+64, BX
+	SUBQ        $+16, R8
+	JGE         loop970
+
+done971:
+	ADDQ        $+16, R8
+	TESTQ       R8, R8
+	JZ          done972
+	VMOVDQU16.Z (CX), K1, Y13
+	VCVTPH2PS   Y13, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VFMADD231PS Z14, Z13, Z4
+	VMOVUPS.Z   (BX)(DX*1), K1, Z14
+	VFMADD231PS Z14, Z13, Z8
+	VMOVUPS.Z   (BX)(DX*2), K1, Z14
+	VFMADD231PS Z14, Z13, Z12
+
+done972:
+fold952:
+	VSHUFF32X4    $0x44, Z5, Z1, Z13
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z13, Z1, Z13
+	VSHUFF32X4    $0x44, Z9, Z9, Z1
+	VSHUFF32X4    $0xee, Z9, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z13, Z5
+	VSHUFF32X4    $0xdd, Z1, Z13, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z10, Z10, Z2
+	VSHUFF32X4    $0xee, Z10, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z11, Z11, Z2
+	VSHUFF32X4    $0xee, Z11, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z12, Z12, Z2
+	VSHUFF32X4    $0xee, Z12, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          DI, CX
+	MOVQ          $0x00000004, BX
+	CMPQ          CX, BX
+	CMOVQGT       BX, CX
+	MOVQ          ldS+8(FP), BX
+	SHLQ          $0x02, BX
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R8
+	SHLXL         CX, R8, R8
+	DECL          R8
+	IMUL3L        $0x00001111, R8, R8
+	KMOVW         R8, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (SI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (SI)(BX*2)
+	ADDQ          $0x10, SI
+	SUBQ          $0x04, DI
+	JG            block951
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X0
+	VMAXSS        8(AX), X0, X0
+	VMOVSS        X0, 8(AX)
+	VZEROUPPER
+	RET
+
+rows818:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long973
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x0f, DX
 	MOVL         $0x00000001, BX
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R11
-	SHLQ         $0x02, R11
-	LEAQ         (R11)(R11*2), R12
-	MOVQ         s+0(FP), R14
-	MOVQ         keys+64(FP), R15
+	MOVQ         d+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (R8)(R8*2), R9
+	MOVQ         s+0(FP), R11
+	MOVQ         keys+64(FP), R12
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block659:
+block974:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -10401,168 +13799,155 @@ block659:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R13
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+56(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R10
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), BP
-	SUBQ    $+32, BP
-	JLT     done662
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, DI
+	ADDQ    stride+56(FP), DI
+	CMPQ    DI, CX
+	CMOVQHI CX, DI
+	MOVQ    DI, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R13
+	SUBQ    $+32, R13
+	JLT     done977
 
-loop661:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within663
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within663:
-	VCVTPH2PS   (DI), Z17
-	VCVTPH2PS   (R8), Z18
-	VCVTPH2PS   (R9), Z19
-	VCVTPH2PS   (R10), Z20
-	VMOVUPS     (R13), Z21
+loop976:
+	VCVTPH2PS   (DX), Z17
+	VCVTPH2PS   (BX), Z18
+	VCVTPH2PS   (SI), Z19
+	VCVTPH2PS   (DI), Z20
+	VMOVUPS     (R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R13)(R11*1), Z21
+	VMOVUPS     (R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R13)(R11*2), Z21
+	VMOVUPS     (R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R13)(R12*1), Z21
+	VMOVUPS     (R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
-	VCVTPH2PS   32(DI), Z17
-	VCVTPH2PS   32(R8), Z18
-	VCVTPH2PS   32(R9), Z19
-	VCVTPH2PS   32(R10), Z20
-	VMOVUPS     64(R13), Z21
+	VCVTPH2PS   32(DX), Z17
+	VCVTPH2PS   32(BX), Z18
+	VCVTPH2PS   32(SI), Z19
+	VCVTPH2PS   32(DI), Z20
+	VMOVUPS     64(R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     64(R13)(R11*1), Z21
+	VMOVUPS     64(R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     64(R13)(R11*2), Z21
+	VMOVUPS     64(R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     64(R13)(R12*1), Z21
+	VMOVUPS     64(R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+128, R13
-	SUBQ        $+32, BP
-	JGE         loop661
+	ADDQ        $+128, R10
+	SUBQ        $+32, R13
+	JGE         loop976
 
-done662:
-	ADDQ $+32, BP
-	SUBQ $+16, BP
-	JLT  done665
+done977:
+	ADDQ $+32, R13
+	SUBQ $+16, R13
+	JLT  done979
 
-loop664:
-	VCVTPH2PS   (DI), Z17
-	VCVTPH2PS   (R8), Z18
-	VCVTPH2PS   (R9), Z19
-	VCVTPH2PS   (R10), Z20
-	VMOVUPS     (R13), Z21
+loop978:
+	VCVTPH2PS   (DX), Z17
+	VCVTPH2PS   (BX), Z18
+	VCVTPH2PS   (SI), Z19
+	VCVTPH2PS   (DI), Z20
+	VMOVUPS     (R10), Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R13)(R11*1), Z21
+	VMOVUPS     (R10)(R8*1), Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R13)(R11*2), Z21
+	VMOVUPS     (R10)(R8*2), Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R13)(R12*1), Z21
+	VMOVUPS     (R10)(R9*1), Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+32, SI
 	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	ADDQ        $+64, R13
-	SUBQ        $+16, BP
-	JGE         loop664
+	ADDQ        $+64, R10
+	SUBQ        $+16, R13
+	JGE         loop978
 
-done665:
-	ADDQ        $+16, BP
-	TESTQ       BP, BP
-	JZ          done666
-	VMOVDQU16.Z (DI), K1, Y17
+done979:
+	ADDQ        $+16, R13
+	TESTQ       R13, R13
+	JZ          done980
+	VMOVDQU16.Z (DX), K1, Y17
 	VCVTPH2PS   Y17, Z17
-	VMOVDQU16.Z (R8), K1, Y18
+	VMOVDQU16.Z (BX), K1, Y18
 	VCVTPH2PS   Y18, Z18
-	VMOVDQU16.Z (R9), K1, Y19
+	VMOVDQU16.Z (SI), K1, Y19
 	VCVTPH2PS   Y19, Z19
-	VMOVDQU16.Z (R10), K1, Y20
+	VMOVDQU16.Z (DI), K1, Y20
 	VCVTPH2PS   Y20, Z20
-	VMOVUPS.Z   (R13), K1, Z21
+	VMOVUPS.Z   (R10), K1, Z21
 	VFMADD231PS Z17, Z21, Z1
 	VFMADD231PS Z18, Z21, Z2
 	VFMADD231PS Z19, Z21, Z3
 	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R13)(R11*1), K1, Z21
+	VMOVUPS.Z   (R10)(R8*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z5
 	VFMADD231PS Z18, Z21, Z6
 	VFMADD231PS Z19, Z21, Z7
 	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R13)(R11*2), K1, Z21
+	VMOVUPS.Z   (R10)(R8*2), K1, Z21
 	VFMADD231PS Z17, Z21, Z9
 	VFMADD231PS Z18, Z21, Z10
 	VFMADD231PS Z19, Z21, Z11
 	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R13)(R12*1), K1, Z21
+	VMOVUPS.Z   (R10)(R9*1), K1, Z21
 	VFMADD231PS Z17, Z21, Z13
 	VFMADD231PS Z18, Z21, Z14
 	VFMADD231PS Z19, Z21, Z15
 	VFMADD231PS Z20, Z21, Z16
 
-done666:
+done980:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -10608,29 +13993,426 @@ done666:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R15, DX
+	MOVQ          R12, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), DI
-	MOVL          $0x00000001, R8
-	SHLXL         DX, R8, R8
-	DECL          R8
-	IMUL3L        $0x00001111, R8, R8
-	KMOVW         R8, K2
+	LEAQ          (BX)(BX*2), SI
+	MOVL          $0x00000001, DI
+	SHLXL         DX, DI, DI
+	DECL          DI
+	IMUL3L        $0x00001111, DI, DI
+	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R14)
+	VMOVUPS       X3, K2, (R11)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*1)
+	VMOVUPS       X1, K2, (R11)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R14)(BX*2)
+	VMOVUPS       X1, K2, (R11)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R14)(DI*1)
-	ADDQ          $0x10, R14
-	SUBQ          $0x04, R15
-	JG            block659
+	VMOVUPS       X1, K2, (R11)(SI*1)
+	ADDQ          $0x10, R11
+	SUBQ          $0x04, R12
+	JG            block974
+	MOVQ          top+16(FP), AX
+	VSHUFPS       $0x4e, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VSHUFPS       $0xb1, Z0, Z0, Z1
+	VMAXPS        Z1, Z0, Z0
+	VMOVAPS       X0, X1
+	VMAXSS        (AX), X1, X1
+	VMOVSS        X1, (AX)
+	VEXTRACTF32X4 $0x01, Z0, X1
+	VMAXSS        4(AX), X1, X1
+	VMOVSS        X1, 4(AX)
+	VEXTRACTF32X4 $0x02, Z0, X1
+	VMAXSS        8(AX), X1, X1
+	VMOVSS        X1, 8(AX)
+	VEXTRACTF32X4 $0x03, Z0, X0
+	VMAXSS        12(AX), X0, X0
+	VMOVSS        X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long973:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	LEAQ         (DX)(DX*2), BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X0
+	VBROADCASTSS X0, Z0
+
+block981:
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+64, R9
+	JLT    done984
+
+loop983:
+	VCVTPH2PS   (CX), Z17
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
+	VCVTPH2PS   32(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z1
+	VFMADD231PS 64(SI)(DX*1), Z17, Z5
+	VFMADD231PS 64(SI)(DX*2), Z17, Z9
+	VFMADD231PS 64(SI)(BX*1), Z17, Z13
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(SI), Z17, Z1
+	VFMADD231PS 128(SI)(DX*1), Z17, Z5
+	VFMADD231PS 128(SI)(DX*2), Z17, Z9
+	VFMADD231PS 128(SI)(BX*1), Z17, Z13
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(SI), Z17, Z1
+	VFMADD231PS 192(SI)(DX*1), Z17, Z5
+	VFMADD231PS 192(SI)(DX*2), Z17, Z9
+	VFMADD231PS 192(SI)(BX*1), Z17, Z13
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop983
+
+done984:
+	ADDQ $+64, R9
+	SUBQ $+16, R9
+	JLT  done986
+
+loop985:
+	VCVTPH2PS   (CX), Z17
+	VFMADD231PS (SI), Z17, Z1
+	VFMADD231PS (SI)(DX*1), Z17, Z5
+	VFMADD231PS (SI)(DX*2), Z17, Z9
+	VFMADD231PS (SI)(BX*1), Z17, Z13
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop985
+
+done986:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done987
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z1
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z5
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z9
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z13
+
+done987:
+	CMPQ R8, $0x01
+	JLE  fold982
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+64, R9
+	JLT  done989
+
+loop988:
+	VCVTPH2PS   (CX), Z17
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
+	VCVTPH2PS   32(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z2
+	VFMADD231PS 64(SI)(DX*1), Z17, Z6
+	VFMADD231PS 64(SI)(DX*2), Z17, Z10
+	VFMADD231PS 64(SI)(BX*1), Z17, Z14
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(SI), Z17, Z2
+	VFMADD231PS 128(SI)(DX*1), Z17, Z6
+	VFMADD231PS 128(SI)(DX*2), Z17, Z10
+	VFMADD231PS 128(SI)(BX*1), Z17, Z14
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(SI), Z17, Z2
+	VFMADD231PS 192(SI)(DX*1), Z17, Z6
+	VFMADD231PS 192(SI)(DX*2), Z17, Z10
+	VFMADD231PS 192(SI)(BX*1), Z17, Z14
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop988
+
+done989:
+	ADDQ $+64, R9
+	SUBQ $+16, R9
+	JLT  done991
+
+loop990:
+	VCVTPH2PS   (CX), Z17
+	VFMADD231PS (SI), Z17, Z2
+	VFMADD231PS (SI)(DX*1), Z17, Z6
+	VFMADD231PS (SI)(DX*2), Z17, Z10
+	VFMADD231PS (SI)(BX*1), Z17, Z14
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop990
+
+done991:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done992
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z2
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z6
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z10
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z14
+
+done992:
+	CMPQ R8, $0x02
+	JLE  fold982
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+64, R9
+	JLT  done994
+
+loop993:
+	VCVTPH2PS   (CX), Z17
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
+	VCVTPH2PS   32(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z3
+	VFMADD231PS 64(SI)(DX*1), Z17, Z7
+	VFMADD231PS 64(SI)(DX*2), Z17, Z11
+	VFMADD231PS 64(SI)(BX*1), Z17, Z15
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(SI), Z17, Z3
+	VFMADD231PS 128(SI)(DX*1), Z17, Z7
+	VFMADD231PS 128(SI)(DX*2), Z17, Z11
+	VFMADD231PS 128(SI)(BX*1), Z17, Z15
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(SI), Z17, Z3
+	VFMADD231PS 192(SI)(DX*1), Z17, Z7
+	VFMADD231PS 192(SI)(DX*2), Z17, Z11
+	VFMADD231PS 192(SI)(BX*1), Z17, Z15
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop993
+
+done994:
+	ADDQ $+64, R9
+	SUBQ $+16, R9
+	JLT  done996
+
+loop995:
+	VCVTPH2PS   (CX), Z17
+	VFMADD231PS (SI), Z17, Z3
+	VFMADD231PS (SI)(DX*1), Z17, Z7
+	VFMADD231PS (SI)(DX*2), Z17, Z11
+	VFMADD231PS (SI)(BX*1), Z17, Z15
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop995
+
+done996:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done997
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z3
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z7
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z11
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z15
+
+done997:
+	CMPQ R8, $0x03
+	JLE  fold982
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+64, R9
+	JLT  done999
+
+loop998:
+	VCVTPH2PS   (CX), Z17
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
+	VCVTPH2PS   32(CX), Z17
+	VFMADD231PS 64(SI), Z17, Z4
+	VFMADD231PS 64(SI)(DX*1), Z17, Z8
+	VFMADD231PS 64(SI)(DX*2), Z17, Z12
+	VFMADD231PS 64(SI)(BX*1), Z17, Z16
+	VCVTPH2PS   64(CX), Z17
+	VFMADD231PS 128(SI), Z17, Z4
+	VFMADD231PS 128(SI)(DX*1), Z17, Z8
+	VFMADD231PS 128(SI)(DX*2), Z17, Z12
+	VFMADD231PS 128(SI)(BX*1), Z17, Z16
+	VCVTPH2PS   96(CX), Z17
+	VFMADD231PS 192(SI), Z17, Z4
+	VFMADD231PS 192(SI)(DX*1), Z17, Z8
+	VFMADD231PS 192(SI)(DX*2), Z17, Z12
+	VFMADD231PS 192(SI)(BX*1), Z17, Z16
+	ADDQ        $+128, CX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop998
+
+done999:
+	ADDQ $+64, R9
+	SUBQ $+16, R9
+	JLT  done1001
+
+loop1000:
+	VCVTPH2PS   (CX), Z17
+	VFMADD231PS (SI), Z17, Z4
+	VFMADD231PS (SI)(DX*1), Z17, Z8
+	VFMADD231PS (SI)(DX*2), Z17, Z12
+	VFMADD231PS (SI)(BX*1), Z17, Z16
+	ADDQ        $+32, CX
+	ADDQ        $+64, SI
+	SUBQ        $+16, R9
+	JGE         loop1000
+
+done1001:
+	ADDQ        $+16, R9
+	TESTQ       R9, R9
+	JZ          done1002
+	VMOVDQU16.Z (CX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVUPS.Z   (SI), K1, Z18
+	VFMADD231PS Z18, Z17, Z4
+	VMOVUPS.Z   (SI)(DX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z8
+	VMOVUPS.Z   (SI)(DX*2), K1, Z18
+	VFMADD231PS Z18, Z17, Z12
+	VMOVUPS.Z   (SI)(BX*1), K1, Z18
+	VFMADD231PS Z18, Z17, Z16
+
+done1002:
+fold982:
+	VSHUFF32X4    $0x44, Z5, Z1, Z17
+	VSHUFF32X4    $0xee, Z5, Z1, Z1
+	VADDPS        Z17, Z1, Z17
+	VSHUFF32X4    $0x44, Z13, Z9, Z1
+	VSHUFF32X4    $0xee, Z13, Z9, Z5
+	VADDPS        Z1, Z5, Z1
+	VSHUFF32X4    $0x88, Z1, Z17, Z5
+	VSHUFF32X4    $0xdd, Z1, Z17, Z1
+	VADDPS        Z5, Z1, Z5
+	VSHUFF32X4    $0x44, Z6, Z2, Z1
+	VSHUFF32X4    $0xee, Z6, Z2, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z14, Z10, Z2
+	VSHUFF32X4    $0xee, Z14, Z10, Z6
+	VADDPS        Z2, Z6, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z6
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z6, Z1, Z6
+	VSHUFF32X4    $0x44, Z7, Z3, Z1
+	VSHUFF32X4    $0xee, Z7, Z3, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z15, Z11, Z2
+	VSHUFF32X4    $0xee, Z15, Z11, Z3
+	VADDPS        Z2, Z3, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z3
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	VSHUFF32X4    $0x44, Z8, Z4, Z1
+	VSHUFF32X4    $0xee, Z8, Z4, Z2
+	VADDPS        Z1, Z2, Z1
+	VSHUFF32X4    $0x44, Z16, Z12, Z2
+	VSHUFF32X4    $0xee, Z16, Z12, Z4
+	VADDPS        Z2, Z4, Z2
+	VSHUFF32X4    $0x88, Z2, Z1, Z4
+	VSHUFF32X4    $0xdd, Z2, Z1, Z1
+	VADDPS        Z4, Z1, Z4
+	VUNPCKLPS     Z6, Z5, Z1
+	VUNPCKHPS     Z6, Z5, Z2
+	VADDPS        Z1, Z2, Z1
+	VUNPCKLPS     Z4, Z3, Z2
+	VUNPCKHPS     Z4, Z3, Z3
+	VADDPS        Z2, Z3, Z2
+	VUNPCKLPD     Z2, Z1, Z3
+	VUNPCKHPD     Z2, Z1, Z1
+	VADDPS        Z3, Z1, Z3
+	MOVQ          R8, CX
+	MOVQ          $0x00000004, SI
+	CMPQ          CX, SI
+	CMOVQGT       SI, CX
+	MOVQ          ldS+8(FP), SI
+	SHLQ          $0x02, SI
+	LEAQ          (SI)(SI*2), R9
+	MOVL          $0x00000001, R10
+	SHLXL         CX, R10, R10
+	DECL          R10
+	IMUL3L        $0x00001111, R10, R10
+	KMOVW         R10, K2
+	VMAXPS        Z0, Z3, K2, Z0
+	VMOVUPS       X3, K2, (DI)
+	VEXTRACTF32X4 $0x01, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*1)
+	VEXTRACTF32X4 $0x02, Z3, X1
+	VMOVUPS       X1, K2, (DI)(SI*2)
+	VEXTRACTF32X4 $0x03, Z3, X1
+	VMOVUPS       X1, K2, (DI)(R9*1)
+	ADDQ          $0x10, DI
+	SUBQ          $0x04, R8
+	JG            block981
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -10656,18 +14438,18 @@ done666:
 TEXT ·combineF16AVX512(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows667
+	JE   rows1003
 	CMPQ AX, $0x03
-	JE   rows668
+	JE   rows1004
 	CMPQ AX, $0x04
-	JE   rows669
+	JE   rows1005
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block670:
+block1006:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -10676,9 +14458,9 @@ block670:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done672
+	JLT   done1008
 
-loop671:
+loop1007:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -10696,7 +14478,7 @@ loop671:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first673
+	JZ      first1009
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -10714,16 +14496,16 @@ loop671:
 	VMOVUPS 896(DX), Z14
 	VMOVUPS 960(DX), Z15
 
-first673:
+first1009:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key674:
+key1010:
 	VBROADCASTSS (R8), Z16
 	VCVTPH2PS    (DI), Z17
 	VFMADD231PS  Z17, Z16, Z0
@@ -10760,7 +14542,7 @@ key674:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key674
+	JNZ          key1010
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -10780,14 +14562,14 @@ key674:
 	ADDQ         $+512, CX
 	ADDQ         $+1024, DX
 	SUBQ         $+256, SI
-	JGE          loop671
+	JGE          loop1007
 
-done672:
+done1008:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done676
+	JLT  done1012
 
-loop675:
+loop1011:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -10797,7 +14579,7 @@ loop675:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first677
+	JZ      first1013
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -10807,16 +14589,16 @@ loop675:
 	VMOVUPS 384(DX), Z6
 	VMOVUPS 448(DX), Z7
 
-first677:
+first1013:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key678:
+key1014:
 	VBROADCASTSS (R8), Z8
 	VCVTPH2PS    (DI), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -10837,7 +14619,7 @@ key678:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key678
+	JNZ          key1014
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -10849,35 +14631,35 @@ key678:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, SI
-	JGE          loop675
+	JGE          loop1011
 
-done676:
+done1012:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done680
+	JLT  done1016
 
-loop679:
+loop1015:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first681
+	JZ      first1017
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
 	VMOVUPS 192(DX), Z3
 
-first681:
+first1017:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key682:
+key1018:
 	VBROADCASTSS (R8), Z4
 	VCVTPH2PS    (DI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -10890,7 +14672,7 @@ key682:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key682
+	JNZ          key1018
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -10898,31 +14680,31 @@ key682:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop679
+	JGE          loop1015
 
-done680:
+done1016:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done684
+	JLT  done1020
 
-loop683:
+loop1019:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first685
+	JZ      first1021
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 
-first685:
+first1021:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key686:
+key1022:
 	VBROADCASTSS (R8), Z2
 	VCVTPH2PS    (DI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -10931,70 +14713,70 @@ key686:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key686
+	JNZ          key1022
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop683
+	JGE          loop1019
 
-done684:
+done1020:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done688
+	JLT  done1024
 
-loop687:
+loop1023:
 	VXORPS  Z0, Z0, Z0
 	TESTQ   AX, AX
-	JZ      first689
+	JZ      first1025
 	VMOVUPS (DX), Z0
 
-first689:
+first1025:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key690:
+key1026:
 	VBROADCASTSS (R8), Z1
 	VCVTPH2PS    (DI), Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key690
+	JNZ          key1026
 	VMOVUPS      Z0, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop687
+	JGE          loop1023
 
-done688:
+done1024:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done691
+	JZ        done1027
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
 	VXORPS    Z0, Z0, Z0
 	TESTQ     AX, AX
-	JZ        first692
+	JZ        first1028
 	VMOVUPS.Z (DX), K1, Z0
 
-first692:
+first1028:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
-	MOVQ    $0x00000040, DI
+	MOVQ    $0x00000020, DI
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key693:
+key1029:
 	VBROADCASTSS (BX), Z1
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
@@ -11002,24 +14784,24 @@ key693:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key693
+	JNZ          key1029
 	VMOVUPS      Z0, K1, (DX)
 
-done691:
-	ADDQ $0x40, AX
+done1027:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block670
+	JLT  block1006
 	VZEROUPPER
 	RET
 
-rows667:
+rows1003:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block694:
+block1030:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -11028,9 +14810,9 @@ block694:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done696
+	JLT   done1032
 
-loop695:
+loop1031:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11048,7 +14830,7 @@ loop695:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first697
+	JZ      first1033
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11066,16 +14848,16 @@ loop695:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first697:
+first1033:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key698:
+key1034:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -11105,7 +14887,7 @@ key698:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key698
+	JNZ          key1034
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11125,14 +14907,14 @@ key698:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop695
+	JGE          loop1031
 
-done696:
+done1032:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done700
+	JLT  done1036
 
-loop699:
+loop1035:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11142,7 +14924,7 @@ loop699:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first701
+	JZ      first1037
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11152,16 +14934,16 @@ loop699:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first701:
+first1037:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key702:
+key1038:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -11179,7 +14961,7 @@ key702:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key702
+	JNZ          key1038
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11191,35 +14973,35 @@ key702:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop699
+	JGE          loop1035
 
-done700:
+done1036:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done704
+	JLT  done1040
 
-loop703:
+loop1039:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first705
+	JZ      first1041
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first705:
+first1041:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key706:
+key1042:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -11231,7 +15013,7 @@ key706:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key706
+	JNZ          key1042
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -11239,31 +15021,31 @@ key706:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop703
+	JGE          loop1039
 
-done704:
+done1040:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done708
+	JLT  done1044
 
-loop707:
+loop1043:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first709
+	JZ      first1045
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first709:
+first1045:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key710:
+key1046:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -11272,18 +15054,18 @@ key710:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key710
+	JNZ          key1046
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop707
+	JGE          loop1043
 
-done708:
+done1044:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done711
+	JZ        done1047
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -11291,19 +15073,19 @@ done708:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first712
+	JZ        first1048
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first712:
+first1048:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key713:
+key1049:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -11313,18 +15095,18 @@ key713:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key713
+	JNZ          key1049
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done711:
-	ADDQ $0x40, AX
+done1047:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block694
+	JLT  block1030
 	VZEROUPPER
 	RET
 
-rows668:
+rows1004:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -11333,7 +15115,7 @@ rows668:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block714:
+block1050:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -11342,9 +15124,9 @@ block714:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done716
+	JLT   done1052
 
-loop715:
+loop1051:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11370,7 +15152,7 @@ loop715:
 	VXORPS  Z22, Z22, Z22
 	VXORPS  Z23, Z23, Z23
 	TESTQ   AX, AX
-	JZ      first717
+	JZ      first1053
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11396,16 +15178,16 @@ loop715:
 	VMOVUPS 384(DX)(DI*2), Z22
 	VMOVUPS 448(DX)(DI*2), Z23
 
-first717:
+first1053:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key718:
+key1054:
 	VBROADCASTSS (R10), Z24
 	VBROADCASTSS (R10)(SI*1), Z25
 	VBROADCASTSS (R10)(SI*2), Z26
@@ -11444,7 +15226,7 @@ key718:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key718
+	JNZ          key1054
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11472,14 +15254,14 @@ key718:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop715
+	JGE          loop1051
 
-done716:
+done1052:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done720
+	JLT  done1056
 
-loop719:
+loop1055:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11493,7 +15275,7 @@ loop719:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	TESTQ   AX, AX
-	JZ      first721
+	JZ      first1057
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11507,16 +15289,16 @@ loop719:
 	VMOVUPS 128(DX)(DI*2), Z10
 	VMOVUPS 192(DX)(DI*2), Z11
 
-first721:
+first1057:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key722:
+key1058:
 	VBROADCASTSS (R10), Z12
 	VBROADCASTSS (R10)(SI*1), Z13
 	VBROADCASTSS (R10)(SI*2), Z14
@@ -11539,7 +15321,7 @@ key722:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key722
+	JNZ          key1058
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11555,14 +15337,14 @@ key722:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop719
+	JGE          loop1055
 
-done720:
+done1056:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done724
+	JLT  done1060
 
-loop723:
+loop1059:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11570,7 +15352,7 @@ loop723:
 	VXORPS  Z4, Z4, Z4
 	VXORPS  Z5, Z5, Z5
 	TESTQ   AX, AX
-	JZ      first725
+	JZ      first1061
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
@@ -11578,16 +15360,16 @@ loop723:
 	VMOVUPS (DX)(DI*2), Z4
 	VMOVUPS 64(DX)(DI*2), Z5
 
-first725:
+first1061:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key726:
+key1062:
 	VCVTPH2PS    (R9), Z6
 	VCVTPH2PS    32(R9), Z7
 	VBROADCASTSS (R10), Z8
@@ -11602,7 +15384,7 @@ key726:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key726
+	JNZ          key1062
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -11612,33 +15394,33 @@ key726:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop723
+	JGE          loop1059
 
-done724:
+done1060:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done728
+	JLT  done1064
 
-loop727:
+loop1063:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first729
+	JZ      first1065
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 	VMOVUPS (DX)(DI*2), Z2
 
-first729:
+first1065:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key730:
+key1066:
 	VCVTPH2PS    (R9), Z3
 	VBROADCASTSS (R10), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -11649,19 +15431,19 @@ key730:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key730
+	JNZ          key1066
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	VMOVUPS      Z2, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop727
+	JGE          loop1063
 
-done728:
+done1064:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done731
+	JZ        done1067
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -11670,20 +15452,20 @@ done728:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first732
+	JZ        first1068
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 	VMOVUPS.Z (DX)(DI*2), K1, Z2
 
-first732:
+first1068:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key733:
+key1069:
 	VMOVDQU16.Z  (CX), K1, Y3
 	VCVTPH2PS    Y3, Z3
 	VBROADCASTSS (BX), Z4
@@ -11695,37 +15477,42 @@ key733:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key733
+	JNZ          key1069
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 	VMOVUPS      Z2, K1, (DX)(DI*2)
 
-done731:
-	ADDQ $0x40, AX
+done1067:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block714
+	JLT  block1050
 	VZEROUPPER
 	RET
 
-rows669:
+rows1005:
+	MOVQ dv+56(FP), AX
+	CMPQ AX, $0x40
+	JGT  wide1070
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
+	LEAQ (SI)(SI*2), DI
+	MOVQ dv+56(FP), R8
+	SHLQ $0x02, R8
+	LEAQ (R8)(R8*2), R9
 	XORQ AX, AX
 
-block734:
+block1071:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
 	MOVQ  p+8(FP), BX
 	LEAQ  (BX)(AX*4), BX
 	MOVQ  o+0(FP), DX
-	MOVQ  dv+56(FP), R8
-	SUBQ  $+128, R8
-	JLT   done736
+	MOVQ  dv+56(FP), R10
+	SUBQ  $+64, R10
+	JLT   done1073
 
-loop735:
+loop1072:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11743,7 +15530,289 @@ loop735:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first737
+	JZ      first1074
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS 128(DX), Z2
+	VMOVUPS 192(DX), Z3
+	VMOVUPS (DX)(R8*1), Z4
+	VMOVUPS 64(DX)(R8*1), Z5
+	VMOVUPS 128(DX)(R8*1), Z6
+	VMOVUPS 192(DX)(R8*1), Z7
+	VMOVUPS (DX)(R8*2), Z8
+	VMOVUPS 64(DX)(R8*2), Z9
+	VMOVUPS 128(DX)(R8*2), Z10
+	VMOVUPS 192(DX)(R8*2), Z11
+	VMOVUPS (DX)(R9*1), Z12
+	VMOVUPS 64(DX)(R9*1), Z13
+	VMOVUPS 128(DX)(R9*1), Z14
+	VMOVUPS 192(DX)(R9*1), Z15
+
+first1074:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000020, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key1075:
+	VBROADCASTSS (R12), Z16
+	VBROADCASTSS (R12)(SI*1), Z17
+	VBROADCASTSS (R12)(SI*2), Z18
+	VBROADCASTSS (R12)(DI*1), Z19
+	VCVTPH2PS    (R11), Z20
+	VFMADD231PS  Z20, Z16, Z0
+	VFMADD231PS  Z20, Z17, Z4
+	VFMADD231PS  Z20, Z18, Z8
+	VFMADD231PS  Z20, Z19, Z12
+	VCVTPH2PS    32(R11), Z20
+	VFMADD231PS  Z20, Z16, Z1
+	VFMADD231PS  Z20, Z17, Z5
+	VFMADD231PS  Z20, Z18, Z9
+	VFMADD231PS  Z20, Z19, Z13
+	VCVTPH2PS    64(R11), Z20
+	VFMADD231PS  Z20, Z16, Z2
+	VFMADD231PS  Z20, Z17, Z6
+	VFMADD231PS  Z20, Z18, Z10
+	VFMADD231PS  Z20, Z19, Z14
+	VCVTPH2PS    96(R11), Z20
+	VFMADD231PS  Z20, Z16, Z3
+	VFMADD231PS  Z20, Z17, Z7
+	VFMADD231PS  Z20, Z18, Z11
+	VFMADD231PS  Z20, Z19, Z15
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key1075
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, 128(DX)
+	VMOVUPS      Z3, 192(DX)
+	VMOVUPS      Z4, (DX)(R8*1)
+	VMOVUPS      Z5, 64(DX)(R8*1)
+	VMOVUPS      Z6, 128(DX)(R8*1)
+	VMOVUPS      Z7, 192(DX)(R8*1)
+	VMOVUPS      Z8, (DX)(R8*2)
+	VMOVUPS      Z9, 64(DX)(R8*2)
+	VMOVUPS      Z10, 128(DX)(R8*2)
+	VMOVUPS      Z11, 192(DX)(R8*2)
+	VMOVUPS      Z12, (DX)(R9*1)
+	VMOVUPS      Z13, 64(DX)(R9*1)
+	VMOVUPS      Z14, 128(DX)(R9*1)
+	VMOVUPS      Z15, 192(DX)(R9*1)
+	ADDQ         $+128, CX
+	ADDQ         $+256, DX
+	SUBQ         $+64, R10
+	JGE          loop1072
+
+done1073:
+	ADDQ $+64, R10
+	SUBQ $+32, R10
+	JLT  done1077
+
+loop1076:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	TESTQ   AX, AX
+	JZ      first1078
+	VMOVUPS (DX), Z0
+	VMOVUPS 64(DX), Z1
+	VMOVUPS (DX)(R8*1), Z2
+	VMOVUPS 64(DX)(R8*1), Z3
+	VMOVUPS (DX)(R8*2), Z4
+	VMOVUPS 64(DX)(R8*2), Z5
+	VMOVUPS (DX)(R9*1), Z6
+	VMOVUPS 64(DX)(R9*1), Z7
+
+first1078:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000020, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key1079:
+	VCVTPH2PS    (R11), Z8
+	VCVTPH2PS    32(R11), Z9
+	VBROADCASTSS (R12), Z10
+	VFMADD231PS  Z8, Z10, Z0
+	VFMADD231PS  Z9, Z10, Z1
+	VBROADCASTSS (R12)(SI*1), Z10
+	VFMADD231PS  Z8, Z10, Z2
+	VFMADD231PS  Z9, Z10, Z3
+	VBROADCASTSS (R12)(SI*2), Z10
+	VFMADD231PS  Z8, Z10, Z4
+	VFMADD231PS  Z9, Z10, Z5
+	VBROADCASTSS (R12)(DI*1), Z10
+	VFMADD231PS  Z8, Z10, Z6
+	VFMADD231PS  Z9, Z10, Z7
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key1079
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, 64(DX)
+	VMOVUPS      Z2, (DX)(R8*1)
+	VMOVUPS      Z3, 64(DX)(R8*1)
+	VMOVUPS      Z4, (DX)(R8*2)
+	VMOVUPS      Z5, 64(DX)(R8*2)
+	VMOVUPS      Z6, (DX)(R9*1)
+	VMOVUPS      Z7, 64(DX)(R9*1)
+	ADDQ         $+64, CX
+	ADDQ         $+128, DX
+	SUBQ         $+32, R10
+	JGE          loop1076
+
+done1077:
+	ADDQ $+32, R10
+	SUBQ $+16, R10
+	JLT  done1081
+
+loop1080:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	TESTQ   AX, AX
+	JZ      first1082
+	VMOVUPS (DX), Z0
+	VMOVUPS (DX)(R8*1), Z1
+	VMOVUPS (DX)(R8*2), Z2
+	VMOVUPS (DX)(R9*1), Z3
+
+first1082:
+	MOVQ    keys+48(FP), R13
+	MOVQ    CX, R11
+	MOVQ    BX, R12
+	SUBQ    AX, R13
+	MOVQ    $0x00000020, R14
+	CMPQ    R13, R14
+	CMOVQGT R14, R13
+
+key1083:
+	VCVTPH2PS    (R11), Z4
+	VBROADCASTSS (R12), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS (R12)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (R12)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (R12)(DI*1), Z5
+	VFMADD231PS  Z4, Z5, Z3
+	ADDQ         stride+40(FP), R11
+	ADDQ         $0x04, R12
+	DECQ         R13
+	JNZ          key1083
+	VMOVUPS      Z0, (DX)
+	VMOVUPS      Z1, (DX)(R8*1)
+	VMOVUPS      Z2, (DX)(R8*2)
+	VMOVUPS      Z3, (DX)(R9*1)
+	ADDQ         $+32, CX
+	ADDQ         $+64, DX
+	SUBQ         $+16, R10
+	JGE          loop1080
+
+done1081:
+	ADDQ      $+16, R10
+	TESTQ     R10, R10
+	JZ        done1084
+	MOVL      $0x00000001, R11
+	SHLXL     R10, R11, R11
+	DECL      R11
+	KMOVW     R11, K1
+	VXORPS    Z0, Z0, Z0
+	VXORPS    Z1, Z1, Z1
+	VXORPS    Z2, Z2, Z2
+	VXORPS    Z3, Z3, Z3
+	TESTQ     AX, AX
+	JZ        first1085
+	VMOVUPS.Z (DX), K1, Z0
+	VMOVUPS.Z (DX)(R8*1), K1, Z1
+	VMOVUPS.Z (DX)(R8*2), K1, Z2
+	VMOVUPS.Z (DX)(R9*1), K1, Z3
+
+first1085:
+	MOVQ    keys+48(FP), R10
+	MOVQ    BX, BX
+	SUBQ    AX, R10
+	MOVQ    $0x00000020, R11
+	CMPQ    R10, R11
+	CMOVQGT R11, R10
+
+key1086:
+	VMOVDQU16.Z  (CX), K1, Y4
+	VCVTPH2PS    Y4, Z4
+	VBROADCASTSS (BX), Z5
+	VFMADD231PS  Z4, Z5, Z0
+	VBROADCASTSS (BX)(SI*1), Z5
+	VFMADD231PS  Z4, Z5, Z1
+	VBROADCASTSS (BX)(SI*2), Z5
+	VFMADD231PS  Z4, Z5, Z2
+	VBROADCASTSS (BX)(DI*1), Z5
+	VFMADD231PS  Z4, Z5, Z3
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R10
+	JNZ          key1086
+	VMOVUPS      Z0, K1, (DX)
+	VMOVUPS      Z1, K1, (DX)(R8*1)
+	VMOVUPS      Z2, K1, (DX)(R8*2)
+	VMOVUPS      Z3, K1, (DX)(R9*1)
+
+done1084:
+	ADDQ $0x20, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block1071
+	VZEROUPPER
+	RET
+
+wide1070:
+	MOVQ ldP+16(FP), SI
+	SHLQ $0x02, SI
+	MOVQ dv+56(FP), DI
+	SHLQ $0x02, DI
+	XORQ AX, AX
+
+block1087:
+	MOVQ  AX, CX
+	IMULQ stride+40(FP), CX
+	ADDQ  v+32(FP), CX
+	MOVQ  p+8(FP), BX
+	LEAQ  (BX)(AX*4), BX
+	MOVQ  o+0(FP), DX
+	MOVQ  dv+56(FP), R8
+	SUBQ  $+128, R8
+	JLT   done1089
+
+loop1088:
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z5, Z5, Z5
+	VXORPS  Z6, Z6, Z6
+	VXORPS  Z7, Z7, Z7
+	VXORPS  Z8, Z8, Z8
+	VXORPS  Z9, Z9, Z9
+	VXORPS  Z10, Z10, Z10
+	VXORPS  Z11, Z11, Z11
+	VXORPS  Z12, Z12, Z12
+	VXORPS  Z13, Z13, Z13
+	VXORPS  Z14, Z14, Z14
+	VXORPS  Z15, Z15, Z15
+	TESTQ   AX, AX
+	JZ      first1090
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11761,16 +15830,16 @@ loop735:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first737:
+first1090:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key738:
+key1091:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -11800,7 +15869,7 @@ key738:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key738
+	JNZ          key1091
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11820,14 +15889,14 @@ key738:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop735
+	JGE          loop1088
 
-done736:
+done1089:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done740
+	JLT  done1093
 
-loop739:
+loop1092:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -11837,7 +15906,7 @@ loop739:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first741
+	JZ      first1094
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -11847,16 +15916,16 @@ loop739:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first741:
+first1094:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key742:
+key1095:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -11874,7 +15943,7 @@ key742:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key742
+	JNZ          key1095
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -11886,35 +15955,35 @@ key742:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop739
+	JGE          loop1092
 
-done740:
+done1093:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done744
+	JLT  done1097
 
-loop743:
+loop1096:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first745
+	JZ      first1098
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first745:
+first1098:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key746:
+key1099:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -11926,7 +15995,7 @@ key746:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key746
+	JNZ          key1099
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -11934,31 +16003,31 @@ key746:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop743
+	JGE          loop1096
 
-done744:
+done1097:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done748
+	JLT  done1101
 
-loop747:
+loop1100:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first749
+	JZ      first1102
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first749:
+first1102:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key750:
+key1103:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -11967,18 +16036,18 @@ key750:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key750
+	JNZ          key1103
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop747
+	JGE          loop1100
 
-done748:
+done1101:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done751
+	JZ        done1104
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -11986,19 +16055,19 @@ done748:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first752
+	JZ        first1105
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first752:
+first1105:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key753:
+key1106:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -12008,11 +16077,11 @@ key753:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key753
+	JNZ          key1106
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done751:
+done1104:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -12023,9 +16092,9 @@ done751:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done755
+	JLT   done1108
 
-loop754:
+loop1107:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -12043,7 +16112,7 @@ loop754:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first756
+	JZ      first1109
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -12061,16 +16130,16 @@ loop754:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first756:
+first1109:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key757:
+key1110:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -12100,7 +16169,7 @@ key757:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key757
+	JNZ          key1110
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -12120,14 +16189,14 @@ key757:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop754
+	JGE          loop1107
 
-done755:
+done1108:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done759
+	JLT  done1112
 
-loop758:
+loop1111:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -12137,7 +16206,7 @@ loop758:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first760
+	JZ      first1113
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -12147,16 +16216,16 @@ loop758:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first760:
+first1113:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key761:
+key1114:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -12174,7 +16243,7 @@ key761:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key761
+	JNZ          key1114
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -12186,35 +16255,35 @@ key761:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop758
+	JGE          loop1111
 
-done759:
+done1112:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done763
+	JLT  done1116
 
-loop762:
+loop1115:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first764
+	JZ      first1117
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first764:
+first1117:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key765:
+key1118:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -12226,7 +16295,7 @@ key765:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key765
+	JNZ          key1118
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -12234,31 +16303,31 @@ key765:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop762
+	JGE          loop1115
 
-done763:
+done1116:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done767
+	JLT  done1120
 
-loop766:
+loop1119:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first768
+	JZ      first1121
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first768:
+first1121:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key769:
+key1122:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -12267,18 +16336,18 @@ key769:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key769
+	JNZ          key1122
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop766
+	JGE          loop1119
 
-done767:
+done1120:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done770
+	JZ        done1123
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -12286,19 +16355,19 @@ done767:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first771
+	JZ        first1124
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first771:
+first1124:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key772:
+key1125:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -12308,443 +16377,741 @@ key772:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key772
+	JNZ          key1125
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done770:
-	ADDQ $0x40, AX
+done1123:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block734
+	JLT  block1087
 	VZEROUPPER
 	RET
 
 // func normF16AVX512(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2
 TEXT ·normF16AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7f800000, DX
-	VMOVD        DX, X0
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7f800000, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block773:
-	VXORPS  Z2, Z2, Z2
-	VXORPS  Z3, Z3, Z3
-	VXORPS  Z4, Z4, Z4
-	VXORPS  Z5, Z5, Z5
-	VXORPS  Z6, Z6, Z6
-	VXORPS  Z7, Z7, Z7
-	VXORPS  Z8, Z8, Z8
-	VXORPS  Z9, Z9, Z9
-	VXORPS  Z10, Z10, Z10
-	VXORPS  Z11, Z11, Z11
-	VXORPS  Z12, Z12, Z12
-	VXORPS  Z13, Z13, Z13
-	VXORPS  Z14, Z14, Z14
-	VXORPS  Z15, Z15, Z15
-	VXORPS  Z16, Z16, Z16
-	VXORPS  Z17, Z17, Z17
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done776
+block1126:
+	VXORPS Z2, Z2, Z2
+	VXORPS Z3, Z3, Z3
+	VXORPS Z4, Z4, Z4
+	VXORPS Z5, Z5, Z5
+	VXORPS Z6, Z6, Z6
+	VXORPS Z7, Z7, Z7
+	VXORPS Z8, Z8, Z8
+	VXORPS Z9, Z9, Z9
+	VXORPS Z10, Z10, Z10
+	VXORPS Z11, Z11, Z11
+	VXORPS Z12, Z12, Z12
+	VXORPS Z13, Z13, Z13
+	VXORPS Z14, Z14, Z14
+	VXORPS Z15, Z15, Z15
+	VXORPS Z16, Z16, Z16
+	VXORPS Z17, Z17, Z17
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), BX
+	SUBQ   $+64, BX
+	JLT    done1129
 
-loop775:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within777
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within777:
-	VCVTPH2PS   (DI), Z18
+loop1128:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z5
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z2
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VCVTPH2PS   32(R9), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VCVTPH2PS   32(R10), Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop775
-
-done776:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done779
-
-loop778:
-	VCVTPH2PS   (DI), Z18
+	VCVTPH2PS   64(CX), Z18
 	VFMADD231PS Z18, Z18, Z2
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop778
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z2
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1128
 
-done779:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done780
-	VMOVDQU16.Z (DI), K1, Y18
+done1129:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1131
+
+loop1130:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z2
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1130
+
+done1131:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1132
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z2
-	VMOVDQU16.Z (R8), K1, Y18
+
+done1132:
+	CMPQ DX, $0x01
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1134
+
+loop1133:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1133
+
+done1134:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1136
+
+loop1135:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z3
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1135
+
+done1136:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1137
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z3
-	VMOVDQU16.Z (R9), K1, Y18
+
+done1137:
+	CMPQ DX, $0x02
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1139
+
+loop1138:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1138
+
+done1139:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1141
+
+loop1140:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z4
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1140
+
+done1141:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1142
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z4
-	VMOVDQU16.Z (R10), K1, Y18
+
+done1142:
+	CMPQ DX, $0x03
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1144
+
+loop1143:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1143
+
+done1144:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1146
+
+loop1145:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z5
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1145
+
+done1146:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1147
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z5
 
-done780:
-	CMPQ    R11, $0x04
-	JLE     fold774
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done782
+done1147:
+	CMPQ DX, $0x04
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1149
 
-loop781:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within783
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within783:
-	VCVTPH2PS   (DI), Z18
+loop1148:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z8
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z9
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VCVTPH2PS   32(R9), Z18
-	VFMADD231PS Z18, Z18, Z8
-	VCVTPH2PS   32(R10), Z18
-	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop781
-
-done782:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done785
-
-loop784:
-	VCVTPH2PS   (DI), Z18
+	VCVTPH2PS   64(CX), Z18
 	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z8
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z9
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop784
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z6
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1148
 
-done785:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done786
-	VMOVDQU16.Z (DI), K1, Y18
+done1149:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1151
+
+loop1150:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z6
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1150
+
+done1151:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1152
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z6
-	VMOVDQU16.Z (R8), K1, Y18
+
+done1152:
+	CMPQ DX, $0x05
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1154
+
+loop1153:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1153
+
+done1154:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1156
+
+loop1155:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z7
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1155
+
+done1156:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1157
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z7
-	VMOVDQU16.Z (R9), K1, Y18
+
+done1157:
+	CMPQ DX, $0x06
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1159
+
+loop1158:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1158
+
+done1159:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1161
+
+loop1160:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z8
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1160
+
+done1161:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1162
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z8
-	VMOVDQU16.Z (R10), K1, Y18
+
+done1162:
+	CMPQ DX, $0x07
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1164
+
+loop1163:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1163
+
+done1164:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1166
+
+loop1165:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z9
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1165
+
+done1166:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1167
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z9
 
-done786:
-	CMPQ    R11, $0x08
-	JLE     fold774
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done788
+done1167:
+	CMPQ DX, $0x08
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1169
 
-loop787:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within789
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within789:
-	VCVTPH2PS   (DI), Z18
+loop1168:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z10
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z11
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z12
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z13
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z10
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z18, Z11
-	VCVTPH2PS   32(R9), Z18
-	VFMADD231PS Z18, Z18, Z12
-	VCVTPH2PS   32(R10), Z18
-	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop787
-
-done788:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done791
-
-loop790:
-	VCVTPH2PS   (DI), Z18
+	VCVTPH2PS   64(CX), Z18
 	VFMADD231PS Z18, Z18, Z10
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z11
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z12
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z13
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop790
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z10
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1168
 
-done791:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done792
-	VMOVDQU16.Z (DI), K1, Y18
+done1169:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1171
+
+loop1170:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z10
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1170
+
+done1171:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1172
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z10
-	VMOVDQU16.Z (R8), K1, Y18
+
+done1172:
+	CMPQ DX, $0x09
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1174
+
+loop1173:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1173
+
+done1174:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1176
+
+loop1175:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z11
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1175
+
+done1176:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1177
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z11
-	VMOVDQU16.Z (R9), K1, Y18
+
+done1177:
+	CMPQ DX, $0x0a
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1179
+
+loop1178:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1178
+
+done1179:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1181
+
+loop1180:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1180
+
+done1181:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1182
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z12
-	VMOVDQU16.Z (R10), K1, Y18
+
+done1182:
+	CMPQ DX, $0x0b
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1184
+
+loop1183:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1183
+
+done1184:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1186
+
+loop1185:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1185
+
+done1186:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1187
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z13
 
-done792:
-	CMPQ    R11, $0x0c
-	JLE     fold774
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done794
+done1187:
+	CMPQ DX, $0x0c
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1189
 
-loop793:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within795
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within795:
-	VCVTPH2PS   (DI), Z18
+loop1188:
+	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z14
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z15
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z16
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z17
-	VCVTPH2PS   32(DI), Z18
+	VCVTPH2PS   32(CX), Z18
 	VFMADD231PS Z18, Z18, Z14
-	VCVTPH2PS   32(R8), Z18
-	VFMADD231PS Z18, Z18, Z15
-	VCVTPH2PS   32(R9), Z18
-	VFMADD231PS Z18, Z18, Z16
-	VCVTPH2PS   32(R10), Z18
-	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+32, R12
-	JGE         loop793
-
-done794:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done797
-
-loop796:
-	VCVTPH2PS   (DI), Z18
+	VCVTPH2PS   64(CX), Z18
 	VFMADD231PS Z18, Z18, Z14
-	VCVTPH2PS   (R8), Z18
-	VFMADD231PS Z18, Z18, Z15
-	VCVTPH2PS   (R9), Z18
-	VFMADD231PS Z18, Z18, Z16
-	VCVTPH2PS   (R10), Z18
-	VFMADD231PS Z18, Z18, Z17
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+16, R12
-	JGE         loop796
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1188
 
-done797:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done798
-	VMOVDQU16.Z (DI), K1, Y18
+done1189:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1191
+
+loop1190:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1190
+
+done1191:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1192
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z14
-	VMOVDQU16.Z (R8), K1, Y18
+
+done1192:
+	CMPQ DX, $0x0d
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1194
+
+loop1193:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1193
+
+done1194:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1196
+
+loop1195:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1195
+
+done1196:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1197
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z15
-	VMOVDQU16.Z (R9), K1, Y18
+
+done1197:
+	CMPQ DX, $0x0e
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1199
+
+loop1198:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1198
+
+done1199:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1201
+
+loop1200:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1200
+
+done1201:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1202
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z16
-	VMOVDQU16.Z (R10), K1, Y18
+
+done1202:
+	CMPQ DX, $0x0f
+	JLE  fold1127
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1204
+
+loop1203:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1203
+
+done1204:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1206
+
+loop1205:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z17
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1205
+
+done1206:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1207
+	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done798:
-fold774:
+done1207:
+fold1127:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -12792,8 +17159,8 @@ fold774:
 	VADDPS        Z4, Z2, Z4
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
-	SUBQ          $0x10, R11
-	JG            block773
+	SUBQ          $0x10, DX
+	JG            block1126
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -12807,147 +17174,75 @@ fold774:
 	RET
 
 // func peakF16AVX512(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV, MMX+
+// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, BMI2, CMOV
 TEXT ·peakF16AVX512(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x0f, DX
-	MOVL         $0x00000001, BX
-	SHLXL        DX, BX, BX
-	DECL         BX
-	KMOVW        BX, K1
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7fffffff, DX
-	VMOVD        DX, X0
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x0f, CX
+	MOVL         $0x00000001, DX
+	SHLXL        CX, DX, DX
+	DECL         DX
+	KMOVW        DX, K1
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7fffffff, CX
+	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
-	VXORPS       Z2, Z2, Z2
-	VXORPS       Z3, Z3, Z3
-	VXORPS       Z4, Z4, Z4
 
-block799:
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+32, R12
-	JLT     done801
+block1208:
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1210
 
-loop800:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within802
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop1209:
+	VCVTPH2PS (CX), Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	VCVTPH2PS 32(CX), Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	VCVTPH2PS 64(CX), Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	VCVTPH2PS 96(CX), Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	ADDQ      $+128, CX
+	SUBQ      $+64, BX
+	JGE       loop1209
 
-within802:
-	VCVTPH2PS (DI), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VCVTPH2PS (R8), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VCVTPH2PS (R9), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VCVTPH2PS (R10), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	VCVTPH2PS 32(DI), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VCVTPH2PS 32(R8), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VCVTPH2PS 32(R9), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VCVTPH2PS 32(R10), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	ADDQ      $+64, DI
-	ADDQ      $+64, R8
-	ADDQ      $+64, R9
-	ADDQ      $+64, R10
-	SUBQ      $+32, R12
-	JGE       loop800
+done1210:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1212
 
-done801:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done804
+loop1211:
+	VCVTPH2PS (CX), Z2
+	VPANDD    Z0, Z2, Z2
+	VPMAXUD   Z2, Z1, Z1
+	ADDQ      $+32, CX
+	SUBQ      $+16, BX
+	JGE       loop1211
 
-loop803:
-	VCVTPH2PS (DI), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z1, Z1
-	VCVTPH2PS (R8), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z2, Z2
-	VCVTPH2PS (R9), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z3, Z3
-	VCVTPH2PS (R10), Z5
-	VPANDD    Z0, Z5, Z5
-	VPMAXUD   Z5, Z4, Z4
-	ADDQ      $+32, DI
-	ADDQ      $+32, R8
-	ADDQ      $+32, R9
-	ADDQ      $+32, R10
-	SUBQ      $+16, R12
-	JGE       loop803
+done1212:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1213
+	VMOVDQU16.Z (CX), K1, Y2
+	VCVTPH2PS   Y2, Z2
+	VPANDD      Z0, Z2, Z2
+	VPMAXUD     Z2, Z1, Z1
 
-done804:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done805
-	VMOVDQU16.Z (DI), K1, Y5
-	VCVTPH2PS   Y5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z1, Z1
-	VMOVDQU16.Z (R8), K1, Y5
-	VCVTPH2PS   Y5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z2, Z2
-	VMOVDQU16.Z (R9), K1, Y5
-	VCVTPH2PS   Y5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z3, Z3
-	VMOVDQU16.Z (R10), K1, Y5
-	VCVTPH2PS   Y5, Z5
-	VPANDD      Z0, Z5, Z5
-	VPMAXUD     Z5, Z4, Z4
-
-done805:
-	SUBQ          $0x04, R11
-	JG            block799
-	VPMAXUD       Z2, Z1, Z1
-	VPMAXUD       Z4, Z3, Z3
-	VPMAXUD       Z3, Z1, Z1
+done1213:
+	SUBQ          $0x01, DX
+	JG            block1208
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -12972,9 +17267,9 @@ TEXT ·widenF16AVX512(SB), NOSPLIT, $0-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+64, DX
-	JLT  done807
+	JLT  done1215
 
-loop806:
+loop1214:
 	VCVTPH2PS (CX), Z0
 	VMOVUPS   Z0, (AX)
 	VCVTPH2PS 32(CX), Z0
@@ -12986,25 +17281,25 @@ loop806:
 	ADDQ      $+128, CX
 	ADDQ      $+256, AX
 	SUBQ      $+64, DX
-	JGE       loop806
+	JGE       loop1214
 
-done807:
+done1215:
 	ADDQ $+64, DX
 	SUBQ $+16, DX
-	JLT  done809
+	JLT  done1217
 
-loop808:
+loop1216:
 	VCVTPH2PS (CX), Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+32, CX
 	ADDQ      $+64, AX
 	SUBQ      $+16, DX
-	JGE       loop808
+	JGE       loop1216
 
-done809:
+done1217:
 	ADDQ        $+16, DX
 	TESTQ       DX, DX
-	JZ          done810
+	JZ          done1218
 	MOVL        $0x00000001, BX
 	SHLXL       DX, BX, BX
 	DECL        BX
@@ -13013,7 +17308,7 @@ done809:
 	VCVTPH2PS   Y0, Z0
 	VMOVUPS     Z0, K1, (AX)
 
-done810:
+done1218:
 	VZEROUPPER
 	RET
 
@@ -13058,9 +17353,9 @@ TEXT ·weightsAVX512(SB), NOSPLIT, $0-36
 	VXORPS       Z13, Z13, Z13
 	VXORPS       Z14, Z14, Z14
 	SUBQ         $+64, CX
-	JLT          done812
+	JLT          done1220
 
-loop811:
+loop1219:
 	VMOVUPS     (AX), Z15
 	VMOVAPS     Z2, Z16
 	VFMADD231PS Z15, Z1, Z16
@@ -13131,14 +17426,14 @@ loop811:
 	VADDPS      Z17, Z14, Z14
 	ADDQ        $+256, AX
 	SUBQ        $+64, CX
-	JGE         loop811
+	JGE         loop1219
 
-done812:
+done1220:
 	ADDQ $+64, CX
 	SUBQ $+16, CX
-	JLT  done814
+	JLT  done1222
 
-loop813:
+loop1221:
 	VMOVUPS     (AX), Z15
 	VMOVAPS     Z2, Z16
 	VFMADD231PS Z15, Z1, Z16
@@ -13158,12 +17453,12 @@ loop813:
 	VADDPS      Z17, Z11, Z11
 	ADDQ        $+64, AX
 	SUBQ        $+16, CX
-	JGE         loop813
+	JGE         loop1221
 
-done814:
+done1222:
 	ADDQ        $+16, CX
 	TESTQ       CX, CX
-	JZ          done815
+	JZ          done1223
 	MOVL        $0x00000001, DX
 	SHLXL       CX, DX, DX
 	DECL        DX
@@ -13186,7 +17481,7 @@ done814:
 	VMOVUPS     Z1, K1, (AX)
 	VADDPS      Z1, Z11, Z11
 
-done815:
+done1223:
 	VADDPS        Z13, Z11, Z11
 	VADDPS        Z14, Z12, Z12
 	VADDPS        Z12, Z11, Z11
@@ -13216,9 +17511,9 @@ TEXT ·readPeakAVX512(SB), NOSPLIT, $0-16
 	VXORPS Z6, Z6, Z6
 	VXORPS Z7, Z7, Z7
 	SUBQ   $+512, CX
-	JLT    done817
+	JLT    done1225
 
-loop816:
+loop1224:
 	VMOVUPS (AX), Z8
 	VPADDD  Z8, Z0, Z0
 	VMOVUPS 64(AX), Z8
@@ -13237,35 +17532,35 @@ loop816:
 	VPADDD  Z8, Z7, Z7
 	ADDQ    $+512, AX
 	SUBQ    $+512, CX
-	JGE     loop816
+	JGE     loop1224
 
-done817:
+done1225:
 	ADDQ $+512, CX
 	SUBQ $+64, CX
-	JLT  done819
+	JLT  done1227
 
-loop818:
+loop1226:
 	VMOVUPS (AX), Z1
 	VPADDD  Z1, Z0, Z0
 	ADDQ    $+64, AX
 	SUBQ    $+64, CX
-	JGE     loop818
+	JGE     loop1226
 
-done819:
+done1227:
 	ADDQ $+64, CX
 	VZEROUPPER
 	RET
 
 // func dotsF32AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int)
-// Requires: AVX, AVX2, CMOV, FMA3, MMX+
+// Requires: AVX, AVX2, CMOV, FMA3
 TEXT ·dotsF32AVX2(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows820
+	JE           rows1228
 	CMPQ         AX, $0x03
-	JE           rows821
+	JE           rows1229
 	CMPQ         AX, $0x04
-	JE           rows822
+	JE           rows1230
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -13283,7 +17578,7 @@ TEXT ·dotsF32AVX2(SB), NOSPLIT, $0-72
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block823:
+block1231:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -13297,360 +17592,368 @@ block823:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
-	SUBQ   $+16, DI
-	JLT    done826
+	SUBQ   $+32, DI
+	JLT    done1234
 
-loop825:
+loop1233:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (DX), Y10, Y2
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop825
+	VFMADD231PS 32(DX), Y10, Y2
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y2
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y2
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1233
 
-done826:
-	ADDQ $+16, DI
+done1234:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done828
+	JLT  done1236
 
-loop827:
+loop1235:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (DX), Y10, Y2
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop827
+	JGE         loop1235
 
-done828:
+done1236:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done829
+	JZ          done1237
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 
-done829:
+done1237:
 	CMPQ SI, $0x01
-	JLE  fold824
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done831
+	SUBQ $+32, DI
+	JLT  done1239
 
-loop830:
+loop1238:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (DX), Y10, Y3
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop830
+	VFMADD231PS 32(DX), Y10, Y3
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y3
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y3
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1238
 
-done831:
-	ADDQ $+16, DI
+done1239:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done833
+	JLT  done1241
 
-loop832:
+loop1240:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (DX), Y10, Y3
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop832
+	JGE         loop1240
 
-done833:
+done1241:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done834
+	JZ          done1242
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 
-done834:
+done1242:
 	CMPQ SI, $0x02
-	JLE  fold824
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done836
+	SUBQ $+32, DI
+	JLT  done1244
 
-loop835:
+loop1243:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (DX), Y10, Y4
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop835
+	VFMADD231PS 32(DX), Y10, Y4
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y4
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y4
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1243
 
-done836:
-	ADDQ $+16, DI
+done1244:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done838
+	JLT  done1246
 
-loop837:
+loop1245:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (DX), Y10, Y4
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop837
+	JGE         loop1245
 
-done838:
+done1246:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done839
+	JZ          done1247
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 
-done839:
+done1247:
 	CMPQ SI, $0x03
-	JLE  fold824
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done841
+	SUBQ $+32, DI
+	JLT  done1249
 
-loop840:
+loop1248:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (DX), Y10, Y5
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop840
+	VFMADD231PS 32(DX), Y10, Y5
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y5
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y5
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1248
 
-done841:
-	ADDQ $+16, DI
+done1249:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done843
+	JLT  done1251
 
-loop842:
+loop1250:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (DX), Y10, Y5
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop842
+	JGE         loop1250
 
-done843:
+done1251:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done844
+	JZ          done1252
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 
-done844:
+done1252:
 	CMPQ SI, $0x04
-	JLE  fold824
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done846
+	SUBQ $+32, DI
+	JLT  done1254
 
-loop845:
+loop1253:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (DX), Y10, Y6
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop845
+	VFMADD231PS 32(DX), Y10, Y6
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y6
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y6
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1253
 
-done846:
-	ADDQ $+16, DI
+done1254:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done848
+	JLT  done1256
 
-loop847:
+loop1255:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (DX), Y10, Y6
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop847
+	JGE         loop1255
 
-done848:
+done1256:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done849
+	JZ          done1257
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done849:
+done1257:
 	CMPQ SI, $0x05
-	JLE  fold824
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done851
+	SUBQ $+32, DI
+	JLT  done1259
 
-loop850:
+loop1258:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (DX), Y10, Y7
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop850
+	VFMADD231PS 32(DX), Y10, Y7
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y7
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y7
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1258
 
-done851:
-	ADDQ $+16, DI
+done1259:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done853
+	JLT  done1261
 
-loop852:
+loop1260:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (DX), Y10, Y7
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop852
+	JGE         loop1260
 
-done853:
+done1261:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done854
+	JZ          done1262
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done854:
+done1262:
 	CMPQ SI, $0x06
-	JLE  fold824
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done856
+	SUBQ $+32, DI
+	JLT  done1264
 
-loop855:
+loop1263:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (DX), Y10, Y8
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop855
+	VFMADD231PS 32(DX), Y10, Y8
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y8
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y8
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1263
 
-done856:
-	ADDQ $+16, DI
+done1264:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done858
+	JLT  done1266
 
-loop857:
+loop1265:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (DX), Y10, Y8
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop857
+	JGE         loop1265
 
-done858:
+done1266:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done859
+	JZ          done1267
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done859:
+done1267:
 	CMPQ SI, $0x07
-	JLE  fold824
+	JLE  fold1232
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
-	SUBQ $+16, DI
-	JLT  done861
+	SUBQ $+32, DI
+	JLT  done1269
 
-loop860:
+loop1268:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (DX), Y10, Y9
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(DX), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, CX
-	ADDQ        $+64, DX
-	SUBQ        $+16, DI
-	JGE         loop860
+	VFMADD231PS 32(DX), Y10, Y9
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(DX), Y10, Y9
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(DX), Y10, Y9
+	ADDQ        $+128, CX
+	ADDQ        $+128, DX
+	SUBQ        $+32, DI
+	JGE         loop1268
 
-done861:
-	ADDQ $+16, DI
+done1269:
+	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done863
+	JLT  done1271
 
-loop862:
+loop1270:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (DX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (DX), Y10, Y9
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop862
+	JGE         loop1270
 
-done863:
+done1271:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done864
+	JZ          done1272
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done864:
-fold824:
+done1272:
+fold1232:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -13687,17 +17990,17 @@ fold824:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       CX, $0x08
-	JLT        part865
+	JLT        part1273
 	VMOVUPS    Y3, (BX)
-	JMP        stored866
+	JMP        stored1274
 
-part865:
+part1273:
 	VMASKMOVPS Y3, Y2, (BX)
 
-stored866:
+stored1274:
 	ADDQ       $0x20, BX
 	SUBQ       $0x08, SI
-	JG         block823
+	JG         block1231
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -13711,7 +18014,7 @@ stored866:
 	VZEROUPPER
 	RET
 
-rows820:
+rows1228:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -13731,7 +18034,7 @@ rows820:
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block867:
+block1275:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -13745,212 +18048,212 @@ block867:
 	MOVQ   CX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+16, R8
-	JLT    done870
+	SUBQ   $+32, R8
+	JLT    done1278
 
-loop869:
+loop1277:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y2
+	VFMADD231PS (BX)(DX*1), Y10, Y6
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     32(BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, CX
-	ADDQ        $+64, BX
-	SUBQ        $+16, R8
-	JGE         loop869
+	VFMADD231PS 32(BX), Y10, Y2
+	VFMADD231PS 32(BX)(DX*1), Y10, Y6
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(BX), Y10, Y2
+	VFMADD231PS 64(BX)(DX*1), Y10, Y6
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(BX), Y10, Y2
+	VFMADD231PS 96(BX)(DX*1), Y10, Y6
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1277
 
-done870:
-	ADDQ $+16, R8
+done1278:
+	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done872
+	JLT  done1280
 
-loop871:
+loop1279:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y2
+	VFMADD231PS (BX)(DX*1), Y10, Y6
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop871
+	JGE         loop1279
 
-done872:
+done1280:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done873
+	JZ          done1281
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done873:
+done1281:
 	CMPQ DI, $0x01
-	JLE  fold868
+	JLE  fold1276
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done875
+	SUBQ $+32, R8
+	JLT  done1283
 
-loop874:
+loop1282:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y3
+	VFMADD231PS (BX)(DX*1), Y10, Y7
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     32(BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, CX
-	ADDQ        $+64, BX
-	SUBQ        $+16, R8
-	JGE         loop874
+	VFMADD231PS 32(BX), Y10, Y3
+	VFMADD231PS 32(BX)(DX*1), Y10, Y7
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(BX), Y10, Y3
+	VFMADD231PS 64(BX)(DX*1), Y10, Y7
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(BX), Y10, Y3
+	VFMADD231PS 96(BX)(DX*1), Y10, Y7
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1282
 
-done875:
-	ADDQ $+16, R8
+done1283:
+	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done877
+	JLT  done1285
 
-loop876:
+loop1284:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y3
+	VFMADD231PS (BX)(DX*1), Y10, Y7
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop876
+	JGE         loop1284
 
-done877:
+done1285:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done878
+	JZ          done1286
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done878:
+done1286:
 	CMPQ DI, $0x02
-	JLE  fold868
+	JLE  fold1276
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done880
+	SUBQ $+32, R8
+	JLT  done1288
 
-loop879:
+loop1287:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y4
+	VFMADD231PS (BX)(DX*1), Y10, Y8
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     32(BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, CX
-	ADDQ        $+64, BX
-	SUBQ        $+16, R8
-	JGE         loop879
+	VFMADD231PS 32(BX), Y10, Y4
+	VFMADD231PS 32(BX)(DX*1), Y10, Y8
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(BX), Y10, Y4
+	VFMADD231PS 64(BX)(DX*1), Y10, Y8
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(BX), Y10, Y4
+	VFMADD231PS 96(BX)(DX*1), Y10, Y8
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1287
 
-done880:
-	ADDQ $+16, R8
+done1288:
+	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done882
+	JLT  done1290
 
-loop881:
+loop1289:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y4
+	VFMADD231PS (BX)(DX*1), Y10, Y8
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop881
+	JGE         loop1289
 
-done882:
+done1290:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done883
+	JZ          done1291
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done883:
+done1291:
 	CMPQ DI, $0x03
-	JLE  fold868
+	JLE  fold1276
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+16, R8
-	JLT  done885
+	SUBQ $+32, R8
+	JLT  done1293
 
-loop884:
+loop1292:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y5
+	VFMADD231PS (BX)(DX*1), Y10, Y9
 	VMOVUPS     32(CX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     32(BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, CX
-	ADDQ        $+64, BX
-	SUBQ        $+16, R8
-	JGE         loop884
+	VFMADD231PS 32(BX), Y10, Y5
+	VFMADD231PS 32(BX)(DX*1), Y10, Y9
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(BX), Y10, Y5
+	VFMADD231PS 64(BX)(DX*1), Y10, Y9
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(BX), Y10, Y5
+	VFMADD231PS 96(BX)(DX*1), Y10, Y9
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1292
 
-done885:
-	ADDQ $+16, R8
+done1293:
+	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done887
+	JLT  done1295
 
-loop886:
+loop1294:
 	VMOVUPS     (CX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (BX)(DX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y5
+	VFMADD231PS (BX)(DX*1), Y10, Y9
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop886
+	JGE         loop1294
 
-done887:
+done1295:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done888
+	JZ          done1296
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done888:
-fold868:
+done1296:
+fold1276:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -13988,19 +18291,19 @@ fold868:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           CX, $0x04
-	JLT            part889
+	JLT            part1297
 	VMOVUPS        X3, (SI)
 	VMOVUPS        X4, (SI)(BX*1)
-	JMP            stored890
+	JMP            stored1298
 
-part889:
+part1297:
 	VMASKMOVPS X3, X2, (SI)
 	VMASKMOVPS X4, X2, (SI)(BX*1)
 
-stored890:
+stored1298:
 	ADDQ         $0x10, SI
 	SUBQ         $0x04, DI
-	JG           block867
+	JG           block1275
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -14015,127 +18318,117 @@ stored890:
 	VZEROUPPER
 	RET
 
-rows821:
+rows1229:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000040
+	JGT          long1299
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x02, SI
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x07, DX
 	LEAQ         rowsMask<>+32(SB), BX
 	SHLQ         $0x02, DX
 	SUBQ         DX, BX
 	VMOVUPS      (BX), Y0
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         s+0(FP), R8
+	MOVQ         keys+64(FP), R9
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block891:
+block1300:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
-	MOVQ    q+24(FP), R10
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), DI
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+16, R13
-	JLT     done894
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R10
+	SUBQ    $+16, R10
+	JLT     done1303
 
-loop893:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within895
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within895:
-	VMOVUPS     (DI), Y8
-	VMOVUPS     (R8), Y9
-	VMOVUPS     (R10), Y10
+loop1302:
+	VMOVUPS     (DX), Y8
+	VMOVUPS     (BX), Y9
+	VMOVUPS     (DI), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R10)(R9*1), Y10
+	VMOVUPS     (DI)(SI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R10)(R9*2), Y10
+	VMOVUPS     (DI)(SI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VMOVUPS     32(DI), Y8
-	VMOVUPS     32(R8), Y9
-	VMOVUPS     32(R10), Y10
+	VMOVUPS     32(DX), Y8
+	VMOVUPS     32(BX), Y9
+	VMOVUPS     32(DI), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     32(R10)(R9*1), Y10
+	VMOVUPS     32(DI)(SI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     32(R10)(R9*2), Y10
+	VMOVUPS     32(DI)(SI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
 	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop893
+	SUBQ        $+16, R10
+	JGE         loop1302
 
-done894:
-	ADDQ $+16, R13
-	SUBQ $+8, R13
-	JLT  done897
+done1303:
+	ADDQ $+16, R10
+	SUBQ $+8, R10
+	JLT  done1305
 
-loop896:
-	VMOVUPS     (DI), Y8
-	VMOVUPS     (R8), Y9
-	VMOVUPS     (R10), Y10
+loop1304:
+	VMOVUPS     (DX), Y8
+	VMOVUPS     (BX), Y9
+	VMOVUPS     (DI), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R10)(R9*1), Y10
+	VMOVUPS     (DI)(SI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R10)(R9*2), Y10
+	VMOVUPS     (DI)(SI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
 	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R10
-	SUBQ        $+8, R13
-	JGE         loop896
+	SUBQ        $+8, R10
+	JGE         loop1304
 
-done897:
-	ADDQ        $+8, R13
-	TESTQ       R13, R13
-	JZ          done898
-	VMASKMOVPS  (DI), Y0, Y8
-	VMASKMOVPS  (R8), Y0, Y9
-	VMASKMOVPS  (R10), Y0, Y10
+done1305:
+	ADDQ        $+8, R10
+	TESTQ       R10, R10
+	JZ          done1306
+	VMASKMOVPS  (DX), Y0, Y8
+	VMASKMOVPS  (BX), Y0, Y9
+	VMASKMOVPS  (DI), Y0, Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMASKMOVPS  (R10)(R9*1), Y0, Y10
+	VMASKMOVPS  (DI)(SI*1), Y0, Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMASKMOVPS  (R10)(R9*2), Y0, Y10
+	VMASKMOVPS  (DI)(SI*2), Y0, Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done898:
+done1306:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -14157,7 +18450,7 @@ done898:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R12, DX
+	MOVQ         R9, DX
 	MOVQ         $0x00000002, BX
 	CMPQ         DX, BX
 	CMOVQGT      BX, DX
@@ -14165,29 +18458,29 @@ done898:
 	SHLQ         $0x02, BX
 	LEAQ         (BX)(BX*2), DI
 	LEAQ         rowsMask<>+32(SB), DI
-	MOVQ         DX, R8
-	SHLQ         $0x02, R8
-	SUBQ         R8, DI
+	MOVQ         DX, R10
+	SHLQ         $0x02, R10
+	SUBQ         R10, DI
 	VBROADCASTSD (DI), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part899
-	VMOVLPS      X3, (R11)
-	VMOVHPS      X3, (R11)(BX*1)
-	VMOVLPS      X2, (R11)(BX*2)
-	JMP          stored900
+	JLT          part1307
+	VMOVLPS      X3, (R8)
+	VMOVHPS      X3, (R8)(BX*1)
+	VMOVLPS      X2, (R8)(BX*2)
+	JMP          stored1308
 
-part899:
-	VEXTRACTPS $0x00, X3, (R11)
-	VEXTRACTPS $0x02, X3, (R11)(BX*1)
-	VEXTRACTPS $0x00, X2, (R11)(BX*2)
+part1307:
+	VEXTRACTPS $0x00, X3, (R8)
+	VEXTRACTPS $0x02, X3, (R8)(BX*1)
+	VEXTRACTPS $0x00, X2, (R8)(BX*2)
 
-stored900:
-	ADDQ         $0x08, R11
-	SUBQ         $0x02, R12
-	JG           block891
+stored1308:
+	ADDQ         $0x08, R8
+	SUBQ         $0x02, R9
+	JG           block1300
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -14204,30 +18497,245 @@ stored900:
 	VZEROUPPER
 	RET
 
-rows822:
+long1299:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x02, SI
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	SHLQ         $0x02, CX
+	SUBQ         CX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	MOVQ         s+0(FP), SI
+	MOVQ         keys+64(FP), DI
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X1
+	VBROADCASTSS X1, Y1
+
+block1309:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	MOVQ   q+24(FP), BX
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R8
+	SUBQ   $+32, R8
+	JLT    done1312
+
+loop1311:
+	VMOVUPS     (CX), Y8
+	VFMADD231PS (BX), Y8, Y2
+	VFMADD231PS (BX)(DX*1), Y8, Y4
+	VFMADD231PS (BX)(DX*2), Y8, Y6
+	VMOVUPS     32(CX), Y8
+	VFMADD231PS 32(BX), Y8, Y2
+	VFMADD231PS 32(BX)(DX*1), Y8, Y4
+	VFMADD231PS 32(BX)(DX*2), Y8, Y6
+	VMOVUPS     64(CX), Y8
+	VFMADD231PS 64(BX), Y8, Y2
+	VFMADD231PS 64(BX)(DX*1), Y8, Y4
+	VFMADD231PS 64(BX)(DX*2), Y8, Y6
+	VMOVUPS     96(CX), Y8
+	VFMADD231PS 96(BX), Y8, Y2
+	VFMADD231PS 96(BX)(DX*1), Y8, Y4
+	VFMADD231PS 96(BX)(DX*2), Y8, Y6
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1311
+
+done1312:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1314
+
+loop1313:
+	VMOVUPS     (CX), Y8
+	VFMADD231PS (BX), Y8, Y2
+	VFMADD231PS (BX)(DX*1), Y8, Y4
+	VFMADD231PS (BX)(DX*2), Y8, Y6
+	ADDQ        $+32, CX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1313
+
+done1314:
+	ADDQ        $+8, R8
+	TESTQ       R8, R8
+	JZ          done1315
+	VMASKMOVPS  (CX), Y0, Y8
+	VMASKMOVPS  (BX), Y0, Y9
+	VFMADD231PS Y9, Y8, Y2
+	VMASKMOVPS  (BX)(DX*1), Y0, Y9
+	VFMADD231PS Y9, Y8, Y4
+	VMASKMOVPS  (BX)(DX*2), Y0, Y9
+	VFMADD231PS Y9, Y8, Y6
+
+done1315:
+	CMPQ DI, $0x01
+	JLE  fold1310
+	MOVQ q+24(FP), BX
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R8
+	SUBQ $+32, R8
+	JLT  done1317
+
+loop1316:
+	VMOVUPS     (CX), Y8
+	VFMADD231PS (BX), Y8, Y3
+	VFMADD231PS (BX)(DX*1), Y8, Y5
+	VFMADD231PS (BX)(DX*2), Y8, Y7
+	VMOVUPS     32(CX), Y8
+	VFMADD231PS 32(BX), Y8, Y3
+	VFMADD231PS 32(BX)(DX*1), Y8, Y5
+	VFMADD231PS 32(BX)(DX*2), Y8, Y7
+	VMOVUPS     64(CX), Y8
+	VFMADD231PS 64(BX), Y8, Y3
+	VFMADD231PS 64(BX)(DX*1), Y8, Y5
+	VFMADD231PS 64(BX)(DX*2), Y8, Y7
+	VMOVUPS     96(CX), Y8
+	VFMADD231PS 96(BX), Y8, Y3
+	VFMADD231PS 96(BX)(DX*1), Y8, Y5
+	VFMADD231PS 96(BX)(DX*2), Y8, Y7
+	ADDQ        $+128, CX
+	ADDQ        $+128, BX
+	SUBQ        $+32, R8
+	JGE         loop1316
+
+done1317:
+	ADDQ $+32, R8
+	SUBQ $+8, R8
+	JLT  done1319
+
+loop1318:
+	VMOVUPS     (CX), Y8
+	VFMADD231PS (BX), Y8, Y3
+	VFMADD231PS (BX)(DX*1), Y8, Y5
+	VFMADD231PS (BX)(DX*2), Y8, Y7
+	ADDQ        $+32, CX
+	ADDQ        $+32, BX
+	SUBQ        $+8, R8
+	JGE         loop1318
+
+done1319:
+	ADDQ        $+8, R8
+	TESTQ       R8, R8
+	JZ          done1320
+	VMASKMOVPS  (CX), Y0, Y8
+	VMASKMOVPS  (BX), Y0, Y9
+	VFMADD231PS Y9, Y8, Y3
+	VMASKMOVPS  (BX)(DX*1), Y0, Y9
+	VFMADD231PS Y9, Y8, Y5
+	VMASKMOVPS  (BX)(DX*2), Y0, Y9
+	VFMADD231PS Y9, Y8, Y7
+
+done1320:
+fold1310:
+	VPERM2F128   $0x20, Y6, Y2, Y8
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y8, Y2, Y8
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y4, Y4, Y3
+	VPERM2F128   $0x31, Y4, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y5, Y5, Y4
+	VPERM2F128   $0x31, Y5, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y8, Y5
+	VUNPCKHPS    Y2, Y8, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         DI, CX
+	MOVQ         $0x00000002, BX
+	CMPQ         CX, BX
+	CMOVQGT      BX, CX
+	MOVQ         ldS+8(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), R8
+	LEAQ         rowsMask<>+32(SB), R8
+	MOVQ         CX, R9
+	SHLQ         $0x02, R9
+	SUBQ         R9, R8
+	VBROADCASTSD (R8), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         CX, $0x02
+	JLT          part1321
+	VMOVLPS      X3, (SI)
+	VMOVHPS      X3, (SI)(BX*1)
+	VMOVLPS      X2, (SI)(BX*2)
+	JMP          stored1322
+
+part1321:
+	VEXTRACTPS $0x00, X3, (SI)
+	VEXTRACTPS $0x02, X3, (SI)(BX*1)
+	VEXTRACTPS $0x00, X2, (SI)(BX*2)
+
+stored1322:
+	ADDQ         $0x08, SI
+	SUBQ         $0x02, DI
+	JG           block1309
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VZEROUPPER
+	RET
+
+rows1230:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000040
+	JGT          long1323
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
 	MOVQ         d+32(FP), DX
 	ANDQ         $0x07, DX
 	LEAQ         rowsMask<>+32(SB), BX
 	SHLQ         $0x02, DX
 	SUBQ         DX, BX
 	VMOVUPS      (BX), Y0
-	MOVQ         d+32(FP), R9
-	SHLQ         $0x02, R9
-	LEAQ         (R9)(R9*2), R10
-	MOVQ         s+0(FP), R12
-	MOVQ         keys+64(FP), R13
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), DI
+	MOVQ         s+0(FP), R9
+	MOVQ         keys+64(FP), R10
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block901:
+block1324:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -14236,110 +18744,99 @@ block901:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R11
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+56(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, AX
-	ADDQ    stride+56(FP), AX
+	MOVQ    q+24(FP), R8
 	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R14
-	SUBQ    $+16, R14
-	JLT     done904
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R11
+	SUBQ    $+16, R11
+	JLT     done1327
 
-loop903:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within905
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within905:
-	VMOVUPS     (DI), Y10
-	VMOVUPS     (R8), Y11
-	VMOVUPS     (R11), Y12
+loop1326:
+	VMOVUPS     (DX), Y10
+	VMOVUPS     (BX), Y11
+	VMOVUPS     (R8), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R11)(R9*1), Y12
+	VMOVUPS     (R8)(SI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R11)(R9*2), Y12
+	VMOVUPS     (R8)(SI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R11)(R10*1), Y12
+	VMOVUPS     (R8)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VMOVUPS     32(DI), Y10
-	VMOVUPS     32(R8), Y11
-	VMOVUPS     32(R11), Y12
+	VMOVUPS     32(DX), Y10
+	VMOVUPS     32(BX), Y11
+	VMOVUPS     32(R8), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     32(R11)(R9*1), Y12
+	VMOVUPS     32(R8)(SI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     32(R11)(R9*2), Y12
+	VMOVUPS     32(R8)(SI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     32(R11)(R10*1), Y12
+	VMOVUPS     32(R8)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+64, DI
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
 	ADDQ        $+64, R8
-	ADDQ        $+64, R11
-	SUBQ        $+16, R14
-	JGE         loop903
+	SUBQ        $+16, R11
+	JGE         loop1326
 
-done904:
-	ADDQ $+16, R14
-	SUBQ $+8, R14
-	JLT  done907
+done1327:
+	ADDQ $+16, R11
+	SUBQ $+8, R11
+	JLT  done1329
 
-loop906:
-	VMOVUPS     (DI), Y10
-	VMOVUPS     (R8), Y11
-	VMOVUPS     (R11), Y12
+loop1328:
+	VMOVUPS     (DX), Y10
+	VMOVUPS     (BX), Y11
+	VMOVUPS     (R8), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R11)(R9*1), Y12
+	VMOVUPS     (R8)(SI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R11)(R9*2), Y12
+	VMOVUPS     (R8)(SI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R11)(R10*1), Y12
+	VMOVUPS     (R8)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+32, DI
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
 	ADDQ        $+32, R8
-	ADDQ        $+32, R11
-	SUBQ        $+8, R14
-	JGE         loop906
+	SUBQ        $+8, R11
+	JGE         loop1328
 
-done907:
-	ADDQ        $+8, R14
-	TESTQ       R14, R14
-	JZ          done908
-	VMASKMOVPS  (DI), Y0, Y10
-	VMASKMOVPS  (R8), Y0, Y11
-	VMASKMOVPS  (R11), Y0, Y12
+done1329:
+	ADDQ        $+8, R11
+	TESTQ       R11, R11
+	JZ          done1330
+	VMASKMOVPS  (DX), Y0, Y10
+	VMASKMOVPS  (BX), Y0, Y11
+	VMASKMOVPS  (R8), Y0, Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMASKMOVPS  (R11)(R9*1), Y0, Y12
+	VMASKMOVPS  (R8)(SI*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMASKMOVPS  (R11)(R9*2), Y0, Y12
+	VMASKMOVPS  (R8)(SI*2), Y0, Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMASKMOVPS  (R11)(R10*1), Y0, Y12
+	VMASKMOVPS  (R8)(DI*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done908:
+done1330:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -14361,39 +18858,276 @@ done908:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R13, DX
+	MOVQ         R10, DX
 	MOVQ         $0x00000002, BX
 	CMPQ         DX, BX
 	CMOVQGT      BX, DX
 	MOVQ         ldS+8(FP), BX
 	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), DI
-	LEAQ         rowsMask<>+32(SB), R8
-	MOVQ         DX, R11
-	SHLQ         $0x02, R11
-	SUBQ         R11, R8
-	VBROADCASTSD (R8), Y2
+	LEAQ         (BX)(BX*2), R8
+	LEAQ         rowsMask<>+32(SB), R11
+	MOVQ         DX, R12
+	SHLQ         $0x02, R12
+	SUBQ         R12, R11
+	VBROADCASTSD (R11), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part909
-	VMOVLPS      X3, (R12)
-	VMOVHPS      X3, (R12)(BX*1)
-	VMOVLPS      X2, (R12)(BX*2)
-	VMOVHPS      X2, (R12)(DI*1)
-	JMP          stored910
+	JLT          part1331
+	VMOVLPS      X3, (R9)
+	VMOVHPS      X3, (R9)(BX*1)
+	VMOVLPS      X2, (R9)(BX*2)
+	VMOVHPS      X2, (R9)(R8*1)
+	JMP          stored1332
 
-part909:
-	VEXTRACTPS $0x00, X3, (R12)
-	VEXTRACTPS $0x02, X3, (R12)(BX*1)
-	VEXTRACTPS $0x00, X2, (R12)(BX*2)
-	VEXTRACTPS $0x02, X2, (R12)(DI*1)
+part1331:
+	VEXTRACTPS $0x00, X3, (R9)
+	VEXTRACTPS $0x02, X3, (R9)(BX*1)
+	VEXTRACTPS $0x00, X2, (R9)(BX*2)
+	VEXTRACTPS $0x02, X2, (R9)(R8*1)
 
-stored910:
-	ADDQ         $0x08, R12
-	SUBQ         $0x02, R13
-	JG           block901
+stored1332:
+	ADDQ         $0x08, R9
+	SUBQ         $0x02, R10
+	JG           block1324
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       12(AX), X0, X0
+	VMOVSS       X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long1323:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	SHLQ         $0x02, CX
+	SUBQ         CX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), DX
+	SHLQ         $0x02, DX
+	LEAQ         (DX)(DX*2), BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
+	MOVL         $0xff800000, CX
+	VMOVD        CX, X1
+	VBROADCASTSS X1, Y1
+
+block1333:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+32, R9
+	JLT    done1336
+
+loop1335:
+	VMOVUPS     (CX), Y10
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(DX*1), Y10, Y4
+	VFMADD231PS (SI)(DX*2), Y10, Y6
+	VFMADD231PS (SI)(BX*1), Y10, Y8
+	VMOVUPS     32(CX), Y10
+	VFMADD231PS 32(SI), Y10, Y2
+	VFMADD231PS 32(SI)(DX*1), Y10, Y4
+	VFMADD231PS 32(SI)(DX*2), Y10, Y6
+	VFMADD231PS 32(SI)(BX*1), Y10, Y8
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(SI), Y10, Y2
+	VFMADD231PS 64(SI)(DX*1), Y10, Y4
+	VFMADD231PS 64(SI)(DX*2), Y10, Y6
+	VFMADD231PS 64(SI)(BX*1), Y10, Y8
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(SI), Y10, Y2
+	VFMADD231PS 96(SI)(DX*1), Y10, Y4
+	VFMADD231PS 96(SI)(DX*2), Y10, Y6
+	VFMADD231PS 96(SI)(BX*1), Y10, Y8
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1335
+
+done1336:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1338
+
+loop1337:
+	VMOVUPS     (CX), Y10
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(DX*1), Y10, Y4
+	VFMADD231PS (SI)(DX*2), Y10, Y6
+	VFMADD231PS (SI)(BX*1), Y10, Y8
+	ADDQ        $+32, CX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1337
+
+done1338:
+	ADDQ        $+8, R9
+	TESTQ       R9, R9
+	JZ          done1339
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y11, Y10, Y2
+	VMASKMOVPS  (SI)(DX*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y4
+	VMASKMOVPS  (SI)(DX*2), Y0, Y11
+	VFMADD231PS Y11, Y10, Y6
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y8
+
+done1339:
+	CMPQ R8, $0x01
+	JLE  fold1334
+	MOVQ q+24(FP), SI
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+32, R9
+	JLT  done1341
+
+loop1340:
+	VMOVUPS     (CX), Y10
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(DX*1), Y10, Y5
+	VFMADD231PS (SI)(DX*2), Y10, Y7
+	VFMADD231PS (SI)(BX*1), Y10, Y9
+	VMOVUPS     32(CX), Y10
+	VFMADD231PS 32(SI), Y10, Y3
+	VFMADD231PS 32(SI)(DX*1), Y10, Y5
+	VFMADD231PS 32(SI)(DX*2), Y10, Y7
+	VFMADD231PS 32(SI)(BX*1), Y10, Y9
+	VMOVUPS     64(CX), Y10
+	VFMADD231PS 64(SI), Y10, Y3
+	VFMADD231PS 64(SI)(DX*1), Y10, Y5
+	VFMADD231PS 64(SI)(DX*2), Y10, Y7
+	VFMADD231PS 64(SI)(BX*1), Y10, Y9
+	VMOVUPS     96(CX), Y10
+	VFMADD231PS 96(SI), Y10, Y3
+	VFMADD231PS 96(SI)(DX*1), Y10, Y5
+	VFMADD231PS 96(SI)(DX*2), Y10, Y7
+	VFMADD231PS 96(SI)(BX*1), Y10, Y9
+	ADDQ        $+128, CX
+	ADDQ        $+128, SI
+	SUBQ        $+32, R9
+	JGE         loop1340
+
+done1341:
+	ADDQ $+32, R9
+	SUBQ $+8, R9
+	JLT  done1343
+
+loop1342:
+	VMOVUPS     (CX), Y10
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(DX*1), Y10, Y5
+	VFMADD231PS (SI)(DX*2), Y10, Y7
+	VFMADD231PS (SI)(BX*1), Y10, Y9
+	ADDQ        $+32, CX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1342
+
+done1343:
+	ADDQ        $+8, R9
+	TESTQ       R9, R9
+	JZ          done1344
+	VMASKMOVPS  (CX), Y0, Y10
+	VMASKMOVPS  (SI), Y0, Y11
+	VFMADD231PS Y11, Y10, Y3
+	VMASKMOVPS  (SI)(DX*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y5
+	VMASKMOVPS  (SI)(DX*2), Y0, Y11
+	VFMADD231PS Y11, Y10, Y7
+	VMASKMOVPS  (SI)(BX*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y9
+
+done1344:
+fold1334:
+	VPERM2F128   $0x20, Y6, Y2, Y10
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y10, Y2, Y10
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y8, Y4, Y3
+	VPERM2F128   $0x31, Y8, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y9, Y5, Y4
+	VPERM2F128   $0x31, Y9, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y10, Y5
+	VUNPCKHPS    Y2, Y10, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         R8, CX
+	MOVQ         $0x00000002, SI
+	CMPQ         CX, SI
+	CMOVQGT      SI, CX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R9
+	LEAQ         rowsMask<>+32(SB), R10
+	MOVQ         CX, R11
+	SHLQ         $0x02, R11
+	SUBQ         R11, R10
+	VBROADCASTSD (R10), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         CX, $0x02
+	JLT          part1345
+	VMOVLPS      X3, (DI)
+	VMOVHPS      X3, (DI)(SI*1)
+	VMOVLPS      X2, (DI)(SI*2)
+	VMOVHPS      X2, (DI)(R9*1)
+	JMP          stored1346
+
+part1345:
+	VEXTRACTPS $0x00, X3, (DI)
+	VEXTRACTPS $0x02, X3, (DI)(SI*1)
+	VEXTRACTPS $0x00, X2, (DI)(SI*2)
+	VEXTRACTPS $0x02, X2, (DI)(R9*1)
+
+stored1346:
+	ADDQ         $0x08, DI
+	SUBQ         $0x02, R8
+	JG           block1333
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -14437,18 +19171,18 @@ GLOBL rowsMask<>(SB), RODATA|NOPTR, $64
 TEXT ·combineF32AVX2(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows911
+	JE   rows1347
 	CMPQ AX, $0x03
-	JE   rows912
+	JE   rows1348
 	CMPQ AX, $0x04
-	JE   rows913
+	JE   rows1349
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block914:
+block1350:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -14457,9 +19191,9 @@ block914:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done916
+	JLT   done1352
 
-loop915:
+loop1351:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -14469,7 +19203,7 @@ loop915:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first917
+	JZ      first1353
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -14479,16 +19213,16 @@ loop915:
 	VMOVUPS 192(DX), Y6
 	VMOVUPS 224(DX), Y7
 
-first917:
+first1353:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key918:
+key1354:
 	VBROADCASTSS (R8), Y8
 	VMOVUPS      (DI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -14509,7 +19243,7 @@ key918:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key918
+	JNZ          key1354
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -14521,35 +19255,35 @@ key918:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop915
+	JGE          loop1351
 
-done916:
+done1352:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done920
+	JLT  done1356
 
-loop919:
+loop1355:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first921
+	JZ      first1357
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
 	VMOVUPS 96(DX), Y3
 
-first921:
+first1357:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key922:
+key1358:
 	VBROADCASTSS (R8), Y4
 	VMOVUPS      (DI), Y5
 	VFMADD231PS  Y5, Y4, Y0
@@ -14562,7 +19296,7 @@ key922:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key922
+	JNZ          key1358
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -14570,31 +19304,31 @@ key922:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop919
+	JGE          loop1355
 
-done920:
+done1356:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done924
+	JLT  done1360
 
-loop923:
+loop1359:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first925
+	JZ      first1361
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 
-first925:
+first1361:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key926:
+key1362:
 	VBROADCASTSS (R8), Y2
 	VMOVUPS      (DI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -14603,94 +19337,94 @@ key926:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key926
+	JNZ          key1362
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop923
+	JGE          loop1359
 
-done924:
+done1360:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done928
+	JLT  done1364
 
-loop927:
+loop1363:
 	VXORPS  Y0, Y0, Y0
 	TESTQ   AX, AX
-	JZ      first929
+	JZ      first1365
 	VMOVUPS (DX), Y0
 
-first929:
+first1365:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key930:
+key1366:
 	VBROADCASTSS (R8), Y1
 	VMOVUPS      (DI), Y2
 	VFMADD231PS  Y2, Y1, Y0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key930
+	JNZ          key1366
 	VMOVUPS      Y0, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop927
+	JGE          loop1363
 
-done928:
+done1364:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done931
+	JZ         done1367
 	LEAQ       rowsMask<>+32(SB), DI
 	SHLQ       $0x02, SI
 	SUBQ       SI, DI
 	VMOVUPS    (DI), Y0
 	VXORPS     Y1, Y1, Y1
 	TESTQ      AX, AX
-	JZ         first932
+	JZ         first1368
 	VMASKMOVPS (DX), Y0, Y1
 
-first932:
+first1368:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
-	MOVQ    $0x00000040, DI
+	MOVQ    $0x00000020, DI
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key933:
+key1369:
 	VBROADCASTSS (BX), Y2
 	VMASKMOVPS   (CX), Y0, Y3
 	VFMADD231PS  Y3, Y2, Y1
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key933
+	JNZ          key1369
 	VMASKMOVPS   Y1, Y0, (DX)
 
-done931:
-	ADDQ $0x40, AX
+done1367:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block914
+	JLT  block1350
 	VZEROUPPER
 	RET
 
-rows911:
+rows1347:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block934:
+block1370:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -14699,9 +19433,9 @@ block934:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done936
+	JLT   done1372
 
-loop935:
+loop1371:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -14711,7 +19445,7 @@ loop935:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first937
+	JZ      first1373
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -14721,16 +19455,16 @@ loop935:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first937:
+first1373:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key938:
+key1374:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -14748,7 +19482,7 @@ key938:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key938
+	JNZ          key1374
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -14760,35 +19494,35 @@ key938:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop935
+	JGE          loop1371
 
-done936:
+done1372:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done940
+	JLT  done1376
 
-loop939:
+loop1375:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first941
+	JZ      first1377
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first941:
+first1377:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key942:
+key1378:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -14800,7 +19534,7 @@ key942:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key942
+	JNZ          key1378
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -14808,31 +19542,31 @@ key942:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop939
+	JGE          loop1375
 
-done940:
+done1376:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done944
+	JLT  done1380
 
-loop943:
+loop1379:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first945
+	JZ      first1381
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first945:
+first1381:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key946:
+key1382:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -14841,18 +19575,18 @@ key946:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key946
+	JNZ          key1382
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop943
+	JGE          loop1379
 
-done944:
+done1380:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done947
+	JZ         done1383
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -14860,19 +19594,19 @@ done944:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first948
+	JZ         first1384
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first948:
+first1384:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key949:
+key1385:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -14881,18 +19615,18 @@ key949:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key949
+	JNZ          key1385
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done947:
-	ADDQ $0x40, AX
+done1383:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block934
+	JLT  block1370
 	VZEROUPPER
 	RET
 
-rows912:
+rows1348:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -14901,7 +19635,7 @@ rows912:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block950:
+block1386:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -14910,9 +19644,9 @@ block950:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done952
+	JLT   done1388
 
-loop951:
+loop1387:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -14926,7 +19660,7 @@ loop951:
 	VXORPS  Y10, Y10, Y10
 	VXORPS  Y11, Y11, Y11
 	TESTQ   AX, AX
-	JZ      first953
+	JZ      first1389
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -14940,16 +19674,16 @@ loop951:
 	VMOVUPS 64(DX)(DI*2), Y10
 	VMOVUPS 96(DX)(DI*2), Y11
 
-first953:
+first1389:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key954:
+key1390:
 	VBROADCASTSS (R10), Y12
 	VBROADCASTSS (R10)(SI*1), Y13
 	VBROADCASTSS (R10)(SI*2), Y14
@@ -14972,7 +19706,7 @@ key954:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key954
+	JNZ          key1390
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -14988,14 +19722,14 @@ key954:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop951
+	JGE          loop1387
 
-done952:
+done1388:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done956
+	JLT  done1392
 
-loop955:
+loop1391:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -15003,7 +19737,7 @@ loop955:
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	TESTQ   AX, AX
-	JZ      first957
+	JZ      first1393
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
@@ -15011,16 +19745,16 @@ loop955:
 	VMOVUPS (DX)(DI*2), Y4
 	VMOVUPS 32(DX)(DI*2), Y5
 
-first957:
+first1393:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key958:
+key1394:
 	VMOVUPS      (R9), Y6
 	VMOVUPS      32(R9), Y7
 	VBROADCASTSS (R10), Y8
@@ -15035,7 +19769,7 @@ key958:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key958
+	JNZ          key1394
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -15045,33 +19779,33 @@ key958:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop955
+	JGE          loop1391
 
-done956:
+done1392:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done960
+	JLT  done1396
 
-loop959:
+loop1395:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first961
+	JZ      first1397
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 	VMOVUPS (DX)(DI*2), Y2
 
-first961:
+first1397:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key962:
+key1398:
 	VMOVUPS      (R9), Y3
 	VBROADCASTSS (R10), Y4
 	VFMADD231PS  Y3, Y4, Y0
@@ -15082,19 +19816,19 @@ key962:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key962
+	JNZ          key1398
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	VMOVUPS      Y2, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop959
+	JGE          loop1395
 
-done960:
+done1396:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done963
+	JZ         done1399
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -15103,20 +19837,20 @@ done960:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first964
+	JZ         first1400
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 	VMASKMOVPS (DX)(DI*2), Y0, Y3
 
-first964:
+first1400:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key965:
+key1401:
 	VMASKMOVPS   (CX), Y0, Y4
 	VBROADCASTSS (BX), Y5
 	VFMADD231PS  Y4, Y5, Y1
@@ -15127,26 +19861,26 @@ key965:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key965
+	JNZ          key1401
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
 
-done963:
-	ADDQ $0x40, AX
+done1399:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block950
+	JLT  block1386
 	VZEROUPPER
 	RET
 
-rows913:
+rows1349:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block966:
+block1402:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -15155,9 +19889,9 @@ block966:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done968
+	JLT   done1404
 
-loop967:
+loop1403:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -15167,7 +19901,7 @@ loop967:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first969
+	JZ      first1405
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -15177,16 +19911,16 @@ loop967:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first969:
+first1405:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key970:
+key1406:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -15204,7 +19938,7 @@ key970:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key970
+	JNZ          key1406
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -15216,35 +19950,35 @@ key970:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop967
+	JGE          loop1403
 
-done968:
+done1404:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done972
+	JLT  done1408
 
-loop971:
+loop1407:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first973
+	JZ      first1409
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first973:
+first1409:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key974:
+key1410:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -15256,7 +19990,7 @@ key974:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key974
+	JNZ          key1410
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -15264,31 +19998,31 @@ key974:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop971
+	JGE          loop1407
 
-done972:
+done1408:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done976
+	JLT  done1412
 
-loop975:
+loop1411:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first977
+	JZ      first1413
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first977:
+first1413:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key978:
+key1414:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -15297,18 +20031,18 @@ key978:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key978
+	JNZ          key1414
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop975
+	JGE          loop1411
 
-done976:
+done1412:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done979
+	JZ         done1415
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -15316,19 +20050,19 @@ done976:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first980
+	JZ         first1416
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first980:
+first1416:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key981:
+key1417:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -15337,11 +20071,11 @@ key981:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key981
+	JNZ          key1417
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done979:
+done1415:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -15352,9 +20086,9 @@ done979:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done983
+	JLT   done1419
 
-loop982:
+loop1418:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -15364,7 +20098,7 @@ loop982:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first984
+	JZ      first1420
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -15374,16 +20108,16 @@ loop982:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first984:
+first1420:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key985:
+key1421:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -15401,7 +20135,7 @@ key985:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key985
+	JNZ          key1421
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -15413,35 +20147,35 @@ key985:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop982
+	JGE          loop1418
 
-done983:
+done1419:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done987
+	JLT  done1423
 
-loop986:
+loop1422:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first988
+	JZ      first1424
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first988:
+first1424:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key989:
+key1425:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -15453,7 +20187,7 @@ key989:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key989
+	JNZ          key1425
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -15461,31 +20195,31 @@ key989:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop986
+	JGE          loop1422
 
-done987:
+done1423:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done991
+	JLT  done1427
 
-loop990:
+loop1426:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first992
+	JZ      first1428
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first992:
+first1428:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key993:
+key1429:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -15494,18 +20228,18 @@ key993:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key993
+	JNZ          key1429
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop990
+	JGE          loop1426
 
-done991:
+done1427:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done994
+	JZ         done1430
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -15513,19 +20247,19 @@ done991:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first995
+	JZ         first1431
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first995:
+first1431:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
-	MOVQ    $0x00000040, R9
+	MOVQ    $0x00000020, R9
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key996:
+key1432:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -15534,233 +20268,381 @@ key996:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key996
+	JNZ          key1432
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done994:
-	ADDQ $0x40, AX
+done1430:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block966
+	JLT  block1402
 	VZEROUPPER
 	RET
 
 // func normF32AVX2(p *float32, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, FMA3, MMX+
+// Requires: AVX, AVX2, FMA3
 TEXT ·normF32AVX2(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x02, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x07, DX
-	LEAQ         rowsMask<>+32(SB), BX
-	SHLQ         $0x02, DX
-	SUBQ         DX, BX
-	VMOVUPS      (BX), Y0
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7f800000, DX
-	VMOVD        DX, X1
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	SHLQ         $0x02, CX
+	SUBQ         CX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7f800000, CX
+	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 	VXORPS       Y2, Y2, Y2
 
-block997:
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	VXORPS  Y10, Y10, Y10
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done1000
+block1433:
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VXORPS Y10, Y10, Y10
+	MOVQ   AX, CX
+	MOVQ   CX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), BX
+	SUBQ   $+32, BX
+	JLT    done1436
 
-loop999:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1001
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within1001:
-	VMOVUPS     (DI), Y11
+loop1435:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y3
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y11, Y4
-	VMOVUPS     (R9), Y11
-	VFMADD231PS Y11, Y11, Y5
-	VMOVUPS     (R10), Y11
-	VFMADD231PS Y11, Y11, Y6
-	VMOVUPS     32(DI), Y11
+	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y3
-	VMOVUPS     32(R8), Y11
-	VFMADD231PS Y11, Y11, Y4
-	VMOVUPS     32(R9), Y11
-	VFMADD231PS Y11, Y11, Y5
-	VMOVUPS     32(R10), Y11
-	VFMADD231PS Y11, Y11, Y6
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop999
-
-done1000:
-	ADDQ $+16, R12
-	SUBQ $+8, R12
-	JLT  done1003
-
-loop1002:
-	VMOVUPS     (DI), Y11
+	VMOVUPS     64(CX), Y11
 	VFMADD231PS Y11, Y11, Y3
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y11, Y4
-	VMOVUPS     (R9), Y11
-	VFMADD231PS Y11, Y11, Y5
-	VMOVUPS     (R10), Y11
-	VFMADD231PS Y11, Y11, Y6
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+8, R12
-	JGE         loop1002
-
-done1003:
-	ADDQ        $+8, R12
-	TESTQ       R12, R12
-	JZ          done1004
-	VMASKMOVPS  (DI), Y0, Y11
+	VMOVUPS     96(CX), Y11
 	VFMADD231PS Y11, Y11, Y3
-	VMASKMOVPS  (R8), Y0, Y11
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1435
+
+done1436:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1438
+
+loop1437:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y3
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1437
+
+done1438:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1439
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y3
+
+done1439:
+	CMPQ DX, $0x01
+	JLE  fold1434
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1441
+
+loop1440:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y4
-	VMASKMOVPS  (R9), Y0, Y11
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y4
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y4
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y4
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1440
+
+done1441:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1443
+
+loop1442:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y4
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1442
+
+done1443:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1444
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y4
+
+done1444:
+	CMPQ DX, $0x02
+	JLE  fold1434
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1446
+
+loop1445:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y5
-	VMASKMOVPS  (R10), Y0, Y11
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1445
+
+done1446:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1448
+
+loop1447:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1447
+
+done1448:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1449
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y5
+
+done1449:
+	CMPQ DX, $0x03
+	JLE  fold1434
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1451
+
+loop1450:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1450
+
+done1451:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1453
+
+loop1452:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1452
+
+done1453:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1454
+	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y6
 
-done1004:
-	CMPQ    R11, $0x04
-	JLE     fold998
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done1006
+done1454:
+	CMPQ DX, $0x04
+	JLE  fold1434
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1456
 
-loop1005:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1007
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within1007:
-	VMOVUPS     (DI), Y11
+loop1455:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y11, Y8
-	VMOVUPS     (R9), Y11
-	VFMADD231PS Y11, Y11, Y9
-	VMOVUPS     (R10), Y11
-	VFMADD231PS Y11, Y11, Y10
-	VMOVUPS     32(DI), Y11
+	VMOVUPS     32(CX), Y11
 	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     32(R8), Y11
-	VFMADD231PS Y11, Y11, Y8
-	VMOVUPS     32(R9), Y11
-	VFMADD231PS Y11, Y11, Y9
-	VMOVUPS     32(R10), Y11
-	VFMADD231PS Y11, Y11, Y10
-	ADDQ        $+64, DI
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	SUBQ        $+16, R12
-	JGE         loop1005
-
-done1006:
-	ADDQ $+16, R12
-	SUBQ $+8, R12
-	JLT  done1009
-
-loop1008:
-	VMOVUPS     (DI), Y11
+	VMOVUPS     64(CX), Y11
 	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     (R8), Y11
-	VFMADD231PS Y11, Y11, Y8
-	VMOVUPS     (R9), Y11
-	VFMADD231PS Y11, Y11, Y9
-	VMOVUPS     (R10), Y11
-	VFMADD231PS Y11, Y11, Y10
-	ADDQ        $+32, DI
-	ADDQ        $+32, R8
-	ADDQ        $+32, R9
-	ADDQ        $+32, R10
-	SUBQ        $+8, R12
-	JGE         loop1008
-
-done1009:
-	ADDQ        $+8, R12
-	TESTQ       R12, R12
-	JZ          done1010
-	VMASKMOVPS  (DI), Y0, Y11
+	VMOVUPS     96(CX), Y11
 	VFMADD231PS Y11, Y11, Y7
-	VMASKMOVPS  (R8), Y0, Y11
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1455
+
+done1456:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1458
+
+loop1457:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y7
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1457
+
+done1458:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1459
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y7
+
+done1459:
+	CMPQ DX, $0x05
+	JLE  fold1434
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1461
+
+loop1460:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y8
-	VMASKMOVPS  (R9), Y0, Y11
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1460
+
+done1461:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1463
+
+loop1462:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1462
+
+done1463:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1464
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y8
+
+done1464:
+	CMPQ DX, $0x06
+	JLE  fold1434
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1466
+
+loop1465:
+	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y9
-	VMASKMOVPS  (R10), Y0, Y11
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1465
+
+done1466:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1468
+
+loop1467:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1467
+
+done1468:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1469
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y9
+
+done1469:
+	CMPQ DX, $0x07
+	JLE  fold1434
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1471
+
+loop1470:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y10
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y10
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y10
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y10
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1470
+
+done1471:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1473
+
+loop1472:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y10
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1472
+
+done1473:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1474
+	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y10
 
-done1010:
-fold998:
+done1474:
+fold1434:
 	VPERM2F128   $0x20, Y7, Y3, Y11
 	VPERM2F128   $0x31, Y7, Y3, Y3
 	VADDPS       Y11, Y3, Y11
@@ -15784,8 +20666,8 @@ fold998:
 	VADDPS       Y4, Y3, Y4
 	VMINPS       Y1, Y4, Y4
 	VMAXPS       Y4, Y2, Y2
-	SUBQ         $0x08, R11
-	JG           block997
+	SUBQ         $0x08, DX
+	JG           block1433
 	VEXTRACTF128 $0x01, Y2, X0
 	VMAXPS       X0, X2, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -15797,143 +20679,74 @@ fold998:
 	RET
 
 // func peakF32AVX2(p *float32, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, MMX+
+// Requires: AVX, AVX2, CMOV
 TEXT ·peakF32AVX2(SB), NOSPLIT, $0-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x02, SI
-	MOVQ         d+24(FP), DX
-	ANDQ         $0x07, DX
-	LEAQ         rowsMask<>+32(SB), BX
-	SHLQ         $0x02, DX
-	SUBQ         DX, BX
-	VMOVUPS      (BX), Y0
-	MOVQ         rows+16(FP), R11
-	MOVL         $0x7fffffff, DX
-	VMOVD        DX, X1
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	SHLQ         $0x02, CX
+	SUBQ         CX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         rows+16(FP), DX
+	MOVL         $0x7fffffff, CX
+	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 	VXORPS       Y2, Y2, Y2
-	VXORPS       Y3, Y3, Y3
-	VXORPS       Y4, Y4, Y4
-	VXORPS       Y5, Y5, Y5
 
-block1011:
-	MOVQ    AX, DI
-	MOVQ    DI, R8
-	ADDQ    stride+8(FP), R8
-	CMPQ    R8, CX
-	CMOVQHI CX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R12
-	SUBQ    $+16, R12
-	JLT     done1013
+block1475:
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1477
 
-loop1012:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1014
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop1476:
+	VMOVUPS (CX), Y3
+	VPAND   Y1, Y3, Y3
+	VPMAXUD Y3, Y2, Y2
+	VMOVUPS 32(CX), Y3
+	VPAND   Y1, Y3, Y3
+	VPMAXUD Y3, Y2, Y2
+	VMOVUPS 64(CX), Y3
+	VPAND   Y1, Y3, Y3
+	VPMAXUD Y3, Y2, Y2
+	VMOVUPS 96(CX), Y3
+	VPAND   Y1, Y3, Y3
+	VPMAXUD Y3, Y2, Y2
+	ADDQ    $+128, CX
+	SUBQ    $+32, BX
+	JGE     loop1476
 
-within1014:
-	VMOVUPS (DI), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y2, Y2
-	VMOVUPS (R8), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y3, Y3
-	VMOVUPS (R9), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y4, Y4
-	VMOVUPS (R10), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y5, Y5
-	VMOVUPS 32(DI), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y2, Y2
-	VMOVUPS 32(R8), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y3, Y3
-	VMOVUPS 32(R9), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y4, Y4
-	VMOVUPS 32(R10), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y5, Y5
-	ADDQ    $+64, DI
-	ADDQ    $+64, R8
-	ADDQ    $+64, R9
-	ADDQ    $+64, R10
-	SUBQ    $+16, R12
-	JGE     loop1012
+done1477:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1479
 
-done1013:
-	ADDQ $+16, R12
-	SUBQ $+8, R12
-	JLT  done1016
+loop1478:
+	VMOVUPS (CX), Y3
+	VPAND   Y1, Y3, Y3
+	VPMAXUD Y3, Y2, Y2
+	ADDQ    $+32, CX
+	SUBQ    $+8, BX
+	JGE     loop1478
 
-loop1015:
-	VMOVUPS (DI), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y2, Y2
-	VMOVUPS (R8), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y3, Y3
-	VMOVUPS (R9), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y4, Y4
-	VMOVUPS (R10), Y6
-	VPAND   Y1, Y6, Y6
-	VPMAXUD Y6, Y5, Y5
-	ADDQ    $+32, DI
-	ADDQ    $+32, R8
-	ADDQ    $+32, R9
-	ADDQ    $+32, R10
-	SUBQ    $+8, R12
-	JGE     loop1015
+done1479:
+	ADDQ       $+8, BX
+	TESTQ      BX, BX
+	JZ         done1480
+	VMASKMOVPS (CX), Y0, Y3
+	VPAND      Y1, Y3, Y3
+	VPMAXUD    Y3, Y2, Y2
 
-done1016:
-	ADDQ       $+8, R12
-	TESTQ      R12, R12
-	JZ         done1017
-	VMASKMOVPS (DI), Y0, Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y2, Y2
-	VMASKMOVPS (R8), Y0, Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y3, Y3
-	VMASKMOVPS (R9), Y0, Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y4, Y4
-	VMASKMOVPS (R10), Y0, Y6
-	VPAND      Y1, Y6, Y6
-	VPMAXUD    Y6, Y5, Y5
-
-done1017:
-	SUBQ         $0x04, R11
-	JG           block1011
-	VPMAXUD      Y3, Y2, Y2
-	VPMAXUD      Y5, Y4, Y4
-	VPMAXUD      Y4, Y2, Y2
+done1480:
+	SUBQ         $0x01, DX
+	JG           block1475
 	VEXTRACTF128 $0x01, Y2, X0
 	VPMAXUD      X0, X2, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -15950,15 +20763,15 @@ done1017:
 	RET
 
 // func dotsBF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
-// Requires: AVX, AVX2, CMOV, FMA3, MMX+
+// Requires: AVX, AVX2, CMOV, FMA3
 TEXT ·dotsBF16AVX2(SB), NOSPLIT, $16-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1018
+	JE           rows1481
 	CMPQ         AX, $0x03
-	JE           rows1019
+	JE           rows1482
 	CMPQ         AX, $0x04
-	JE           rows1020
+	JE           rows1483
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -15977,7 +20790,7 @@ TEXT ·dotsBF16AVX2(SB), NOSPLIT, $16-72
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1021:
+block1484:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -15991,536 +20804,592 @@ block1021:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+32, R8
-	JLT    done1024
+	SUBQ   $+64, R8
+	JLT    done1487
 
-loop1023:
+loop1486:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (BX), Y10, Y2
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS 32(BX), Y10, Y2
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS 64(BX), Y10, Y2
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1023
+	VFMADD231PS 96(BX), Y10, Y2
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y2
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y2
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y2
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y2
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1486
 
-done1024:
-	ADDQ $+32, R8
+done1487:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1026
+	JLT  done1489
 
-loop1025:
+loop1488:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (BX), Y10, Y2
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1025
+	JGE         loop1488
 
-done1026:
+done1489:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1027
+	JZ      done1490
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1028:
+copy1491:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1028
+	JNZ         copy1491
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 
-done1027:
+done1490:
 	CMPQ DI, $0x01
-	JLE  fold1022
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1030
+	SUBQ $+64, R8
+	JLT  done1493
 
-loop1029:
+loop1492:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (BX), Y10, Y3
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS 32(BX), Y10, Y3
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS 64(BX), Y10, Y3
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1029
+	VFMADD231PS 96(BX), Y10, Y3
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y3
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y3
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y3
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y3
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1492
 
-done1030:
-	ADDQ $+32, R8
+done1493:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1032
+	JLT  done1495
 
-loop1031:
+loop1494:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (BX), Y10, Y3
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1031
+	JGE         loop1494
 
-done1032:
+done1495:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1033
+	JZ      done1496
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1034:
+copy1497:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1034
+	JNZ         copy1497
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 
-done1033:
+done1496:
 	CMPQ DI, $0x02
-	JLE  fold1022
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1036
+	SUBQ $+64, R8
+	JLT  done1499
 
-loop1035:
+loop1498:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (BX), Y10, Y4
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS 32(BX), Y10, Y4
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS 64(BX), Y10, Y4
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1035
+	VFMADD231PS 96(BX), Y10, Y4
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y4
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y4
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y4
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y4
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1498
 
-done1036:
-	ADDQ $+32, R8
+done1499:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1038
+	JLT  done1501
 
-loop1037:
+loop1500:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (BX), Y10, Y4
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1037
+	JGE         loop1500
 
-done1038:
+done1501:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1039
+	JZ      done1502
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1040:
+copy1503:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1040
+	JNZ         copy1503
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 
-done1039:
+done1502:
 	CMPQ DI, $0x03
-	JLE  fold1022
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1042
+	SUBQ $+64, R8
+	JLT  done1505
 
-loop1041:
+loop1504:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (BX), Y10, Y5
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS 32(BX), Y10, Y5
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS 64(BX), Y10, Y5
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1041
+	VFMADD231PS 96(BX), Y10, Y5
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y5
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y5
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y5
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y5
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1504
 
-done1042:
-	ADDQ $+32, R8
+done1505:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1044
+	JLT  done1507
 
-loop1043:
+loop1506:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (BX), Y10, Y5
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1043
+	JGE         loop1506
 
-done1044:
+done1507:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1045
+	JZ      done1508
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1046:
+copy1509:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1046
+	JNZ         copy1509
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 
-done1045:
+done1508:
 	CMPQ DI, $0x04
-	JLE  fold1022
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1048
+	SUBQ $+64, R8
+	JLT  done1511
 
-loop1047:
+loop1510:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y6
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 32(BX), Y10, Y6
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 64(BX), Y10, Y6
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1047
+	VFMADD231PS 96(BX), Y10, Y6
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y6
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y6
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y6
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1510
 
-done1048:
-	ADDQ $+32, R8
+done1511:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1050
+	JLT  done1513
 
-loop1049:
+loop1512:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1049
+	JGE         loop1512
 
-done1050:
+done1513:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1051
+	JZ      done1514
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1052:
+copy1515:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1052
+	JNZ         copy1515
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done1051:
+done1514:
 	CMPQ DI, $0x05
-	JLE  fold1022
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1054
+	SUBQ $+64, R8
+	JLT  done1517
 
-loop1053:
+loop1516:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y7
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 32(BX), Y10, Y7
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 64(BX), Y10, Y7
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1053
+	VFMADD231PS 96(BX), Y10, Y7
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y7
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y7
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y7
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1516
 
-done1054:
-	ADDQ $+32, R8
+done1517:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1056
+	JLT  done1519
 
-loop1055:
+loop1518:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1055
+	JGE         loop1518
 
-done1056:
+done1519:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1057
+	JZ      done1520
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1058:
+copy1521:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1058
+	JNZ         copy1521
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done1057:
+done1520:
 	CMPQ DI, $0x06
-	JLE  fold1022
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1060
+	SUBQ $+64, R8
+	JLT  done1523
 
-loop1059:
+loop1522:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y8
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 32(BX), Y10, Y8
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 64(BX), Y10, Y8
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1059
+	VFMADD231PS 96(BX), Y10, Y8
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y8
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y8
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y8
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1522
 
-done1060:
-	ADDQ $+32, R8
+done1523:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1062
+	JLT  done1525
 
-loop1061:
+loop1524:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1061
+	JGE         loop1524
 
-done1062:
+done1525:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1063
+	JZ      done1526
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1064:
+copy1527:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1064
+	JNZ         copy1527
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1063:
+done1526:
 	CMPQ DI, $0x07
-	JLE  fold1022
+	JLE  fold1485
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1066
+	SUBQ $+64, R8
+	JLT  done1529
 
-loop1065:
+loop1528:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y9
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 32(BX), Y10, Y9
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 64(BX), Y10, Y9
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1065
+	VFMADD231PS 96(BX), Y10, Y9
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(BX), Y10, Y9
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(BX), Y10, Y9
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(BX), Y10, Y9
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(BX), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1528
 
-done1066:
-	ADDQ $+32, R8
+done1529:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1068
+	JLT  done1531
 
-loop1067:
+loop1530:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1067
+	JGE         loop1530
 
-done1068:
+done1531:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1069
+	JZ      done1532
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1070:
+copy1533:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1070
+	JNZ         copy1533
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1069:
-fold1022:
+done1532:
+fold1485:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -16557,17 +21426,17 @@ fold1022:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       DX, $0x08
-	JLT        part1071
+	JLT        part1534
 	VMOVUPS    Y3, (SI)
-	JMP        stored1072
+	JMP        stored1535
 
-part1071:
+part1534:
 	VMASKMOVPS Y3, Y2, (SI)
 
-stored1072:
+stored1535:
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, DI
-	JG         block1021
+	JG         block1484
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -16581,7 +21450,7 @@ stored1072:
 	VZEROUPPER
 	RET
 
-rows1018:
+rows1481:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -16602,7 +21471,7 @@ rows1018:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1073:
+block1536:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -16616,316 +21485,340 @@ block1073:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
-	SUBQ   $+32, R9
-	JLT    done1076
+	SUBQ   $+64, R9
+	JLT    done1539
 
-loop1075:
+loop1538:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(BX*1), Y10, Y6
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 32(SI), Y10, Y2
+	VFMADD231PS 32(SI)(BX*1), Y10, Y6
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 64(SI), Y10, Y2
+	VFMADD231PS 64(SI)(BX*1), Y10, Y6
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1075
+	VFMADD231PS 96(SI), Y10, Y2
+	VFMADD231PS 96(SI)(BX*1), Y10, Y6
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(SI), Y10, Y2
+	VFMADD231PS 128(SI)(BX*1), Y10, Y6
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(SI), Y10, Y2
+	VFMADD231PS 160(SI)(BX*1), Y10, Y6
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(SI), Y10, Y2
+	VFMADD231PS 192(SI)(BX*1), Y10, Y6
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(SI), Y10, Y2
+	VFMADD231PS 224(SI)(BX*1), Y10, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1538
 
-done1076:
-	ADDQ $+32, R9
+done1539:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1078
+	JLT  done1541
 
-loop1077:
+loop1540:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(BX*1), Y10, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1077
+	JGE         loop1540
 
-done1078:
+done1541:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1079
+	JZ      done1542
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1080:
+copy1543:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1080
+	JNZ         copy1543
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done1079:
+done1542:
 	CMPQ R8, $0x01
-	JLE  fold1074
+	JLE  fold1537
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1082
+	SUBQ $+64, R9
+	JLT  done1545
 
-loop1081:
+loop1544:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(BX*1), Y10, Y7
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 32(SI), Y10, Y3
+	VFMADD231PS 32(SI)(BX*1), Y10, Y7
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 64(SI), Y10, Y3
+	VFMADD231PS 64(SI)(BX*1), Y10, Y7
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1081
+	VFMADD231PS 96(SI), Y10, Y3
+	VFMADD231PS 96(SI)(BX*1), Y10, Y7
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(SI), Y10, Y3
+	VFMADD231PS 128(SI)(BX*1), Y10, Y7
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(SI), Y10, Y3
+	VFMADD231PS 160(SI)(BX*1), Y10, Y7
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(SI), Y10, Y3
+	VFMADD231PS 192(SI)(BX*1), Y10, Y7
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(SI), Y10, Y3
+	VFMADD231PS 224(SI)(BX*1), Y10, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1544
 
-done1082:
-	ADDQ $+32, R9
+done1545:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1084
+	JLT  done1547
 
-loop1083:
+loop1546:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(BX*1), Y10, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1083
+	JGE         loop1546
 
-done1084:
+done1547:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1085
+	JZ      done1548
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1086:
+copy1549:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1086
+	JNZ         copy1549
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done1085:
+done1548:
 	CMPQ R8, $0x02
-	JLE  fold1074
+	JLE  fold1537
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1088
+	SUBQ $+64, R9
+	JLT  done1551
 
-loop1087:
+loop1550:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (SI), Y10, Y4
+	VFMADD231PS (SI)(BX*1), Y10, Y8
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 32(SI), Y10, Y4
+	VFMADD231PS 32(SI)(BX*1), Y10, Y8
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 64(SI), Y10, Y4
+	VFMADD231PS 64(SI)(BX*1), Y10, Y8
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1087
+	VFMADD231PS 96(SI), Y10, Y4
+	VFMADD231PS 96(SI)(BX*1), Y10, Y8
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(SI), Y10, Y4
+	VFMADD231PS 128(SI)(BX*1), Y10, Y8
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(SI), Y10, Y4
+	VFMADD231PS 160(SI)(BX*1), Y10, Y8
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(SI), Y10, Y4
+	VFMADD231PS 192(SI)(BX*1), Y10, Y8
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(SI), Y10, Y4
+	VFMADD231PS 224(SI)(BX*1), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1550
 
-done1088:
-	ADDQ $+32, R9
+done1551:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1090
+	JLT  done1553
 
-loop1089:
+loop1552:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (SI), Y10, Y4
+	VFMADD231PS (SI)(BX*1), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1089
+	JGE         loop1552
 
-done1090:
+done1553:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1091
+	JZ      done1554
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1092:
+copy1555:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1092
+	JNZ         copy1555
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1091:
+done1554:
 	CMPQ R8, $0x03
-	JLE  fold1074
+	JLE  fold1537
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1094
+	SUBQ $+64, R9
+	JLT  done1557
 
-loop1093:
+loop1556:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (SI), Y10, Y5
+	VFMADD231PS (SI)(BX*1), Y10, Y9
 	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 32(SI), Y10, Y5
+	VFMADD231PS 32(SI)(BX*1), Y10, Y9
 	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 64(SI), Y10, Y5
+	VFMADD231PS 64(SI)(BX*1), Y10, Y9
 	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1093
+	VFMADD231PS 96(SI), Y10, Y5
+	VFMADD231PS 96(SI)(BX*1), Y10, Y9
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(SI), Y10, Y5
+	VFMADD231PS 128(SI)(BX*1), Y10, Y9
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(SI), Y10, Y5
+	VFMADD231PS 160(SI)(BX*1), Y10, Y9
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(SI), Y10, Y5
+	VFMADD231PS 192(SI)(BX*1), Y10, Y9
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(SI), Y10, Y5
+	VFMADD231PS 224(SI)(BX*1), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1556
 
-done1094:
-	ADDQ $+32, R9
+done1557:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1096
+	JLT  done1559
 
-loop1095:
+loop1558:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (SI), Y10, Y5
+	VFMADD231PS (SI)(BX*1), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1095
+	JGE         loop1558
 
-done1096:
+done1559:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1097
+	JZ      done1560
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1098:
+copy1561:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1098
+	JNZ         copy1561
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1097:
-fold1074:
+done1560:
+fold1537:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -16963,19 +21856,19 @@ fold1074:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           DX, $0x04
-	JLT            part1099
+	JLT            part1562
 	VMOVUPS        X3, (DI)
 	VMOVUPS        X4, (DI)(SI*1)
-	JMP            stored1100
+	JMP            stored1563
 
-part1099:
+part1562:
 	VMASKMOVPS X3, X2, (DI)
 	VMASKMOVPS X4, X2, (DI)(SI*1)
 
-stored1100:
+stored1563:
 	ADDQ         $0x10, DI
 	SUBQ         $0x04, R8
-	JG           block1073
+	JG           block1536
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -16990,182 +21883,172 @@ stored1100:
 	VZEROUPPER
 	RET
 
-rows1019:
+rows1482:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long1564
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	MOVQ         DX, SI
+	SHLQ         $0x02, SI
+	SUBQ         SI, BX
+	VMOVUPS      (BX), Y0
 	MOVQ         d+32(FP), DI
-	ANDQ         $0x07, DI
-	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
-	SHLQ         $0x02, BX
-	SUBQ         BX, DX
-	VMOVUPS      (DX), Y0
-	MOVQ         d+32(FP), R10
-	SHLQ         $0x02, R10
-	MOVQ         s+0(FP), R12
-	MOVQ         keys+64(FP), R13
-	MOVL         $0xff800000, DX
-	VMOVD        DX, X1
+	SHLQ         $0x02, DI
+	MOVQ         s+0(FP), R9
+	MOVQ         keys+64(FP), R10
+	MOVL         $0xff800000, BX
+	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1101:
+block1565:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
-	MOVQ    q+24(FP), R11
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    q+24(FP), R8
+	MOVQ    AX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R14
-	SUBQ    $+32, R14
-	JLT     done1104
+	MOVQ    d+32(FP), R11
+	SUBQ    $+32, R11
+	JLT     done1568
 
-loop1103:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within1105
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within1105:
-	VPMOVZXWD   (R8), Y8
+loop1567:
+	VPMOVZXWD   (BX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   (R9), Y9
+	VPMOVZXWD   (SI), Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     (R11), Y10
+	VMOVUPS     (R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R11)(R10*1), Y10
+	VMOVUPS     (R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R11)(R10*2), Y10
+	VMOVUPS     (R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VPMOVZXWD   16(R8), Y8
+	VPMOVZXWD   16(BX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   16(R9), Y9
+	VPMOVZXWD   16(SI), Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     32(R11), Y10
+	VMOVUPS     32(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     32(R11)(R10*1), Y10
+	VMOVUPS     32(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     32(R11)(R10*2), Y10
+	VMOVUPS     32(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VPMOVZXWD   32(R8), Y8
+	VPMOVZXWD   32(BX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   32(R9), Y9
+	VPMOVZXWD   32(SI), Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     64(R11), Y10
+	VMOVUPS     64(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     64(R11)(R10*1), Y10
+	VMOVUPS     64(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     64(R11)(R10*2), Y10
+	VMOVUPS     64(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VPMOVZXWD   48(R8), Y8
+	VPMOVZXWD   48(BX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   48(R9), Y9
+	VPMOVZXWD   48(SI), Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     96(R11), Y10
+	VMOVUPS     96(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     96(R11)(R10*1), Y10
+	VMOVUPS     96(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     96(R11)(R10*2), Y10
+	VMOVUPS     96(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R11
-	SUBQ        $+32, R14
-	JGE         loop1103
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
+	ADDQ        $+128, R8
+	SUBQ        $+32, R11
+	JGE         loop1567
 
-done1104:
-	ADDQ $+32, R14
-	SUBQ $+8, R14
-	JLT  done1107
+done1568:
+	ADDQ $+32, R11
+	SUBQ $+8, R11
+	JLT  done1570
 
-loop1106:
-	VPMOVZXWD   (R8), Y8
+loop1569:
+	VPMOVZXWD   (BX), Y8
 	VPSLLD      $0x10, Y8, Y8
-	VPMOVZXWD   (R9), Y9
+	VPMOVZXWD   (SI), Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMOVUPS     (R11), Y10
+	VMOVUPS     (R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R11)(R10*1), Y10
+	VMOVUPS     (R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R11)(R10*2), Y10
+	VMOVUPS     (R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R11
-	SUBQ        $+8, R14
-	JGE         loop1106
+	ADDQ        $+16, BX
+	ADDQ        $+16, SI
+	ADDQ        $+32, R8
+	SUBQ        $+8, R11
+	JGE         loop1569
 
-done1107:
-	ADDQ    $+8, R14
-	TESTQ   R14, R14
-	JZ      done1108
+done1570:
+	ADDQ    $+8, R11
+	TESTQ   R11, R11
+	JZ      done1571
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
-	MOVQ    DI, DX
+	MOVQ    DX, R11
 
-copy1109:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1109
+copy1572:
+	MOVWLZX   -2(BX)(R11*2), R12
+	MOVW      R12, -2(SP)(R11*2)
+	DECQ      R11
+	JNZ       copy1572
 	VMOVDQU   (SP), X8
 	VPMOVZXWD X8, Y8
 	VPSLLD    $0x10, Y8, Y8
 	VPXOR     X9, X9, X9
 	VMOVDQU   X9, (SP)
-	MOVQ      DI, DX
+	MOVQ      DX, BX
 
-copy1110:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1110
+copy1573:
+	MOVWLZX     -2(SI)(BX*2), R11
+	MOVW        R11, -2(SP)(BX*2)
+	DECQ        BX
+	JNZ         copy1573
 	VMOVDQU     (SP), X9
 	VPMOVZXWD   X9, Y9
 	VPSLLD      $0x10, Y9, Y9
-	VMASKMOVPS  (R11), Y0, Y10
+	VMASKMOVPS  (R8), Y0, Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMASKMOVPS  (R11)(R10*1), Y0, Y10
+	VMASKMOVPS  (R8)(DI*1), Y0, Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMASKMOVPS  (R11)(R10*2), Y0, Y10
+	VMASKMOVPS  (R8)(DI*2), Y0, Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done1108:
+done1571:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -17187,37 +22070,37 @@ done1108:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R13, DX
-	MOVQ         $0x00000002, BX
-	CMPQ         DX, BX
-	CMOVQGT      BX, DX
-	MOVQ         ldS+8(FP), BX
-	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), R8
+	MOVQ         R10, BX
+	MOVQ         $0x00000002, SI
+	CMPQ         BX, SI
+	CMOVQGT      SI, BX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R8
 	LEAQ         rowsMask<>+32(SB), R8
-	MOVQ         DX, R9
-	SHLQ         $0x02, R9
-	SUBQ         R9, R8
+	MOVQ         BX, R11
+	SHLQ         $0x02, R11
+	SUBQ         R11, R8
 	VBROADCASTSD (R8), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
-	CMPQ         DX, $0x02
-	JLT          part1111
-	VMOVLPS      X3, (R12)
-	VMOVHPS      X3, (R12)(BX*1)
-	VMOVLPS      X2, (R12)(BX*2)
-	JMP          stored1112
+	CMPQ         BX, $0x02
+	JLT          part1574
+	VMOVLPS      X3, (R9)
+	VMOVHPS      X3, (R9)(SI*1)
+	VMOVLPS      X2, (R9)(SI*2)
+	JMP          stored1575
 
-part1111:
-	VEXTRACTPS $0x00, X3, (R12)
-	VEXTRACTPS $0x02, X3, (R12)(BX*1)
-	VEXTRACTPS $0x00, X2, (R12)(BX*2)
+part1574:
+	VEXTRACTPS $0x00, X3, (R9)
+	VEXTRACTPS $0x02, X3, (R9)(SI*1)
+	VEXTRACTPS $0x00, X2, (R9)(SI*2)
 
-stored1112:
-	ADDQ         $0x08, R12
-	SUBQ         $0x02, R13
-	JG           block1101
+stored1575:
+	ADDQ         $0x08, R9
+	SUBQ         $0x02, R10
+	JG           block1565
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -17234,31 +22117,319 @@ stored1112:
 	VZEROUPPER
 	RET
 
-rows1020:
+long1564:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+32(FP), DI
-	ANDQ         $0x07, DI
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
 	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
 	SUBQ         BX, DX
 	VMOVUPS      (DX), Y0
-	MOVQ         d+32(FP), R10
-	SHLQ         $0x02, R10
-	LEAQ         (R10)(R10*2), R11
-	MOVQ         s+0(FP), R13
-	MOVQ         keys+64(FP), R14
+	MOVQ         d+32(FP), BX
+	SHLQ         $0x02, BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1113:
+block1576:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+64, R9
+	JLT    done1579
+
+loop1578:
+	VPMOVZXWD   (DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS (SI), Y8, Y2
+	VFMADD231PS (SI)(BX*1), Y8, Y4
+	VFMADD231PS (SI)(BX*2), Y8, Y6
+	VPMOVZXWD   16(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 32(SI), Y8, Y2
+	VFMADD231PS 32(SI)(BX*1), Y8, Y4
+	VFMADD231PS 32(SI)(BX*2), Y8, Y6
+	VPMOVZXWD   32(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 64(SI), Y8, Y2
+	VFMADD231PS 64(SI)(BX*1), Y8, Y4
+	VFMADD231PS 64(SI)(BX*2), Y8, Y6
+	VPMOVZXWD   48(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 96(SI), Y8, Y2
+	VFMADD231PS 96(SI)(BX*1), Y8, Y4
+	VFMADD231PS 96(SI)(BX*2), Y8, Y6
+	VPMOVZXWD   64(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 128(SI), Y8, Y2
+	VFMADD231PS 128(SI)(BX*1), Y8, Y4
+	VFMADD231PS 128(SI)(BX*2), Y8, Y6
+	VPMOVZXWD   80(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 160(SI), Y8, Y2
+	VFMADD231PS 160(SI)(BX*1), Y8, Y4
+	VFMADD231PS 160(SI)(BX*2), Y8, Y6
+	VPMOVZXWD   96(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 192(SI), Y8, Y2
+	VFMADD231PS 192(SI)(BX*1), Y8, Y4
+	VFMADD231PS 192(SI)(BX*2), Y8, Y6
+	VPMOVZXWD   112(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 224(SI), Y8, Y2
+	VFMADD231PS 224(SI)(BX*1), Y8, Y4
+	VFMADD231PS 224(SI)(BX*2), Y8, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1578
+
+done1579:
+	ADDQ $+64, R9
+	SUBQ $+8, R9
+	JLT  done1581
+
+loop1580:
+	VPMOVZXWD   (DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS (SI), Y8, Y2
+	VFMADD231PS (SI)(BX*1), Y8, Y4
+	VFMADD231PS (SI)(BX*2), Y8, Y6
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1580
+
+done1581:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1582
+	VPXOR   X8, X8, X8
+	VMOVDQU X8, (SP)
+	MOVQ    CX, R9
+
+copy1583:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1583
+	VMOVDQU     (SP), X8
+	VPMOVZXWD   X8, Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMASKMOVPS  (SI), Y0, Y9
+	VFMADD231PS Y9, Y8, Y2
+	VMASKMOVPS  (SI)(BX*1), Y0, Y9
+	VFMADD231PS Y9, Y8, Y4
+	VMASKMOVPS  (SI)(BX*2), Y0, Y9
+	VFMADD231PS Y9, Y8, Y6
+
+done1582:
+	CMPQ R8, $0x01
+	JLE  fold1577
+	MOVQ q+24(FP), SI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+64, R9
+	JLT  done1585
+
+loop1584:
+	VPMOVZXWD   (DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS (SI), Y8, Y3
+	VFMADD231PS (SI)(BX*1), Y8, Y5
+	VFMADD231PS (SI)(BX*2), Y8, Y7
+	VPMOVZXWD   16(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 32(SI), Y8, Y3
+	VFMADD231PS 32(SI)(BX*1), Y8, Y5
+	VFMADD231PS 32(SI)(BX*2), Y8, Y7
+	VPMOVZXWD   32(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 64(SI), Y8, Y3
+	VFMADD231PS 64(SI)(BX*1), Y8, Y5
+	VFMADD231PS 64(SI)(BX*2), Y8, Y7
+	VPMOVZXWD   48(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 96(SI), Y8, Y3
+	VFMADD231PS 96(SI)(BX*1), Y8, Y5
+	VFMADD231PS 96(SI)(BX*2), Y8, Y7
+	VPMOVZXWD   64(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 128(SI), Y8, Y3
+	VFMADD231PS 128(SI)(BX*1), Y8, Y5
+	VFMADD231PS 128(SI)(BX*2), Y8, Y7
+	VPMOVZXWD   80(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 160(SI), Y8, Y3
+	VFMADD231PS 160(SI)(BX*1), Y8, Y5
+	VFMADD231PS 160(SI)(BX*2), Y8, Y7
+	VPMOVZXWD   96(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 192(SI), Y8, Y3
+	VFMADD231PS 192(SI)(BX*1), Y8, Y5
+	VFMADD231PS 192(SI)(BX*2), Y8, Y7
+	VPMOVZXWD   112(DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS 224(SI), Y8, Y3
+	VFMADD231PS 224(SI)(BX*1), Y8, Y5
+	VFMADD231PS 224(SI)(BX*2), Y8, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1584
+
+done1585:
+	ADDQ $+64, R9
+	SUBQ $+8, R9
+	JLT  done1587
+
+loop1586:
+	VPMOVZXWD   (DX), Y8
+	VPSLLD      $0x10, Y8, Y8
+	VFMADD231PS (SI), Y8, Y3
+	VFMADD231PS (SI)(BX*1), Y8, Y5
+	VFMADD231PS (SI)(BX*2), Y8, Y7
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1586
+
+done1587:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1588
+	VPXOR   X8, X8, X8
+	VMOVDQU X8, (SP)
+	MOVQ    CX, R9
+
+copy1589:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1589
+	VMOVDQU     (SP), X8
+	VPMOVZXWD   X8, Y8
+	VPSLLD      $0x10, Y8, Y8
+	VMASKMOVPS  (SI), Y0, Y9
+	VFMADD231PS Y9, Y8, Y3
+	VMASKMOVPS  (SI)(BX*1), Y0, Y9
+	VFMADD231PS Y9, Y8, Y5
+	VMASKMOVPS  (SI)(BX*2), Y0, Y9
+	VFMADD231PS Y9, Y8, Y7
+
+done1588:
+fold1577:
+	VPERM2F128   $0x20, Y6, Y2, Y8
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y8, Y2, Y8
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y4, Y4, Y3
+	VPERM2F128   $0x31, Y4, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y5, Y5, Y4
+	VPERM2F128   $0x31, Y5, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y8, Y5
+	VUNPCKHPS    Y2, Y8, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         R8, DX
+	MOVQ         $0x00000002, SI
+	CMPQ         DX, SI
+	CMOVQGT      SI, DX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R9
+	LEAQ         rowsMask<>+32(SB), R9
+	MOVQ         DX, R10
+	SHLQ         $0x02, R10
+	SUBQ         R10, R9
+	VBROADCASTSD (R9), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         DX, $0x02
+	JLT          part1590
+	VMOVLPS      X3, (DI)
+	VMOVHPS      X3, (DI)(SI*1)
+	VMOVLPS      X2, (DI)(SI*2)
+	JMP          stored1591
+
+part1590:
+	VEXTRACTPS $0x00, X3, (DI)
+	VEXTRACTPS $0x02, X3, (DI)(SI*1)
+	VEXTRACTPS $0x00, X2, (DI)(SI*2)
+
+stored1591:
+	ADDQ         $0x08, DI
+	SUBQ         $0x02, R8
+	JG           block1576
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VZEROUPPER
+	RET
+
+rows1483:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long1592
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	MOVQ         DX, SI
+	SHLQ         $0x02, SI
+	SUBQ         SI, BX
+	VMOVUPS      (BX), Y0
+	MOVQ         d+32(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), R8
+	MOVQ         s+0(FP), R10
+	MOVQ         keys+64(FP), R11
+	MOVL         $0xff800000, BX
+	VMOVD        BX, X1
+	VBROADCASTSS X1, Y1
+
+block1593:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -17267,170 +22438,159 @@ block1113:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R12
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    q+24(FP), R9
+	MOVQ    AX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R15
-	SUBQ    $+32, R15
-	JLT     done1116
+	MOVQ    d+32(FP), R12
+	SUBQ    $+32, R12
+	JLT     done1596
 
-loop1115:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within1117
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within1117:
-	VPMOVZXWD   (R8), Y10
+loop1595:
+	VPMOVZXWD   (BX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   (R9), Y11
+	VPMOVZXWD   (SI), Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     (R12), Y12
+	VMOVUPS     (R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R12)(R10*1), Y12
+	VMOVUPS     (R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R12)(R10*2), Y12
+	VMOVUPS     (R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R12)(R11*1), Y12
+	VMOVUPS     (R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VPMOVZXWD   16(R8), Y10
+	VPMOVZXWD   16(BX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   16(R9), Y11
+	VPMOVZXWD   16(SI), Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     32(R12), Y12
+	VMOVUPS     32(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     32(R12)(R10*1), Y12
+	VMOVUPS     32(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     32(R12)(R10*2), Y12
+	VMOVUPS     32(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     32(R12)(R11*1), Y12
+	VMOVUPS     32(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VPMOVZXWD   32(R8), Y10
+	VPMOVZXWD   32(BX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   32(R9), Y11
+	VPMOVZXWD   32(SI), Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     64(R12), Y12
+	VMOVUPS     64(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     64(R12)(R10*1), Y12
+	VMOVUPS     64(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     64(R12)(R10*2), Y12
+	VMOVUPS     64(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     64(R12)(R11*1), Y12
+	VMOVUPS     64(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VPMOVZXWD   48(R8), Y10
+	VPMOVZXWD   48(BX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   48(R9), Y11
+	VPMOVZXWD   48(SI), Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     96(R12), Y12
+	VMOVUPS     96(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     96(R12)(R10*1), Y12
+	VMOVUPS     96(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     96(R12)(R10*2), Y12
+	VMOVUPS     96(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     96(R12)(R11*1), Y12
+	VMOVUPS     96(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R12
-	SUBQ        $+32, R15
-	JGE         loop1115
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
+	ADDQ        $+128, R9
+	SUBQ        $+32, R12
+	JGE         loop1595
 
-done1116:
-	ADDQ $+32, R15
-	SUBQ $+8, R15
-	JLT  done1119
+done1596:
+	ADDQ $+32, R12
+	SUBQ $+8, R12
+	JLT  done1598
 
-loop1118:
-	VPMOVZXWD   (R8), Y10
+loop1597:
+	VPMOVZXWD   (BX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VPMOVZXWD   (R9), Y11
+	VPMOVZXWD   (SI), Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMOVUPS     (R12), Y12
+	VMOVUPS     (R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R12)(R10*1), Y12
+	VMOVUPS     (R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R12)(R10*2), Y12
+	VMOVUPS     (R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R12)(R11*1), Y12
+	VMOVUPS     (R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R12
-	SUBQ        $+8, R15
-	JGE         loop1118
+	ADDQ        $+16, BX
+	ADDQ        $+16, SI
+	ADDQ        $+32, R9
+	SUBQ        $+8, R12
+	JGE         loop1597
 
-done1119:
-	ADDQ    $+8, R15
-	TESTQ   R15, R15
-	JZ      done1120
+done1598:
+	ADDQ    $+8, R12
+	TESTQ   R12, R12
+	JZ      done1599
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    DX, R12
 
-copy1121:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1121
+copy1600:
+	MOVWLZX   -2(BX)(R12*2), R13
+	MOVW      R13, -2(SP)(R12*2)
+	DECQ      R12
+	JNZ       copy1600
 	VMOVDQU   (SP), X10
 	VPMOVZXWD X10, Y10
 	VPSLLD    $0x10, Y10, Y10
 	VPXOR     X11, X11, X11
 	VMOVDQU   X11, (SP)
-	MOVQ      DI, DX
+	MOVQ      DX, BX
 
-copy1122:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1122
+copy1601:
+	MOVWLZX     -2(SI)(BX*2), R12
+	MOVW        R12, -2(SP)(BX*2)
+	DECQ        BX
+	JNZ         copy1601
 	VMOVDQU     (SP), X11
 	VPMOVZXWD   X11, Y11
 	VPSLLD      $0x10, Y11, Y11
-	VMASKMOVPS  (R12), Y0, Y12
+	VMASKMOVPS  (R9), Y0, Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMASKMOVPS  (R12)(R10*1), Y0, Y12
+	VMASKMOVPS  (R9)(DI*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMASKMOVPS  (R12)(R10*2), Y0, Y12
+	VMASKMOVPS  (R9)(DI*2), Y0, Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMASKMOVPS  (R12)(R11*1), Y0, Y12
+	VMASKMOVPS  (R9)(R8*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done1120:
+done1599:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -17452,39 +22612,357 @@ done1120:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R14, DX
-	MOVQ         $0x00000002, BX
-	CMPQ         DX, BX
-	CMOVQGT      BX, DX
-	MOVQ         ldS+8(FP), BX
+	MOVQ         R11, BX
+	MOVQ         $0x00000002, SI
+	CMPQ         BX, SI
+	CMOVQGT      SI, BX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R9
+	LEAQ         rowsMask<>+32(SB), R12
+	MOVQ         BX, R13
+	SHLQ         $0x02, R13
+	SUBQ         R13, R12
+	VBROADCASTSD (R12), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         BX, $0x02
+	JLT          part1602
+	VMOVLPS      X3, (R10)
+	VMOVHPS      X3, (R10)(SI*1)
+	VMOVLPS      X2, (R10)(SI*2)
+	VMOVHPS      X2, (R10)(R9*1)
+	JMP          stored1603
+
+part1602:
+	VEXTRACTPS $0x00, X3, (R10)
+	VEXTRACTPS $0x02, X3, (R10)(SI*1)
+	VEXTRACTPS $0x00, X2, (R10)(SI*2)
+	VEXTRACTPS $0x02, X2, (R10)(R9*1)
+
+stored1603:
+	ADDQ         $0x08, R10
+	SUBQ         $0x02, R11
+	JG           block1593
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       12(AX), X0, X0
+	VMOVSS       X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long1592:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), R8
-	LEAQ         rowsMask<>+32(SB), R9
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), SI
+	MOVQ         s+0(FP), R8
+	MOVQ         keys+64(FP), R9
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
+	VBROADCASTSS X1, Y1
+
+block1604:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), DI
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R10
+	SUBQ   $+64, R10
+	JLT    done1607
+
+loop1606:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS (DI), Y10, Y2
+	VFMADD231PS (DI)(BX*1), Y10, Y4
+	VFMADD231PS (DI)(BX*2), Y10, Y6
+	VFMADD231PS (DI)(SI*1), Y10, Y8
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 32(DI), Y10, Y2
+	VFMADD231PS 32(DI)(BX*1), Y10, Y4
+	VFMADD231PS 32(DI)(BX*2), Y10, Y6
+	VFMADD231PS 32(DI)(SI*1), Y10, Y8
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 64(DI), Y10, Y2
+	VFMADD231PS 64(DI)(BX*1), Y10, Y4
+	VFMADD231PS 64(DI)(BX*2), Y10, Y6
+	VFMADD231PS 64(DI)(SI*1), Y10, Y8
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 96(DI), Y10, Y2
+	VFMADD231PS 96(DI)(BX*1), Y10, Y4
+	VFMADD231PS 96(DI)(BX*2), Y10, Y6
+	VFMADD231PS 96(DI)(SI*1), Y10, Y8
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(DI), Y10, Y2
+	VFMADD231PS 128(DI)(BX*1), Y10, Y4
+	VFMADD231PS 128(DI)(BX*2), Y10, Y6
+	VFMADD231PS 128(DI)(SI*1), Y10, Y8
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(DI), Y10, Y2
+	VFMADD231PS 160(DI)(BX*1), Y10, Y4
+	VFMADD231PS 160(DI)(BX*2), Y10, Y6
+	VFMADD231PS 160(DI)(SI*1), Y10, Y8
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(DI), Y10, Y2
+	VFMADD231PS 192(DI)(BX*1), Y10, Y4
+	VFMADD231PS 192(DI)(BX*2), Y10, Y6
+	VFMADD231PS 192(DI)(SI*1), Y10, Y8
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(DI), Y10, Y2
+	VFMADD231PS 224(DI)(BX*1), Y10, Y4
+	VFMADD231PS 224(DI)(BX*2), Y10, Y6
+	VFMADD231PS 224(DI)(SI*1), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, DI
+	SUBQ        $+64, R10
+	JGE         loop1606
+
+done1607:
+	ADDQ $+64, R10
+	SUBQ $+8, R10
+	JLT  done1609
+
+loop1608:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS (DI), Y10, Y2
+	VFMADD231PS (DI)(BX*1), Y10, Y4
+	VFMADD231PS (DI)(BX*2), Y10, Y6
+	VFMADD231PS (DI)(SI*1), Y10, Y8
+	ADDQ        $+16, DX
+	ADDQ        $+32, DI
+	SUBQ        $+8, R10
+	JGE         loop1608
+
+done1609:
+	ADDQ    $+8, R10
+	TESTQ   R10, R10
+	JZ      done1610
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R10
+
+copy1611:
+	MOVWLZX     -2(DX)(R10*2), R11
+	MOVW        R11, -2(SP)(R10*2)
+	DECQ        R10
+	JNZ         copy1611
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (DI), Y0, Y11
+	VFMADD231PS Y11, Y10, Y2
+	VMASKMOVPS  (DI)(BX*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y4
+	VMASKMOVPS  (DI)(BX*2), Y0, Y11
+	VFMADD231PS Y11, Y10, Y6
+	VMASKMOVPS  (DI)(SI*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y8
+
+done1610:
+	CMPQ R9, $0x01
+	JLE  fold1605
+	MOVQ q+24(FP), DI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R10
+	SUBQ $+64, R10
+	JLT  done1613
+
+loop1612:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS (DI), Y10, Y3
+	VFMADD231PS (DI)(BX*1), Y10, Y5
+	VFMADD231PS (DI)(BX*2), Y10, Y7
+	VFMADD231PS (DI)(SI*1), Y10, Y9
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 32(DI), Y10, Y3
+	VFMADD231PS 32(DI)(BX*1), Y10, Y5
+	VFMADD231PS 32(DI)(BX*2), Y10, Y7
+	VFMADD231PS 32(DI)(SI*1), Y10, Y9
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 64(DI), Y10, Y3
+	VFMADD231PS 64(DI)(BX*1), Y10, Y5
+	VFMADD231PS 64(DI)(BX*2), Y10, Y7
+	VFMADD231PS 64(DI)(SI*1), Y10, Y9
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 96(DI), Y10, Y3
+	VFMADD231PS 96(DI)(BX*1), Y10, Y5
+	VFMADD231PS 96(DI)(BX*2), Y10, Y7
+	VFMADD231PS 96(DI)(SI*1), Y10, Y9
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 128(DI), Y10, Y3
+	VFMADD231PS 128(DI)(BX*1), Y10, Y5
+	VFMADD231PS 128(DI)(BX*2), Y10, Y7
+	VFMADD231PS 128(DI)(SI*1), Y10, Y9
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 160(DI), Y10, Y3
+	VFMADD231PS 160(DI)(BX*1), Y10, Y5
+	VFMADD231PS 160(DI)(BX*2), Y10, Y7
+	VFMADD231PS 160(DI)(SI*1), Y10, Y9
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 192(DI), Y10, Y3
+	VFMADD231PS 192(DI)(BX*1), Y10, Y5
+	VFMADD231PS 192(DI)(BX*2), Y10, Y7
+	VFMADD231PS 192(DI)(SI*1), Y10, Y9
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS 224(DI), Y10, Y3
+	VFMADD231PS 224(DI)(BX*1), Y10, Y5
+	VFMADD231PS 224(DI)(BX*2), Y10, Y7
+	VFMADD231PS 224(DI)(SI*1), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, DI
+	SUBQ        $+64, R10
+	JGE         loop1612
+
+done1613:
+	ADDQ $+64, R10
+	SUBQ $+8, R10
+	JLT  done1615
+
+loop1614:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS (DI), Y10, Y3
+	VFMADD231PS (DI)(BX*1), Y10, Y5
+	VFMADD231PS (DI)(BX*2), Y10, Y7
+	VFMADD231PS (DI)(SI*1), Y10, Y9
+	ADDQ        $+16, DX
+	ADDQ        $+32, DI
+	SUBQ        $+8, R10
+	JGE         loop1614
+
+done1615:
+	ADDQ    $+8, R10
+	TESTQ   R10, R10
+	JZ      done1616
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R10
+
+copy1617:
+	MOVWLZX     -2(DX)(R10*2), R11
+	MOVW        R11, -2(SP)(R10*2)
+	DECQ        R10
+	JNZ         copy1617
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VMASKMOVPS  (DI), Y0, Y11
+	VFMADD231PS Y11, Y10, Y3
+	VMASKMOVPS  (DI)(BX*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y5
+	VMASKMOVPS  (DI)(BX*2), Y0, Y11
+	VFMADD231PS Y11, Y10, Y7
+	VMASKMOVPS  (DI)(SI*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y9
+
+done1616:
+fold1605:
+	VPERM2F128   $0x20, Y6, Y2, Y10
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y10, Y2, Y10
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y8, Y4, Y3
+	VPERM2F128   $0x31, Y8, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y9, Y5, Y4
+	VPERM2F128   $0x31, Y9, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y10, Y5
+	VUNPCKHPS    Y2, Y10, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         R9, DX
+	MOVQ         $0x00000002, DI
+	CMPQ         DX, DI
+	CMOVQGT      DI, DX
+	MOVQ         ldS+8(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), R10
+	LEAQ         rowsMask<>+32(SB), R11
 	MOVQ         DX, R12
 	SHLQ         $0x02, R12
-	SUBQ         R12, R9
-	VBROADCASTSD (R9), Y2
+	SUBQ         R12, R11
+	VBROADCASTSD (R11), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1123
-	VMOVLPS      X3, (R13)
-	VMOVHPS      X3, (R13)(BX*1)
-	VMOVLPS      X2, (R13)(BX*2)
-	VMOVHPS      X2, (R13)(R8*1)
-	JMP          stored1124
+	JLT          part1618
+	VMOVLPS      X3, (R8)
+	VMOVHPS      X3, (R8)(DI*1)
+	VMOVLPS      X2, (R8)(DI*2)
+	VMOVHPS      X2, (R8)(R10*1)
+	JMP          stored1619
 
-part1123:
-	VEXTRACTPS $0x00, X3, (R13)
-	VEXTRACTPS $0x02, X3, (R13)(BX*1)
-	VEXTRACTPS $0x00, X2, (R13)(BX*2)
-	VEXTRACTPS $0x02, X2, (R13)(R8*1)
+part1618:
+	VEXTRACTPS $0x00, X3, (R8)
+	VEXTRACTPS $0x02, X3, (R8)(DI*1)
+	VEXTRACTPS $0x00, X2, (R8)(DI*2)
+	VEXTRACTPS $0x02, X2, (R8)(R10*1)
 
-stored1124:
-	ADDQ         $0x08, R13
-	SUBQ         $0x02, R14
-	JG           block1113
+stored1619:
+	ADDQ         $0x08, R8
+	SUBQ         $0x02, R9
+	JG           block1604
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -17508,20 +22986,23 @@ stored1124:
 // func combineBF16AVX2(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
 // Requires: AVX, AVX2, CMOV, FMA3
 TEXT ·combineBF16AVX2(SB), NOSPLIT, $16-64
-	MOVQ r+24(FP), AX
-	CMPQ AX, $0x02
-	JE   rows1125
-	CMPQ AX, $0x03
-	JE   rows1126
-	CMPQ AX, $0x04
-	JE   rows1127
-	MOVQ ldP+16(FP), AX
-	SHLQ $0x02, AX
-	MOVQ dv+56(FP), AX
-	SHLQ $0x02, AX
-	XORQ AX, AX
+	MOVQ         r+24(FP), AX
+	CMPQ         AX, $0x02
+	JE           rows1620
+	CMPQ         AX, $0x03
+	JE           rows1621
+	CMPQ         AX, $0x04
+	JE           rows1622
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Y0
+	MOVQ         ldP+16(FP), AX
+	SHLQ         $0x02, AX
+	MOVQ         dv+56(FP), AX
+	SHLQ         $0x02, AX
+	XORQ         AX, AX
 
-block1128:
+block1623:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -17530,10 +23011,9 @@ block1128:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done1130
+	JLT   done1625
 
-loop1129:
-	VXORPS  Y0, Y0, Y0
+loop1624:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -17541,302 +23021,299 @@ loop1129:
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
+	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1131
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS 64(DX), Y2
-	VMOVUPS 96(DX), Y3
-	VMOVUPS 128(DX), Y4
-	VMOVUPS 160(DX), Y5
-	VMOVUPS 192(DX), Y6
-	VMOVUPS 224(DX), Y7
+	JZ      first1626
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y4
+	VMOVUPS 128(DX), Y5
+	VMOVUPS 160(DX), Y6
+	VMOVUPS 192(DX), Y7
+	VMOVUPS 224(DX), Y8
 
-first1131:
+first1626:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1132:
-	VBROADCASTSS (R8), Y8
-	VMOVUPS      (DI), Y10
-	VPSLLD       $0x10, Y10, Y9
-	VPSRLD       $0x10, Y10, Y10
-	VPSLLD       $0x10, Y10, Y10
-	VFMADD231PS  Y9, Y8, Y0
-	VFMADD231PS  Y10, Y8, Y1
-	VMOVUPS      32(DI), Y10
-	VPSLLD       $0x10, Y10, Y9
-	VPSRLD       $0x10, Y10, Y10
-	VPSLLD       $0x10, Y10, Y10
-	VFMADD231PS  Y9, Y8, Y2
-	VFMADD231PS  Y10, Y8, Y3
-	VMOVUPS      64(DI), Y10
-	VPSLLD       $0x10, Y10, Y9
-	VPSRLD       $0x10, Y10, Y10
-	VPSLLD       $0x10, Y10, Y10
-	VFMADD231PS  Y9, Y8, Y4
-	VFMADD231PS  Y10, Y8, Y5
-	VMOVUPS      96(DI), Y10
-	VPSLLD       $0x10, Y10, Y9
-	VPSRLD       $0x10, Y10, Y10
-	VPSLLD       $0x10, Y10, Y10
-	VFMADD231PS  Y9, Y8, Y6
-	VFMADD231PS  Y10, Y8, Y7
+key1627:
+	VBROADCASTSS (R8), Y9
+	VMOVUPS      (DI), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPAND        Y0, Y11, Y11
+	VFMADD231PS  Y10, Y9, Y1
+	VFMADD231PS  Y11, Y9, Y2
+	VMOVUPS      32(DI), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPAND        Y0, Y11, Y11
+	VFMADD231PS  Y10, Y9, Y3
+	VFMADD231PS  Y11, Y9, Y4
+	VMOVUPS      64(DI), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPAND        Y0, Y11, Y11
+	VFMADD231PS  Y10, Y9, Y5
+	VFMADD231PS  Y11, Y9, Y6
+	VMOVUPS      96(DI), Y11
+	VPSLLD       $0x10, Y11, Y10
+	VPAND        Y0, Y11, Y11
+	VFMADD231PS  Y10, Y9, Y7
+	VFMADD231PS  Y11, Y9, Y8
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1132
+	JNZ          key1627
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
-	JGT          between1133
-	VUNPCKLPS    Y1, Y0, Y8
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y8, Y0
-	VPERM2F128   $0x31, Y1, Y8, Y1
-	VUNPCKLPS    Y3, Y2, Y8
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y8, Y2
-	VPERM2F128   $0x31, Y3, Y8, Y3
-	VUNPCKLPS    Y5, Y4, Y8
-	VUNPCKHPS    Y5, Y4, Y5
-	VPERM2F128   $0x20, Y5, Y8, Y4
-	VPERM2F128   $0x31, Y5, Y8, Y5
-	VUNPCKLPS    Y7, Y6, Y8
-	VUNPCKHPS    Y7, Y6, Y7
-	VPERM2F128   $0x20, Y7, Y8, Y6
-	VPERM2F128   $0x31, Y7, Y8, Y7
+	CMPQ         DI, $0x20
+	JGT          between1628
+	VUNPCKLPS    Y2, Y1, Y9
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y9, Y1
+	VPERM2F128   $0x31, Y2, Y9, Y2
+	VUNPCKLPS    Y4, Y3, Y9
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y9, Y3
+	VPERM2F128   $0x31, Y4, Y9, Y4
+	VUNPCKLPS    Y6, Y5, Y9
+	VUNPCKHPS    Y6, Y5, Y6
+	VPERM2F128   $0x20, Y6, Y9, Y5
+	VPERM2F128   $0x31, Y6, Y9, Y6
+	VUNPCKLPS    Y8, Y7, Y9
+	VUNPCKHPS    Y8, Y7, Y8
+	VPERM2F128   $0x20, Y8, Y9, Y7
+	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1133:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, 64(DX)
-	VMOVUPS Y3, 96(DX)
-	VMOVUPS Y4, 128(DX)
-	VMOVUPS Y5, 160(DX)
-	VMOVUPS Y6, 192(DX)
-	VMOVUPS Y7, 224(DX)
+between1628:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, 64(DX)
+	VMOVUPS Y4, 96(DX)
+	VMOVUPS Y5, 128(DX)
+	VMOVUPS Y6, 160(DX)
+	VMOVUPS Y7, 192(DX)
+	VMOVUPS Y8, 224(DX)
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, SI
-	JGE     loop1129
+	JGE     loop1624
 
-done1130:
+done1625:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done1135
+	JLT  done1630
 
-loop1134:
-	VXORPS  Y0, Y0, Y0
+loop1629:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1136
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS 64(DX), Y2
-	VMOVUPS 96(DX), Y3
+	JZ      first1631
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y4
 
-first1136:
+first1631:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1137:
-	VBROADCASTSS (R8), Y4
-	VMOVUPS      (DI), Y6
-	VPSLLD       $0x10, Y6, Y5
-	VPSRLD       $0x10, Y6, Y6
-	VPSLLD       $0x10, Y6, Y6
-	VFMADD231PS  Y5, Y4, Y0
-	VFMADD231PS  Y6, Y4, Y1
-	VMOVUPS      32(DI), Y6
-	VPSLLD       $0x10, Y6, Y5
-	VPSRLD       $0x10, Y6, Y6
-	VPSLLD       $0x10, Y6, Y6
-	VFMADD231PS  Y5, Y4, Y2
-	VFMADD231PS  Y6, Y4, Y3
+key1632:
+	VBROADCASTSS (R8), Y5
+	VMOVUPS      (DI), Y7
+	VPSLLD       $0x10, Y7, Y6
+	VPAND        Y0, Y7, Y7
+	VFMADD231PS  Y6, Y5, Y1
+	VFMADD231PS  Y7, Y5, Y2
+	VMOVUPS      32(DI), Y7
+	VPSLLD       $0x10, Y7, Y6
+	VPAND        Y0, Y7, Y7
+	VFMADD231PS  Y6, Y5, Y3
+	VFMADD231PS  Y7, Y5, Y4
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1137
+	JNZ          key1632
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
-	JGT          between1138
-	VUNPCKLPS    Y1, Y0, Y4
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y4, Y0
-	VPERM2F128   $0x31, Y1, Y4, Y1
-	VUNPCKLPS    Y3, Y2, Y4
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y4, Y2
-	VPERM2F128   $0x31, Y3, Y4, Y3
+	CMPQ         DI, $0x20
+	JGT          between1633
+	VUNPCKLPS    Y2, Y1, Y5
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y5, Y1
+	VPERM2F128   $0x31, Y2, Y5, Y2
+	VUNPCKLPS    Y4, Y3, Y5
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y5, Y3
+	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1138:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, 64(DX)
-	VMOVUPS Y3, 96(DX)
+between1633:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, 64(DX)
+	VMOVUPS Y4, 96(DX)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, SI
-	JGE     loop1134
+	JGE     loop1629
 
-done1135:
+done1630:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done1140
+	JLT  done1635
 
-loop1139:
-	VXORPS  Y0, Y0, Y0
+loop1634:
 	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1141
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
+	JZ      first1636
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
 
-first1141:
+first1636:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1142:
-	VBROADCASTSS (R8), Y2
-	VMOVUPS      (DI), Y4
-	VPSLLD       $0x10, Y4, Y3
-	VPSRLD       $0x10, Y4, Y4
-	VPSLLD       $0x10, Y4, Y4
-	VFMADD231PS  Y3, Y2, Y0
-	VFMADD231PS  Y4, Y2, Y1
+key1637:
+	VBROADCASTSS (R8), Y3
+	VMOVUPS      (DI), Y5
+	VPSLLD       $0x10, Y5, Y4
+	VPAND        Y0, Y5, Y5
+	VFMADD231PS  Y4, Y3, Y1
+	VFMADD231PS  Y5, Y3, Y2
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1142
+	JNZ          key1637
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
-	CMPQ         DI, $0x40
-	JGT          between1143
-	VUNPCKLPS    Y1, Y0, Y2
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y2, Y0
-	VPERM2F128   $0x31, Y1, Y2, Y1
+	CMPQ         DI, $0x20
+	JGT          between1638
+	VUNPCKLPS    Y2, Y1, Y3
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y3, Y1
+	VPERM2F128   $0x31, Y2, Y3, Y2
 
-between1143:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
+between1638:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, SI
-	JGE     loop1139
+	JGE     loop1634
 
-done1140:
+done1635:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done1145
+	JLT  done1640
 
-loop1144:
-	VXORPS  Y0, Y0, Y0
+loop1639:
+	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1146
-	VMOVUPS (DX), Y0
+	JZ      first1641
+	VMOVUPS (DX), Y1
 
-first1146:
+first1641:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1147:
-	VBROADCASTSS (R8), Y1
-	VPMOVZXWD    (DI), Y2
-	VPSLLD       $0x10, Y2, Y2
-	VFMADD231PS  Y2, Y1, Y0
+key1642:
+	VBROADCASTSS (R8), Y2
+	VPMOVZXWD    (DI), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y1
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1147
-	VMOVUPS      Y0, (DX)
+	JNZ          key1642
+	VMOVUPS      Y1, (DX)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop1144
+	JGE          loop1639
 
-done1145:
+done1640:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done1148
+	JZ         done1643
 	LEAQ       rowsMask<>+32(SB), DI
 	MOVQ       SI, R8
 	SHLQ       $0x02, R8
 	SUBQ       R8, DI
-	VMOVUPS    (DI), Y0
-	VXORPS     Y1, Y1, Y1
+	VMOVUPS    (DI), Y1
+	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1149
-	VMASKMOVPS (DX), Y0, Y1
+	JZ         first1644
+	VMASKMOVPS (DX), Y1, Y2
 
-first1149:
+first1644:
 	MOVQ    keys+48(FP), DI
 	MOVQ    BX, BX
 	SUBQ    AX, DI
-	MOVQ    $0x00000040, R8
+	MOVQ    $0x00000020, R8
 	CMPQ    DI, R8
 	CMOVQGT R8, DI
 
-key1150:
-	VBROADCASTSS (BX), Y2
-	VPXOR        X3, X3, X3
-	VMOVDQU      X3, (SP)
+key1645:
+	VBROADCASTSS (BX), Y3
+	VPXOR        X4, X4, X4
+	VMOVDQU      X4, (SP)
 	MOVQ         SI, R8
 
-copy1151:
+copy1646:
 	MOVWLZX     -2(CX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1151
-	VMOVDQU     (SP), X3
-	VPMOVZXWD   X3, Y3
-	VPSLLD      $0x10, Y3, Y3
-	VFMADD231PS Y3, Y2, Y1
+	JNZ         copy1646
+	VMOVDQU     (SP), X4
+	VPMOVZXWD   X4, Y4
+	VPSLLD      $0x10, Y4, Y4
+	VFMADD231PS Y4, Y3, Y2
 	ADDQ        stride+40(FP), CX
 	ADDQ        $0x04, BX
 	DECQ        DI
-	JNZ         key1150
-	VMASKMOVPS  Y1, Y0, (DX)
+	JNZ         key1645
+	VMASKMOVPS  Y2, Y1, (DX)
 
-done1148:
-	ADDQ $0x40, AX
+done1643:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1128
+	JLT  block1623
 	VZEROUPPER
 	RET
 
-rows1125:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	XORQ AX, AX
+rows1620:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Y0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	XORQ         AX, AX
 
-block1152:
+block1647:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -17845,10 +23322,9 @@ block1152:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1154
+	JLT   done1649
 
-loop1153:
-	VXORPS  Y0, Y0, Y0
+loop1648:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -17856,253 +23332,254 @@ loop1153:
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
+	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1155
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS 64(DX), Y2
-	VMOVUPS 96(DX), Y3
-	VMOVUPS (DX)(DI*1), Y4
-	VMOVUPS 32(DX)(DI*1), Y5
-	VMOVUPS 64(DX)(DI*1), Y6
-	VMOVUPS 96(DX)(DI*1), Y7
+	JZ      first1650
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y4
+	VMOVUPS (DX)(DI*1), Y5
+	VMOVUPS 32(DX)(DI*1), Y6
+	VMOVUPS 64(DX)(DI*1), Y7
+	VMOVUPS 96(DX)(DI*1), Y8
 
-first1155:
+first1650:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1156:
-	VBROADCASTSS (R10), Y8
-	VBROADCASTSS (R10)(SI*1), Y9
-	VMOVUPS      (R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y0
-	VFMADD231PS  Y10, Y9, Y4
-	VFMADD231PS  Y11, Y8, Y1
-	VFMADD231PS  Y11, Y9, Y5
-	VMOVUPS      32(R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y2
-	VFMADD231PS  Y10, Y9, Y6
-	VFMADD231PS  Y11, Y8, Y3
-	VFMADD231PS  Y11, Y9, Y7
+key1651:
+	VBROADCASTSS (R10), Y9
+	VBROADCASTSS (R10)(SI*1), Y10
+	VMOVUPS      (R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y1
+	VFMADD231PS  Y11, Y10, Y5
+	VFMADD231PS  Y12, Y9, Y2
+	VFMADD231PS  Y12, Y10, Y6
+	VMOVUPS      32(R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y3
+	VFMADD231PS  Y11, Y10, Y7
+	VFMADD231PS  Y12, Y9, Y4
+	VFMADD231PS  Y12, Y10, Y8
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1156
+	JNZ          key1651
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between1157
-	VUNPCKLPS    Y1, Y0, Y8
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y8, Y0
-	VPERM2F128   $0x31, Y1, Y8, Y1
-	VUNPCKLPS    Y3, Y2, Y8
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y8, Y2
-	VPERM2F128   $0x31, Y3, Y8, Y3
-	VUNPCKLPS    Y5, Y4, Y8
-	VUNPCKHPS    Y5, Y4, Y5
-	VPERM2F128   $0x20, Y5, Y8, Y4
-	VPERM2F128   $0x31, Y5, Y8, Y5
-	VUNPCKLPS    Y7, Y6, Y8
-	VUNPCKHPS    Y7, Y6, Y7
-	VPERM2F128   $0x20, Y7, Y8, Y6
-	VPERM2F128   $0x31, Y7, Y8, Y7
+	CMPQ         R9, $0x20
+	JGT          between1652
+	VUNPCKLPS    Y2, Y1, Y9
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y9, Y1
+	VPERM2F128   $0x31, Y2, Y9, Y2
+	VUNPCKLPS    Y4, Y3, Y9
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y9, Y3
+	VPERM2F128   $0x31, Y4, Y9, Y4
+	VUNPCKLPS    Y6, Y5, Y9
+	VUNPCKHPS    Y6, Y5, Y6
+	VPERM2F128   $0x20, Y6, Y9, Y5
+	VPERM2F128   $0x31, Y6, Y9, Y6
+	VUNPCKLPS    Y8, Y7, Y9
+	VUNPCKHPS    Y8, Y7, Y8
+	VPERM2F128   $0x20, Y8, Y9, Y7
+	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1157:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, 64(DX)
-	VMOVUPS Y3, 96(DX)
-	VMOVUPS Y4, (DX)(DI*1)
-	VMOVUPS Y5, 32(DX)(DI*1)
-	VMOVUPS Y6, 64(DX)(DI*1)
-	VMOVUPS Y7, 96(DX)(DI*1)
+between1652:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, 64(DX)
+	VMOVUPS Y4, 96(DX)
+	VMOVUPS Y5, (DX)(DI*1)
+	VMOVUPS Y6, 32(DX)(DI*1)
+	VMOVUPS Y7, 64(DX)(DI*1)
+	VMOVUPS Y8, 96(DX)(DI*1)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop1153
+	JGE     loop1648
 
-done1154:
+done1649:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1159
+	JLT  done1654
 
-loop1158:
-	VXORPS  Y0, Y0, Y0
+loop1653:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1160
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (DX)(DI*1), Y2
-	VMOVUPS 32(DX)(DI*1), Y3
+	JZ      first1655
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS (DX)(DI*1), Y3
+	VMOVUPS 32(DX)(DI*1), Y4
 
-first1160:
+first1655:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1161:
-	VBROADCASTSS (R10), Y4
-	VBROADCASTSS (R10)(SI*1), Y5
-	VMOVUPS      (R9), Y7
-	VPSLLD       $0x10, Y7, Y6
-	VPSRLD       $0x10, Y7, Y7
-	VPSLLD       $0x10, Y7, Y7
-	VFMADD231PS  Y6, Y4, Y0
-	VFMADD231PS  Y6, Y5, Y2
-	VFMADD231PS  Y7, Y4, Y1
-	VFMADD231PS  Y7, Y5, Y3
+key1656:
+	VBROADCASTSS (R10), Y5
+	VBROADCASTSS (R10)(SI*1), Y6
+	VMOVUPS      (R9), Y8
+	VPSLLD       $0x10, Y8, Y7
+	VPAND        Y0, Y8, Y8
+	VFMADD231PS  Y7, Y5, Y1
+	VFMADD231PS  Y7, Y6, Y3
+	VFMADD231PS  Y8, Y5, Y2
+	VFMADD231PS  Y8, Y6, Y4
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1161
+	JNZ          key1656
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between1162
-	VUNPCKLPS    Y1, Y0, Y4
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y4, Y0
-	VPERM2F128   $0x31, Y1, Y4, Y1
-	VUNPCKLPS    Y3, Y2, Y4
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y4, Y2
-	VPERM2F128   $0x31, Y3, Y4, Y3
+	CMPQ         R9, $0x20
+	JGT          between1657
+	VUNPCKLPS    Y2, Y1, Y5
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y5, Y1
+	VPERM2F128   $0x31, Y2, Y5, Y2
+	VUNPCKLPS    Y4, Y3, Y5
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y5, Y3
+	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1162:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, (DX)(DI*1)
-	VMOVUPS Y3, 32(DX)(DI*1)
+between1657:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, (DX)(DI*1)
+	VMOVUPS Y4, 32(DX)(DI*1)
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1158
+	JGE     loop1653
 
-done1159:
+done1654:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1164
+	JLT  done1659
 
-loop1163:
-	VXORPS  Y0, Y0, Y0
+loop1658:
 	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1165
-	VMOVUPS (DX), Y0
-	VMOVUPS (DX)(DI*1), Y1
+	JZ      first1660
+	VMOVUPS (DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
 
-first1165:
+first1660:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1166:
-	VPMOVZXWD    (R9), Y2
-	VPSLLD       $0x10, Y2, Y2
-	VBROADCASTSS (R10), Y3
-	VFMADD231PS  Y2, Y3, Y0
-	VBROADCASTSS (R10)(SI*1), Y3
-	VFMADD231PS  Y2, Y3, Y1
+key1661:
+	VPMOVZXWD    (R9), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VBROADCASTSS (R10), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (R10)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1166
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(DI*1)
+	JNZ          key1661
+	VMOVUPS      Y1, (DX)
+	VMOVUPS      Y2, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1163
+	JGE          loop1658
 
-done1164:
+done1659:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1167
+	JZ         done1662
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
 	SUBQ       R10, R9
-	VMOVUPS    (R9), Y0
-	VXORPS     Y1, Y1, Y1
+	VMOVUPS    (R9), Y1
 	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1168
-	VMASKMOVPS (DX), Y0, Y1
-	VMASKMOVPS (DX)(DI*1), Y0, Y2
+	JZ         first1663
+	VMASKMOVPS (DX), Y1, Y2
+	VMASKMOVPS (DX)(DI*1), Y1, Y3
 
-first1168:
+first1663:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1169:
-	VPXOR   X3, X3, X3
-	VMOVDQU X3, (SP)
+key1664:
+	VPXOR   X4, X4, X4
+	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1170:
+copy1665:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1170
-	VMOVDQU      (SP), X3
-	VPMOVZXWD    X3, Y3
-	VPSLLD       $0x10, Y3, Y3
-	VBROADCASTSS (BX), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (BX)(SI*1), Y4
-	VFMADD231PS  Y3, Y4, Y2
+	JNZ          copy1665
+	VMOVDQU      (SP), X4
+	VPMOVZXWD    X4, Y4
+	VPSLLD       $0x10, Y4, Y4
+	VBROADCASTSS (BX), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (BX)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y3
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1169
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+	JNZ          key1664
+	VMASKMOVPS   Y2, Y1, (DX)
+	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
-done1167:
-	ADDQ $0x40, AX
+done1662:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1152
+	JLT  block1647
 	VZEROUPPER
 	RET
 
-rows1126:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	LEAQ (SI)(SI*2), AX
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	LEAQ (DI)(DI*2), AX
-	XORQ AX, AX
+rows1621:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Y0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), AX
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), AX
+	XORQ         AX, AX
 
-block1171:
+block1666:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -18111,193 +23588,195 @@ block1171:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+16, R8
-	JLT   done1173
+	JLT   done1668
 
-loop1172:
-	VXORPS  Y0, Y0, Y0
+loop1667:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
 	TESTQ   AX, AX
-	JZ      first1174
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (DX)(DI*1), Y2
-	VMOVUPS 32(DX)(DI*1), Y3
-	VMOVUPS (DX)(DI*2), Y4
-	VMOVUPS 32(DX)(DI*2), Y5
+	JZ      first1669
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS (DX)(DI*1), Y3
+	VMOVUPS 32(DX)(DI*1), Y4
+	VMOVUPS (DX)(DI*2), Y5
+	VMOVUPS 32(DX)(DI*2), Y6
 
-first1174:
+first1669:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1175:
-	VMOVUPS      (R9), Y7
-	VPSLLD       $0x10, Y7, Y6
-	VPSRLD       $0x10, Y7, Y7
-	VPSLLD       $0x10, Y7, Y7
-	VBROADCASTSS (R10), Y8
-	VFMADD231PS  Y6, Y8, Y0
-	VFMADD231PS  Y7, Y8, Y1
-	VBROADCASTSS (R10)(SI*1), Y8
-	VFMADD231PS  Y6, Y8, Y2
-	VFMADD231PS  Y7, Y8, Y3
-	VBROADCASTSS (R10)(SI*2), Y8
-	VFMADD231PS  Y6, Y8, Y4
-	VFMADD231PS  Y7, Y8, Y5
+key1670:
+	VMOVUPS      (R9), Y8
+	VPSLLD       $0x10, Y8, Y7
+	VPAND        Y0, Y8, Y8
+	VBROADCASTSS (R10), Y9
+	VFMADD231PS  Y7, Y9, Y1
+	VFMADD231PS  Y8, Y9, Y2
+	VBROADCASTSS (R10)(SI*1), Y9
+	VFMADD231PS  Y7, Y9, Y3
+	VFMADD231PS  Y8, Y9, Y4
+	VBROADCASTSS (R10)(SI*2), Y9
+	VFMADD231PS  Y7, Y9, Y5
+	VFMADD231PS  Y8, Y9, Y6
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1175
+	JNZ          key1670
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between1176
-	VUNPCKLPS    Y1, Y0, Y6
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y6, Y0
-	VPERM2F128   $0x31, Y1, Y6, Y1
-	VUNPCKLPS    Y3, Y2, Y6
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y6, Y2
-	VPERM2F128   $0x31, Y3, Y6, Y3
-	VUNPCKLPS    Y5, Y4, Y6
-	VUNPCKHPS    Y5, Y4, Y5
-	VPERM2F128   $0x20, Y5, Y6, Y4
-	VPERM2F128   $0x31, Y5, Y6, Y5
+	CMPQ         R9, $0x20
+	JGT          between1671
+	VUNPCKLPS    Y2, Y1, Y7
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y7, Y1
+	VPERM2F128   $0x31, Y2, Y7, Y2
+	VUNPCKLPS    Y4, Y3, Y7
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y7, Y3
+	VPERM2F128   $0x31, Y4, Y7, Y4
+	VUNPCKLPS    Y6, Y5, Y7
+	VUNPCKHPS    Y6, Y5, Y6
+	VPERM2F128   $0x20, Y6, Y7, Y5
+	VPERM2F128   $0x31, Y6, Y7, Y6
 
-between1176:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, (DX)(DI*1)
-	VMOVUPS Y3, 32(DX)(DI*1)
-	VMOVUPS Y4, (DX)(DI*2)
-	VMOVUPS Y5, 32(DX)(DI*2)
+between1671:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, (DX)(DI*1)
+	VMOVUPS Y4, 32(DX)(DI*1)
+	VMOVUPS Y5, (DX)(DI*2)
+	VMOVUPS Y6, 32(DX)(DI*2)
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1172
+	JGE     loop1667
 
-done1173:
+done1668:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1178
+	JLT  done1673
 
-loop1177:
-	VXORPS  Y0, Y0, Y0
+loop1672:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1179
-	VMOVUPS (DX), Y0
-	VMOVUPS (DX)(DI*1), Y1
-	VMOVUPS (DX)(DI*2), Y2
+	JZ      first1674
+	VMOVUPS (DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+	VMOVUPS (DX)(DI*2), Y3
 
-first1179:
+first1674:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1180:
-	VPMOVZXWD    (R9), Y3
-	VPSLLD       $0x10, Y3, Y3
-	VBROADCASTSS (R10), Y4
-	VFMADD231PS  Y3, Y4, Y0
-	VBROADCASTSS (R10)(SI*1), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (R10)(SI*2), Y4
-	VFMADD231PS  Y3, Y4, Y2
+key1675:
+	VPMOVZXWD    (R9), Y4
+	VPSLLD       $0x10, Y4, Y4
+	VBROADCASTSS (R10), Y5
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS (R10)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (R10)(SI*2), Y5
+	VFMADD231PS  Y4, Y5, Y3
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1180
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(DI*1)
-	VMOVUPS      Y2, (DX)(DI*2)
+	JNZ          key1675
+	VMOVUPS      Y1, (DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	VMOVUPS      Y3, (DX)(DI*2)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1177
+	JGE          loop1672
 
-done1178:
+done1673:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1181
+	JZ         done1676
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
 	SUBQ       R10, R9
-	VMOVUPS    (R9), Y0
-	VXORPS     Y1, Y1, Y1
+	VMOVUPS    (R9), Y1
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
 	TESTQ      AX, AX
-	JZ         first1182
-	VMASKMOVPS (DX), Y0, Y1
-	VMASKMOVPS (DX)(DI*1), Y0, Y2
-	VMASKMOVPS (DX)(DI*2), Y0, Y3
+	JZ         first1677
+	VMASKMOVPS (DX), Y1, Y2
+	VMASKMOVPS (DX)(DI*1), Y1, Y3
+	VMASKMOVPS (DX)(DI*2), Y1, Y4
 
-first1182:
+first1677:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1183:
-	VPXOR   X4, X4, X4
-	VMOVDQU X4, (SP)
+key1678:
+	VPXOR   X5, X5, X5
+	VMOVDQU X5, (SP)
 	MOVQ    R8, R10
 
-copy1184:
+copy1679:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1184
-	VMOVDQU      (SP), X4
-	VPMOVZXWD    X4, Y4
-	VPSLLD       $0x10, Y4, Y4
-	VBROADCASTSS (BX), Y5
-	VFMADD231PS  Y4, Y5, Y1
-	VBROADCASTSS (BX)(SI*1), Y5
-	VFMADD231PS  Y4, Y5, Y2
-	VBROADCASTSS (BX)(SI*2), Y5
-	VFMADD231PS  Y4, Y5, Y3
+	JNZ          copy1679
+	VMOVDQU      (SP), X5
+	VPMOVZXWD    X5, Y5
+	VPSLLD       $0x10, Y5, Y5
+	VBROADCASTSS (BX), Y6
+	VFMADD231PS  Y5, Y6, Y2
+	VBROADCASTSS (BX)(SI*1), Y6
+	VFMADD231PS  Y5, Y6, Y3
+	VBROADCASTSS (BX)(SI*2), Y6
+	VFMADD231PS  Y5, Y6, Y4
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1183
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
-	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
+	JNZ          key1678
+	VMASKMOVPS   Y2, Y1, (DX)
+	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
+	VMASKMOVPS   Y4, Y1, (DX)(DI*2)
 
-done1181:
-	ADDQ $0x40, AX
+done1676:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1171
+	JLT  block1666
 	VZEROUPPER
 	RET
 
-rows1127:
-	MOVQ ldP+16(FP), SI
-	SHLQ $0x02, SI
-	MOVQ dv+56(FP), DI
-	SHLQ $0x02, DI
-	XORQ AX, AX
+rows1622:
+	MOVL         $0xffff0000, AX
+	VMOVD        AX, X0
+	VBROADCASTSS X0, Y0
+	MOVQ         ldP+16(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         dv+56(FP), DI
+	SHLQ         $0x02, DI
+	XORQ         AX, AX
 
-block1185:
+block1680:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -18306,10 +23785,9 @@ block1185:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1187
+	JLT   done1682
 
-loop1186:
-	VXORPS  Y0, Y0, Y0
+loop1681:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -18317,237 +23795,235 @@ loop1186:
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
+	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1188
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS 64(DX), Y2
-	VMOVUPS 96(DX), Y3
-	VMOVUPS (DX)(DI*1), Y4
-	VMOVUPS 32(DX)(DI*1), Y5
-	VMOVUPS 64(DX)(DI*1), Y6
-	VMOVUPS 96(DX)(DI*1), Y7
+	JZ      first1683
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y4
+	VMOVUPS (DX)(DI*1), Y5
+	VMOVUPS 32(DX)(DI*1), Y6
+	VMOVUPS 64(DX)(DI*1), Y7
+	VMOVUPS 96(DX)(DI*1), Y8
 
-first1188:
+first1683:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1189:
-	VBROADCASTSS (R10), Y8
-	VBROADCASTSS (R10)(SI*1), Y9
-	VMOVUPS      (R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y0
-	VFMADD231PS  Y10, Y9, Y4
-	VFMADD231PS  Y11, Y8, Y1
-	VFMADD231PS  Y11, Y9, Y5
-	VMOVUPS      32(R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y2
-	VFMADD231PS  Y10, Y9, Y6
-	VFMADD231PS  Y11, Y8, Y3
-	VFMADD231PS  Y11, Y9, Y7
+key1684:
+	VBROADCASTSS (R10), Y9
+	VBROADCASTSS (R10)(SI*1), Y10
+	VMOVUPS      (R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y1
+	VFMADD231PS  Y11, Y10, Y5
+	VFMADD231PS  Y12, Y9, Y2
+	VFMADD231PS  Y12, Y10, Y6
+	VMOVUPS      32(R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y3
+	VFMADD231PS  Y11, Y10, Y7
+	VFMADD231PS  Y12, Y9, Y4
+	VFMADD231PS  Y12, Y10, Y8
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1189
+	JNZ          key1684
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between1190
-	VUNPCKLPS    Y1, Y0, Y8
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y8, Y0
-	VPERM2F128   $0x31, Y1, Y8, Y1
-	VUNPCKLPS    Y3, Y2, Y8
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y8, Y2
-	VPERM2F128   $0x31, Y3, Y8, Y3
-	VUNPCKLPS    Y5, Y4, Y8
-	VUNPCKHPS    Y5, Y4, Y5
-	VPERM2F128   $0x20, Y5, Y8, Y4
-	VPERM2F128   $0x31, Y5, Y8, Y5
-	VUNPCKLPS    Y7, Y6, Y8
-	VUNPCKHPS    Y7, Y6, Y7
-	VPERM2F128   $0x20, Y7, Y8, Y6
-	VPERM2F128   $0x31, Y7, Y8, Y7
+	CMPQ         R9, $0x20
+	JGT          between1685
+	VUNPCKLPS    Y2, Y1, Y9
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y9, Y1
+	VPERM2F128   $0x31, Y2, Y9, Y2
+	VUNPCKLPS    Y4, Y3, Y9
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y9, Y3
+	VPERM2F128   $0x31, Y4, Y9, Y4
+	VUNPCKLPS    Y6, Y5, Y9
+	VUNPCKHPS    Y6, Y5, Y6
+	VPERM2F128   $0x20, Y6, Y9, Y5
+	VPERM2F128   $0x31, Y6, Y9, Y6
+	VUNPCKLPS    Y8, Y7, Y9
+	VUNPCKHPS    Y8, Y7, Y8
+	VPERM2F128   $0x20, Y8, Y9, Y7
+	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1190:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, 64(DX)
-	VMOVUPS Y3, 96(DX)
-	VMOVUPS Y4, (DX)(DI*1)
-	VMOVUPS Y5, 32(DX)(DI*1)
-	VMOVUPS Y6, 64(DX)(DI*1)
-	VMOVUPS Y7, 96(DX)(DI*1)
+between1685:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, 64(DX)
+	VMOVUPS Y4, 96(DX)
+	VMOVUPS Y5, (DX)(DI*1)
+	VMOVUPS Y6, 32(DX)(DI*1)
+	VMOVUPS Y7, 64(DX)(DI*1)
+	VMOVUPS Y8, 96(DX)(DI*1)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop1186
+	JGE     loop1681
 
-done1187:
+done1682:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1192
+	JLT  done1687
 
-loop1191:
-	VXORPS  Y0, Y0, Y0
+loop1686:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1193
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (DX)(DI*1), Y2
-	VMOVUPS 32(DX)(DI*1), Y3
+	JZ      first1688
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS (DX)(DI*1), Y3
+	VMOVUPS 32(DX)(DI*1), Y4
 
-first1193:
+first1688:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1194:
-	VBROADCASTSS (R10), Y4
-	VBROADCASTSS (R10)(SI*1), Y5
-	VMOVUPS      (R9), Y7
-	VPSLLD       $0x10, Y7, Y6
-	VPSRLD       $0x10, Y7, Y7
-	VPSLLD       $0x10, Y7, Y7
-	VFMADD231PS  Y6, Y4, Y0
-	VFMADD231PS  Y6, Y5, Y2
-	VFMADD231PS  Y7, Y4, Y1
-	VFMADD231PS  Y7, Y5, Y3
+key1689:
+	VBROADCASTSS (R10), Y5
+	VBROADCASTSS (R10)(SI*1), Y6
+	VMOVUPS      (R9), Y8
+	VPSLLD       $0x10, Y8, Y7
+	VPAND        Y0, Y8, Y8
+	VFMADD231PS  Y7, Y5, Y1
+	VFMADD231PS  Y7, Y6, Y3
+	VFMADD231PS  Y8, Y5, Y2
+	VFMADD231PS  Y8, Y6, Y4
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1194
+	JNZ          key1689
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between1195
-	VUNPCKLPS    Y1, Y0, Y4
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y4, Y0
-	VPERM2F128   $0x31, Y1, Y4, Y1
-	VUNPCKLPS    Y3, Y2, Y4
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y4, Y2
-	VPERM2F128   $0x31, Y3, Y4, Y3
+	CMPQ         R9, $0x20
+	JGT          between1690
+	VUNPCKLPS    Y2, Y1, Y5
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y5, Y1
+	VPERM2F128   $0x31, Y2, Y5, Y2
+	VUNPCKLPS    Y4, Y3, Y5
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y5, Y3
+	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1195:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, (DX)(DI*1)
-	VMOVUPS Y3, 32(DX)(DI*1)
+between1690:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, (DX)(DI*1)
+	VMOVUPS Y4, 32(DX)(DI*1)
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1191
+	JGE     loop1686
 
-done1192:
+done1687:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1197
+	JLT  done1692
 
-loop1196:
-	VXORPS  Y0, Y0, Y0
+loop1691:
 	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1198
-	VMOVUPS (DX), Y0
-	VMOVUPS (DX)(DI*1), Y1
+	JZ      first1693
+	VMOVUPS (DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
 
-first1198:
+first1693:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1199:
-	VPMOVZXWD    (R9), Y2
-	VPSLLD       $0x10, Y2, Y2
-	VBROADCASTSS (R10), Y3
-	VFMADD231PS  Y2, Y3, Y0
-	VBROADCASTSS (R10)(SI*1), Y3
-	VFMADD231PS  Y2, Y3, Y1
+key1694:
+	VPMOVZXWD    (R9), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VBROADCASTSS (R10), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (R10)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1199
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(DI*1)
+	JNZ          key1694
+	VMOVUPS      Y1, (DX)
+	VMOVUPS      Y2, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1196
+	JGE          loop1691
 
-done1197:
+done1692:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1200
+	JZ         done1695
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
 	SUBQ       R10, R9
-	VMOVUPS    (R9), Y0
-	VXORPS     Y1, Y1, Y1
+	VMOVUPS    (R9), Y1
 	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1201
-	VMASKMOVPS (DX), Y0, Y1
-	VMASKMOVPS (DX)(DI*1), Y0, Y2
+	JZ         first1696
+	VMASKMOVPS (DX), Y1, Y2
+	VMASKMOVPS (DX)(DI*1), Y1, Y3
 
-first1201:
+first1696:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1202:
-	VPXOR   X3, X3, X3
-	VMOVDQU X3, (SP)
+key1697:
+	VPXOR   X4, X4, X4
+	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1203:
+copy1698:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1203
-	VMOVDQU      (SP), X3
-	VPMOVZXWD    X3, Y3
-	VPSLLD       $0x10, Y3, Y3
-	VBROADCASTSS (BX), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (BX)(SI*1), Y4
-	VFMADD231PS  Y3, Y4, Y2
+	JNZ          copy1698
+	VMOVDQU      (SP), X4
+	VPMOVZXWD    X4, Y4
+	VPSLLD       $0x10, Y4, Y4
+	VBROADCASTSS (BX), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (BX)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y3
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1202
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
+	JNZ          key1697
+	VMASKMOVPS   Y2, Y1, (DX)
+	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
-done1200:
+done1695:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -18558,278 +24034,10 @@ done1200:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1205
+	JLT   done1700
 
-loop1204:
-	VXORPS  Y0, Y0, Y0
+loop1699:
 	VXORPS  Y1, Y1, Y1
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	TESTQ   AX, AX
-	JZ      first1206
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS 64(DX), Y2
-	VMOVUPS 96(DX), Y3
-	VMOVUPS (DX)(DI*1), Y4
-	VMOVUPS 32(DX)(DI*1), Y5
-	VMOVUPS 64(DX)(DI*1), Y6
-	VMOVUPS 96(DX)(DI*1), Y7
-
-first1206:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key1207:
-	VBROADCASTSS (R10), Y8
-	VBROADCASTSS (R10)(SI*1), Y9
-	VMOVUPS      (R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y0
-	VFMADD231PS  Y10, Y9, Y4
-	VFMADD231PS  Y11, Y8, Y1
-	VFMADD231PS  Y11, Y9, Y5
-	VMOVUPS      32(R9), Y11
-	VPSLLD       $0x10, Y11, Y10
-	VPSRLD       $0x10, Y11, Y11
-	VPSLLD       $0x10, Y11, Y11
-	VFMADD231PS  Y10, Y8, Y2
-	VFMADD231PS  Y10, Y9, Y6
-	VFMADD231PS  Y11, Y8, Y3
-	VFMADD231PS  Y11, Y9, Y7
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key1207
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between1208
-	VUNPCKLPS    Y1, Y0, Y8
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y8, Y0
-	VPERM2F128   $0x31, Y1, Y8, Y1
-	VUNPCKLPS    Y3, Y2, Y8
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y8, Y2
-	VPERM2F128   $0x31, Y3, Y8, Y3
-	VUNPCKLPS    Y5, Y4, Y8
-	VUNPCKHPS    Y5, Y4, Y5
-	VPERM2F128   $0x20, Y5, Y8, Y4
-	VPERM2F128   $0x31, Y5, Y8, Y5
-	VUNPCKLPS    Y7, Y6, Y8
-	VUNPCKHPS    Y7, Y6, Y7
-	VPERM2F128   $0x20, Y7, Y8, Y6
-	VPERM2F128   $0x31, Y7, Y8, Y7
-
-between1208:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, 64(DX)
-	VMOVUPS Y3, 96(DX)
-	VMOVUPS Y4, (DX)(DI*1)
-	VMOVUPS Y5, 32(DX)(DI*1)
-	VMOVUPS Y6, 64(DX)(DI*1)
-	VMOVUPS Y7, 96(DX)(DI*1)
-	ADDQ    $+64, CX
-	ADDQ    $+128, DX
-	SUBQ    $+32, R8
-	JGE     loop1204
-
-done1205:
-	ADDQ $+32, R8
-	SUBQ $+16, R8
-	JLT  done1210
-
-loop1209:
-	VXORPS  Y0, Y0, Y0
-	VXORPS  Y1, Y1, Y1
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	TESTQ   AX, AX
-	JZ      first1211
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (DX)(DI*1), Y2
-	VMOVUPS 32(DX)(DI*1), Y3
-
-first1211:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key1212:
-	VBROADCASTSS (R10), Y4
-	VBROADCASTSS (R10)(SI*1), Y5
-	VMOVUPS      (R9), Y7
-	VPSLLD       $0x10, Y7, Y6
-	VPSRLD       $0x10, Y7, Y7
-	VPSLLD       $0x10, Y7, Y7
-	VFMADD231PS  Y6, Y4, Y0
-	VFMADD231PS  Y6, Y5, Y2
-	VFMADD231PS  Y7, Y4, Y1
-	VFMADD231PS  Y7, Y5, Y3
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key1212
-	MOVQ         keys+48(FP), R9
-	SUBQ         AX, R9
-	CMPQ         R9, $0x40
-	JGT          between1213
-	VUNPCKLPS    Y1, Y0, Y4
-	VUNPCKHPS    Y1, Y0, Y1
-	VPERM2F128   $0x20, Y1, Y4, Y0
-	VPERM2F128   $0x31, Y1, Y4, Y1
-	VUNPCKLPS    Y3, Y2, Y4
-	VUNPCKHPS    Y3, Y2, Y3
-	VPERM2F128   $0x20, Y3, Y4, Y2
-	VPERM2F128   $0x31, Y3, Y4, Y3
-
-between1213:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	VMOVUPS Y2, (DX)(DI*1)
-	VMOVUPS Y3, 32(DX)(DI*1)
-	ADDQ    $+32, CX
-	ADDQ    $+64, DX
-	SUBQ    $+16, R8
-	JGE     loop1209
-
-done1210:
-	ADDQ $+16, R8
-	SUBQ $+8, R8
-	JLT  done1215
-
-loop1214:
-	VXORPS  Y0, Y0, Y0
-	VXORPS  Y1, Y1, Y1
-	TESTQ   AX, AX
-	JZ      first1216
-	VMOVUPS (DX), Y0
-	VMOVUPS (DX)(DI*1), Y1
-
-first1216:
-	MOVQ    keys+48(FP), R11
-	MOVQ    CX, R9
-	MOVQ    BX, R10
-	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
-	CMPQ    R11, R12
-	CMOVQGT R12, R11
-
-key1217:
-	VPMOVZXWD    (R9), Y2
-	VPSLLD       $0x10, Y2, Y2
-	VBROADCASTSS (R10), Y3
-	VFMADD231PS  Y2, Y3, Y0
-	VBROADCASTSS (R10)(SI*1), Y3
-	VFMADD231PS  Y2, Y3, Y1
-	ADDQ         stride+40(FP), R9
-	ADDQ         $0x04, R10
-	DECQ         R11
-	JNZ          key1217
-	VMOVUPS      Y0, (DX)
-	VMOVUPS      Y1, (DX)(DI*1)
-	ADDQ         $+16, CX
-	ADDQ         $+32, DX
-	SUBQ         $+8, R8
-	JGE          loop1214
-
-done1215:
-	ADDQ       $+8, R8
-	TESTQ      R8, R8
-	JZ         done1218
-	LEAQ       rowsMask<>+32(SB), R9
-	MOVQ       R8, R10
-	SHLQ       $0x02, R10
-	SUBQ       R10, R9
-	VMOVUPS    (R9), Y0
-	VXORPS     Y1, Y1, Y1
-	VXORPS     Y2, Y2, Y2
-	TESTQ      AX, AX
-	JZ         first1219
-	VMASKMOVPS (DX), Y0, Y1
-	VMASKMOVPS (DX)(DI*1), Y0, Y2
-
-first1219:
-	MOVQ    keys+48(FP), R9
-	MOVQ    BX, BX
-	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
-	CMPQ    R9, R10
-	CMOVQGT R10, R9
-
-key1220:
-	VPXOR   X3, X3, X3
-	VMOVDQU X3, (SP)
-	MOVQ    R8, R10
-
-copy1221:
-	MOVWLZX      -2(CX)(R10*2), R11
-	MOVW         R11, -2(SP)(R10*2)
-	DECQ         R10
-	JNZ          copy1221
-	VMOVDQU      (SP), X3
-	VPMOVZXWD    X3, Y3
-	VPSLLD       $0x10, Y3, Y3
-	VBROADCASTSS (BX), Y4
-	VFMADD231PS  Y3, Y4, Y1
-	VBROADCASTSS (BX)(SI*1), Y4
-	VFMADD231PS  Y3, Y4, Y2
-	ADDQ         stride+40(FP), CX
-	ADDQ         $0x04, BX
-	DECQ         R9
-	JNZ          key1220
-	VMASKMOVPS   Y1, Y0, (DX)
-	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
-
-done1218:
-	ADDQ $0x40, AX
-	CMPQ AX, keys+48(FP)
-	JLT  block1185
-	VZEROUPPER
-	RET
-
-// func normBF16AVX2(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, FMA3, MMX+
-TEXT ·normBF16AVX2(SB), NOSPLIT, $16-36
-	MOVQ         p+0(FP), AX
-	MOVQ         rows+16(FP), CX
-	DECQ         CX
-	IMULQ        stride+8(FP), CX
-	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DI
-	ANDQ         $0x07, DI
-	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
-	SHLQ         $0x02, BX
-	SUBQ         BX, DX
-	VMOVUPS      (DX), Y0
-	MOVQ         rows+16(FP), R12
-	MOVL         $0x7f800000, DX
-	VMOVD        DX, X0
-	VBROADCASTSS X0, Y0
-	VXORPS       Y1, Y1, Y1
-
-block1222:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -18837,352 +24045,829 @@ block1222:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1225
+	TESTQ   AX, AX
+	JZ      first1701
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y4
+	VMOVUPS (DX)(DI*1), Y5
+	VMOVUPS 32(DX)(DI*1), Y6
+	VMOVUPS 64(DX)(DI*1), Y7
+	VMOVUPS 96(DX)(DI*1), Y8
 
-loop1224:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1226
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+first1701:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000020, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
 
-within1226:
-	VPMOVZXWD   (R8), Y10
+key1702:
+	VBROADCASTSS (R10), Y9
+	VBROADCASTSS (R10)(SI*1), Y10
+	VMOVUPS      (R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y1
+	VFMADD231PS  Y11, Y10, Y5
+	VFMADD231PS  Y12, Y9, Y2
+	VFMADD231PS  Y12, Y10, Y6
+	VMOVUPS      32(R9), Y12
+	VPSLLD       $0x10, Y12, Y11
+	VPAND        Y0, Y12, Y12
+	VFMADD231PS  Y11, Y9, Y3
+	VFMADD231PS  Y11, Y10, Y7
+	VFMADD231PS  Y12, Y9, Y4
+	VFMADD231PS  Y12, Y10, Y8
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1702
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x20
+	JGT          between1703
+	VUNPCKLPS    Y2, Y1, Y9
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y9, Y1
+	VPERM2F128   $0x31, Y2, Y9, Y2
+	VUNPCKLPS    Y4, Y3, Y9
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y9, Y3
+	VPERM2F128   $0x31, Y4, Y9, Y4
+	VUNPCKLPS    Y6, Y5, Y9
+	VUNPCKHPS    Y6, Y5, Y6
+	VPERM2F128   $0x20, Y6, Y9, Y5
+	VPERM2F128   $0x31, Y6, Y9, Y6
+	VUNPCKLPS    Y8, Y7, Y9
+	VUNPCKHPS    Y8, Y7, Y8
+	VPERM2F128   $0x20, Y8, Y9, Y7
+	VPERM2F128   $0x31, Y8, Y9, Y8
+
+between1703:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, 64(DX)
+	VMOVUPS Y4, 96(DX)
+	VMOVUPS Y5, (DX)(DI*1)
+	VMOVUPS Y6, 32(DX)(DI*1)
+	VMOVUPS Y7, 64(DX)(DI*1)
+	VMOVUPS Y8, 96(DX)(DI*1)
+	ADDQ    $+64, CX
+	ADDQ    $+128, DX
+	SUBQ    $+32, R8
+	JGE     loop1699
+
+done1700:
+	ADDQ $+32, R8
+	SUBQ $+16, R8
+	JLT  done1705
+
+loop1704:
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	TESTQ   AX, AX
+	JZ      first1706
+	VMOVUPS (DX), Y1
+	VMOVUPS 32(DX), Y2
+	VMOVUPS (DX)(DI*1), Y3
+	VMOVUPS 32(DX)(DI*1), Y4
+
+first1706:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000020, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1707:
+	VBROADCASTSS (R10), Y5
+	VBROADCASTSS (R10)(SI*1), Y6
+	VMOVUPS      (R9), Y8
+	VPSLLD       $0x10, Y8, Y7
+	VPAND        Y0, Y8, Y8
+	VFMADD231PS  Y7, Y5, Y1
+	VFMADD231PS  Y7, Y6, Y3
+	VFMADD231PS  Y8, Y5, Y2
+	VFMADD231PS  Y8, Y6, Y4
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1707
+	MOVQ         keys+48(FP), R9
+	SUBQ         AX, R9
+	CMPQ         R9, $0x20
+	JGT          between1708
+	VUNPCKLPS    Y2, Y1, Y5
+	VUNPCKHPS    Y2, Y1, Y2
+	VPERM2F128   $0x20, Y2, Y5, Y1
+	VPERM2F128   $0x31, Y2, Y5, Y2
+	VUNPCKLPS    Y4, Y3, Y5
+	VUNPCKHPS    Y4, Y3, Y4
+	VPERM2F128   $0x20, Y4, Y5, Y3
+	VPERM2F128   $0x31, Y4, Y5, Y4
+
+between1708:
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y3, (DX)(DI*1)
+	VMOVUPS Y4, 32(DX)(DI*1)
+	ADDQ    $+32, CX
+	ADDQ    $+64, DX
+	SUBQ    $+16, R8
+	JGE     loop1704
+
+done1705:
+	ADDQ $+16, R8
+	SUBQ $+8, R8
+	JLT  done1710
+
+loop1709:
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	TESTQ   AX, AX
+	JZ      first1711
+	VMOVUPS (DX), Y1
+	VMOVUPS (DX)(DI*1), Y2
+
+first1711:
+	MOVQ    keys+48(FP), R11
+	MOVQ    CX, R9
+	MOVQ    BX, R10
+	SUBQ    AX, R11
+	MOVQ    $0x00000020, R12
+	CMPQ    R11, R12
+	CMOVQGT R12, R11
+
+key1712:
+	VPMOVZXWD    (R9), Y3
+	VPSLLD       $0x10, Y3, Y3
+	VBROADCASTSS (R10), Y4
+	VFMADD231PS  Y3, Y4, Y1
+	VBROADCASTSS (R10)(SI*1), Y4
+	VFMADD231PS  Y3, Y4, Y2
+	ADDQ         stride+40(FP), R9
+	ADDQ         $0x04, R10
+	DECQ         R11
+	JNZ          key1712
+	VMOVUPS      Y1, (DX)
+	VMOVUPS      Y2, (DX)(DI*1)
+	ADDQ         $+16, CX
+	ADDQ         $+32, DX
+	SUBQ         $+8, R8
+	JGE          loop1709
+
+done1710:
+	ADDQ       $+8, R8
+	TESTQ      R8, R8
+	JZ         done1713
+	LEAQ       rowsMask<>+32(SB), R9
+	MOVQ       R8, R10
+	SHLQ       $0x02, R10
+	SUBQ       R10, R9
+	VMOVUPS    (R9), Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	TESTQ      AX, AX
+	JZ         first1714
+	VMASKMOVPS (DX), Y1, Y2
+	VMASKMOVPS (DX)(DI*1), Y1, Y3
+
+first1714:
+	MOVQ    keys+48(FP), R9
+	MOVQ    BX, BX
+	SUBQ    AX, R9
+	MOVQ    $0x00000020, R10
+	CMPQ    R9, R10
+	CMOVQGT R10, R9
+
+key1715:
+	VPXOR   X4, X4, X4
+	VMOVDQU X4, (SP)
+	MOVQ    R8, R10
+
+copy1716:
+	MOVWLZX      -2(CX)(R10*2), R11
+	MOVW         R11, -2(SP)(R10*2)
+	DECQ         R10
+	JNZ          copy1716
+	VMOVDQU      (SP), X4
+	VPMOVZXWD    X4, Y4
+	VPSLLD       $0x10, Y4, Y4
+	VBROADCASTSS (BX), Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (BX)(SI*1), Y5
+	VFMADD231PS  Y4, Y5, Y3
+	ADDQ         stride+40(FP), CX
+	ADDQ         $0x04, BX
+	DECQ         R9
+	JNZ          key1715
+	VMASKMOVPS   Y2, Y1, (DX)
+	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
+
+done1713:
+	ADDQ $0x20, AX
+	CMPQ AX, keys+48(FP)
+	JLT  block1680
+	VZEROUPPER
+	RET
+
+// func normBF16AVX2(p *uint16, stride int, rows int, d int) float32
+// Requires: AVX, AVX2, FMA3
+TEXT ·normBF16AVX2(SB), NOSPLIT, $16-36
+	MOVQ         p+0(FP), AX
+	MOVQ         rows+16(FP), CX
+	DECQ         CX
+	IMULQ        stride+8(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         CX, BX
+	SHLQ         $0x02, BX
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         rows+16(FP), BX
+	MOVL         $0x7f800000, DX
+	VMOVD        DX, X0
+	VBROADCASTSS X0, Y0
+	VXORPS       Y1, Y1, Y1
+
+block1717:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), SI
+	SUBQ   $+64, SI
+	JLT    done1720
+
+loop1719:
+	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   (R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   (R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   (R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   16(R8), Y10
+	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   16(R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   16(R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   16(R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   32(R8), Y10
+	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   32(R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   32(R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   32(R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   48(R8), Y10
+	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   48(R9), Y10
+	VPMOVZXWD   64(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   48(R10), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   80(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   48(R11), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   96(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+64, R11
-	SUBQ        $+32, R13
-	JGE         loop1224
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1719
 
-done1225:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1228
+done1720:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1722
 
-loop1227:
-	VPMOVZXWD   (R8), Y10
+loop1721:
+	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   (R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   (R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   (R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+16, R10
-	ADDQ        $+16, R11
-	SUBQ        $+8, R13
-	JGE         loop1227
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1721
 
-done1228:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1229
+done1722:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1723
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    CX, SI
 
-copy1230:
-	MOVWLZX     -2(R8)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1230
+copy1724:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1724
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1231:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1231
+done1723:
+	CMPQ BX, $0x01
+	JLE  fold1718
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1726
+
+loop1725:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1725
+
+done1726:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1728
+
+loop1727:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1727
+
+done1728:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1729
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1730:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1730
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y3
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1232:
-	MOVWLZX     -2(R10)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1232
+done1729:
+	CMPQ BX, $0x02
+	JLE  fold1718
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1732
+
+loop1731:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1731
+
+done1732:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1734
+
+loop1733:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1733
+
+done1734:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1735
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1736:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1736
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y4
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1233:
-	MOVWLZX     -2(R11)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1233
+done1735:
+	CMPQ BX, $0x03
+	JLE  fold1718
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1738
+
+loop1737:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1737
+
+done1738:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1740
+
+loop1739:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1739
+
+done1740:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1741
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1742:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1742
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y5
 
-done1229:
-	CMPQ    R12, $0x04
-	JLE     fold1223
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1235
+done1741:
+	CMPQ BX, $0x04
+	JLE  fold1718
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1744
 
-loop1234:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1236
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
-
-within1236:
-	VPMOVZXWD   (R8), Y10
+loop1743:
+	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   (R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   (R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   (R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	VPMOVZXWD   16(R8), Y10
+	VPMOVZXWD   16(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   16(R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   16(R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   16(R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	VPMOVZXWD   32(R8), Y10
+	VPMOVZXWD   32(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   32(R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   32(R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   32(R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	VPMOVZXWD   48(R8), Y10
+	VPMOVZXWD   48(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   48(R9), Y10
+	VPMOVZXWD   64(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   48(R10), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   80(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   48(R11), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   96(DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+64, R11
-	SUBQ        $+32, R13
-	JGE         loop1234
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1743
 
-done1235:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1238
+done1744:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1746
 
-loop1237:
-	VPMOVZXWD   (R8), Y10
+loop1745:
+	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   (R9), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   (R10), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   (R11), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+16, R10
-	ADDQ        $+16, R11
-	SUBQ        $+8, R13
-	JGE         loop1237
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1745
 
-done1238:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1239
+done1746:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1747
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    CX, SI
 
-copy1240:
-	MOVWLZX     -2(R8)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1240
+copy1748:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1748
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1241:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1241
+done1747:
+	CMPQ BX, $0x05
+	JLE  fold1718
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1750
+
+loop1749:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1749
+
+done1750:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1752
+
+loop1751:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1751
+
+done1752:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1753
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1754:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1754
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y7
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1242:
-	MOVWLZX     -2(R10)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1242
+done1753:
+	CMPQ BX, $0x06
+	JLE  fold1718
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1756
+
+loop1755:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1755
+
+done1756:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1758
+
+loop1757:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1757
+
+done1758:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1759
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1760:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1760
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y8
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1243:
-	MOVWLZX     -2(R11)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1243
+done1759:
+	CMPQ BX, $0x07
+	JLE  fold1718
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1762
+
+loop1761:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1761
+
+done1762:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1764
+
+loop1763:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y9
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1763
+
+done1764:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1765
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1766:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1766
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
 
-done1239:
-fold1223:
+done1765:
+fold1718:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -19206,8 +24891,8 @@ fold1223:
 	VADDPS       Y3, Y2, Y3
 	VMINPS       Y0, Y3, Y3
 	VMAXPS       Y3, Y1, Y1
-	SUBQ         $0x08, R12
-	JG           block1222
+	SUBQ         $0x08, BX
+	JG           block1717
 	VEXTRACTF128 $0x01, Y1, X0
 	VMAXPS       X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -19219,232 +24904,107 @@ fold1223:
 	RET
 
 // func peakBF16AVX2(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, MMX+
+// Requires: AVX, AVX2, CMOV
 TEXT ·peakBF16AVX2(SB), NOSPLIT, $16-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DI
-	ANDQ         $0x07, DI
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
 	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
 	SUBQ         BX, DX
 	VMOVUPS      (DX), Y0
-	MOVQ         rows+16(FP), R12
+	MOVQ         rows+16(FP), BX
 	MOVL         $0x7fffffff, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
-	VXORPS       Y2, Y2, Y2
-	VXORPS       Y3, Y3, Y3
-	VXORPS       Y4, Y4, Y4
 
-block1244:
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1246
+block1767:
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1769
 
-loop1245:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1247
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop1768:
+	VPMOVZXWD (DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 16(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 32(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 48(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 64(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 80(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 96(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VPMOVZXWD 112(DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	ADDQ      $+128, DX
+	SUBQ      $+64, SI
+	JGE       loop1768
 
-within1247:
-	VPMOVZXWD (R8), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPMOVZXWD (R9), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPMOVZXWD (R10), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPMOVZXWD (R11), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VPMOVZXWD 16(R8), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPMOVZXWD 16(R9), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPMOVZXWD 16(R10), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPMOVZXWD 16(R11), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VPMOVZXWD 32(R8), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPMOVZXWD 32(R9), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPMOVZXWD 32(R10), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPMOVZXWD 32(R11), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VPMOVZXWD 48(R8), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPMOVZXWD 48(R9), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPMOVZXWD 48(R10), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPMOVZXWD 48(R11), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	ADDQ      $+64, R8
-	ADDQ      $+64, R9
-	ADDQ      $+64, R10
-	ADDQ      $+64, R11
-	SUBQ      $+32, R13
-	JGE       loop1245
+done1769:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1771
 
-done1246:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1249
+loop1770:
+	VPMOVZXWD (DX), Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	ADDQ      $+16, DX
+	SUBQ      $+8, SI
+	JGE       loop1770
 
-loop1248:
-	VPMOVZXWD (R8), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPMOVZXWD (R9), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPMOVZXWD (R10), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPMOVZXWD (R11), Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	ADDQ      $+16, R8
-	ADDQ      $+16, R9
-	ADDQ      $+16, R10
-	ADDQ      $+16, R11
-	SUBQ      $+8, R13
-	JGE       loop1248
+done1771:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1772
+	VPXOR   X2, X2, X2
+	VMOVDQU X2, (SP)
+	MOVQ    CX, SI
 
-done1249:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1250
-	VPXOR   X5, X5, X5
-	VMOVDQU X5, (SP)
-	MOVQ    DI, DX
+copy1773:
+	MOVWLZX   -2(DX)(SI*2), DI
+	MOVW      DI, -2(SP)(SI*2)
+	DECQ      SI
+	JNZ       copy1773
+	VMOVDQU   (SP), X2
+	VPMOVZXWD X2, Y2
+	VPSLLD    $0x10, Y2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
 
-copy1251:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1251
-	VMOVDQU   (SP), X5
-	VPMOVZXWD X5, Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1252:
-	MOVWLZX   -2(R9)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1252
-	VMOVDQU   (SP), X5
-	VPMOVZXWD X5, Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1253:
-	MOVWLZX   -2(R10)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1253
-	VMOVDQU   (SP), X5
-	VPMOVZXWD X5, Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1254:
-	MOVWLZX   -2(R11)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1254
-	VMOVDQU   (SP), X5
-	VPMOVZXWD X5, Y5
-	VPSLLD    $0x10, Y5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-
-done1250:
-	SUBQ         $0x04, R12
-	JG           block1244
-	VPMAXUD      Y2, Y1, Y1
-	VPMAXUD      Y4, Y3, Y3
-	VPMAXUD      Y3, Y1, Y1
+done1772:
+	SUBQ         $0x01, BX
+	JG           block1767
 	VEXTRACTF128 $0x01, Y1, X0
 	VPMAXUD      X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -19467,9 +25027,9 @@ TEXT ·widenBF16AVX2(SB), NOSPLIT, $16-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+32, DX
-	JLT  done1256
+	JLT  done1775
 
-loop1255:
+loop1774:
 	VPMOVZXWD (CX), Y0
 	VPSLLD    $0x10, Y0, Y0
 	VMOVUPS   Y0, (AX)
@@ -19485,26 +25045,26 @@ loop1255:
 	ADDQ      $+64, CX
 	ADDQ      $+128, AX
 	SUBQ      $+32, DX
-	JGE       loop1255
+	JGE       loop1774
 
-done1256:
+done1775:
 	ADDQ $+32, DX
 	SUBQ $+8, DX
-	JLT  done1258
+	JLT  done1777
 
-loop1257:
+loop1776:
 	VPMOVZXWD (CX), Y0
 	VPSLLD    $0x10, Y0, Y0
 	VMOVUPS   Y0, (AX)
 	ADDQ      $+16, CX
 	ADDQ      $+32, AX
 	SUBQ      $+8, DX
-	JGE       loop1257
+	JGE       loop1776
 
-done1258:
+done1777:
 	ADDQ    $+8, DX
 	TESTQ   DX, DX
-	JZ      done1259
+	JZ      done1778
 	LEAQ    rowsMask<>+32(SB), BX
 	MOVQ    DX, SI
 	SHLQ    $0x02, SI
@@ -19513,30 +25073,30 @@ done1258:
 	VPXOR   X1, X1, X1
 	VMOVDQU X1, (SP)
 
-copy1260:
+copy1779:
 	MOVWLZX    -2(CX)(DX*2), BX
 	MOVW       BX, -2(SP)(DX*2)
 	DECQ       DX
-	JNZ        copy1260
+	JNZ        copy1779
 	VMOVDQU    (SP), X1
 	VPMOVZXWD  X1, Y1
 	VPSLLD     $0x10, Y1, Y1
 	VMASKMOVPS Y1, Y0, (AX)
 
-done1259:
+done1778:
 	VZEROUPPER
 	RET
 
 // func dotsF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
-// Requires: AVX, AVX2, CMOV, F16C, FMA3, MMX+
+// Requires: AVX, AVX2, CMOV, F16C, FMA3
 TEXT ·dotsF16AVX2(SB), NOSPLIT, $16-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1261
+	JE           rows1780
 	CMPQ         AX, $0x03
-	JE           rows1262
+	JE           rows1781
 	CMPQ         AX, $0x04
-	JE           rows1263
+	JE           rows1782
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -19555,7 +25115,7 @@ TEXT ·dotsF16AVX2(SB), NOSPLIT, $16-72
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1264:
+block1783:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -19569,488 +25129,512 @@ block1264:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
-	SUBQ   $+32, R8
-	JLT    done1267
+	SUBQ   $+64, R8
+	JLT    done1786
 
-loop1266:
+loop1785:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (BX), Y10, Y2
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS 32(BX), Y10, Y2
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS 64(BX), Y10, Y2
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y2
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1266
+	VFMADD231PS 96(BX), Y10, Y2
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y2
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y2
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y2
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y2
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1785
 
-done1267:
-	ADDQ $+32, R8
+done1786:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1269
+	JLT  done1788
 
-loop1268:
+loop1787:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS (BX), Y10, Y2
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1268
+	JGE         loop1787
 
-done1269:
+done1788:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1270
+	JZ      done1789
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1271:
+copy1790:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1271
+	JNZ         copy1790
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 
-done1270:
+done1789:
 	CMPQ DI, $0x01
-	JLE  fold1265
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1273
+	SUBQ $+64, R8
+	JLT  done1792
 
-loop1272:
+loop1791:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (BX), Y10, Y3
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS 32(BX), Y10, Y3
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS 64(BX), Y10, Y3
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y3
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1272
+	VFMADD231PS 96(BX), Y10, Y3
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y3
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y3
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y3
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y3
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1791
 
-done1273:
-	ADDQ $+32, R8
+done1792:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1275
+	JLT  done1794
 
-loop1274:
+loop1793:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS (BX), Y10, Y3
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1274
+	JGE         loop1793
 
-done1275:
+done1794:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1276
+	JZ      done1795
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1277:
+copy1796:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1277
+	JNZ         copy1796
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 
-done1276:
+done1795:
 	CMPQ DI, $0x02
-	JLE  fold1265
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1279
+	SUBQ $+64, R8
+	JLT  done1798
 
-loop1278:
+loop1797:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (BX), Y10, Y4
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS 32(BX), Y10, Y4
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS 64(BX), Y10, Y4
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y4
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1278
+	VFMADD231PS 96(BX), Y10, Y4
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y4
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y4
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y4
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y4
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1797
 
-done1279:
-	ADDQ $+32, R8
+done1798:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1281
+	JLT  done1800
 
-loop1280:
+loop1799:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS (BX), Y10, Y4
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1280
+	JGE         loop1799
 
-done1281:
+done1800:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1282
+	JZ      done1801
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1283:
+copy1802:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1283
+	JNZ         copy1802
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 
-done1282:
+done1801:
 	CMPQ DI, $0x03
-	JLE  fold1265
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1285
+	SUBQ $+64, R8
+	JLT  done1804
 
-loop1284:
+loop1803:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (BX), Y10, Y5
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS 32(BX), Y10, Y5
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS 64(BX), Y10, Y5
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y5
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1284
+	VFMADD231PS 96(BX), Y10, Y5
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y5
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y5
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y5
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y5
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1803
 
-done1285:
-	ADDQ $+32, R8
+done1804:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1287
+	JLT  done1806
 
-loop1286:
+loop1805:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS (BX), Y10, Y5
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1286
+	JGE         loop1805
 
-done1287:
+done1806:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1288
+	JZ      done1807
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1289:
+copy1808:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1289
+	JNZ         copy1808
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 
-done1288:
+done1807:
 	CMPQ DI, $0x04
-	JLE  fold1265
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1291
+	SUBQ $+64, R8
+	JLT  done1810
 
-loop1290:
+loop1809:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y6
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 32(BX), Y10, Y6
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 64(BX), Y10, Y6
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1290
+	VFMADD231PS 96(BX), Y10, Y6
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y6
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y6
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y6
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1809
 
-done1291:
-	ADDQ $+32, R8
+done1810:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1293
+	JLT  done1812
 
-loop1292:
+loop1811:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (BX), Y10, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1292
+	JGE         loop1811
 
-done1293:
+done1812:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1294
+	JZ      done1813
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1295:
+copy1814:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1295
+	JNZ         copy1814
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done1294:
+done1813:
 	CMPQ DI, $0x05
-	JLE  fold1265
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1297
+	SUBQ $+64, R8
+	JLT  done1816
 
-loop1296:
+loop1815:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y7
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 32(BX), Y10, Y7
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 64(BX), Y10, Y7
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1296
+	VFMADD231PS 96(BX), Y10, Y7
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y7
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y7
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y7
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1815
 
-done1297:
-	ADDQ $+32, R8
+done1816:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1299
+	JLT  done1818
 
-loop1298:
+loop1817:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (BX), Y10, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1298
+	JGE         loop1817
 
-done1299:
+done1818:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1300
+	JZ      done1819
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1301:
+copy1820:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1301
+	JNZ         copy1820
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done1300:
+done1819:
 	CMPQ DI, $0x06
-	JLE  fold1265
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1303
+	SUBQ $+64, R8
+	JLT  done1822
 
-loop1302:
+loop1821:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y8
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 32(BX), Y10, Y8
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 64(BX), Y10, Y8
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1302
+	VFMADD231PS 96(BX), Y10, Y8
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y8
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y8
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y8
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1821
 
-done1303:
-	ADDQ $+32, R8
+done1822:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1305
+	JLT  done1824
 
-loop1304:
+loop1823:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (BX), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1304
+	JGE         loop1823
 
-done1305:
+done1824:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1306
+	JZ      done1825
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1307:
+copy1826:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1307
+	JNZ         copy1826
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1306:
+done1825:
 	CMPQ DI, $0x07
-	JLE  fold1265
+	JLE  fold1784
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
-	SUBQ $+32, R8
-	JLT  done1309
+	SUBQ $+64, R8
+	JLT  done1828
 
-loop1308:
+loop1827:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y9
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 32(BX), Y10, Y9
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 64(BX), Y10, Y9
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(BX), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, DX
-	ADDQ        $+128, BX
-	SUBQ        $+32, R8
-	JGE         loop1308
+	VFMADD231PS 96(BX), Y10, Y9
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(BX), Y10, Y9
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(BX), Y10, Y9
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(BX), Y10, Y9
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(BX), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, BX
+	SUBQ        $+64, R8
+	JGE         loop1827
 
-done1309:
-	ADDQ $+32, R8
+done1828:
+	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1311
+	JLT  done1830
 
-loop1310:
+loop1829:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (BX), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (BX), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1310
+	JGE         loop1829
 
-done1311:
+done1830:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1312
+	JZ      done1831
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1313:
+copy1832:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1313
+	JNZ         copy1832
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1312:
-fold1265:
+done1831:
+fold1784:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -20087,17 +25671,17 @@ fold1265:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       DX, $0x08
-	JLT        part1314
+	JLT        part1833
 	VMOVUPS    Y3, (SI)
-	JMP        stored1315
+	JMP        stored1834
 
-part1314:
+part1833:
 	VMASKMOVPS Y3, Y2, (SI)
 
-stored1315:
+stored1834:
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, DI
-	JG         block1264
+	JG         block1783
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -20111,7 +25695,7 @@ stored1315:
 	VZEROUPPER
 	RET
 
-rows1261:
+rows1780:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -20132,7 +25716,7 @@ rows1261:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1316:
+block1835:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -20146,292 +25730,300 @@ block1316:
 	MOVQ   DX, AX
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
-	SUBQ   $+32, R9
-	JLT    done1319
+	SUBQ   $+64, R9
+	JLT    done1838
 
-loop1318:
+loop1837:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(BX*1), Y10, Y6
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 32(SI), Y10, Y2
+	VFMADD231PS 32(SI)(BX*1), Y10, Y6
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS 64(SI), Y10, Y2
+	VFMADD231PS 64(SI)(BX*1), Y10, Y6
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1318
+	VFMADD231PS 96(SI), Y10, Y2
+	VFMADD231PS 96(SI)(BX*1), Y10, Y6
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(SI), Y10, Y2
+	VFMADD231PS 128(SI)(BX*1), Y10, Y6
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(SI), Y10, Y2
+	VFMADD231PS 160(SI)(BX*1), Y10, Y6
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(SI), Y10, Y2
+	VFMADD231PS 192(SI)(BX*1), Y10, Y6
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(SI), Y10, Y2
+	VFMADD231PS 224(SI)(BX*1), Y10, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1837
 
-done1319:
-	ADDQ $+32, R9
+done1838:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1321
+	JLT  done1840
 
-loop1320:
+loop1839:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y2
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS (SI), Y10, Y2
+	VFMADD231PS (SI)(BX*1), Y10, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1320
+	JGE         loop1839
 
-done1321:
+done1840:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1322
+	JZ      done1841
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1323:
+copy1842:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1323
+	JNZ         copy1842
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y2
+	VFMADD231PS Y11, Y10, Y2
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y6
+	VFMADD231PS Y11, Y10, Y6
 
-done1322:
+done1841:
 	CMPQ R8, $0x01
-	JLE  fold1317
+	JLE  fold1836
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1325
+	SUBQ $+64, R9
+	JLT  done1844
 
-loop1324:
+loop1843:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(BX*1), Y10, Y7
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 32(SI), Y10, Y3
+	VFMADD231PS 32(SI)(BX*1), Y10, Y7
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS 64(SI), Y10, Y3
+	VFMADD231PS 64(SI)(BX*1), Y10, Y7
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1324
+	VFMADD231PS 96(SI), Y10, Y3
+	VFMADD231PS 96(SI)(BX*1), Y10, Y7
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(SI), Y10, Y3
+	VFMADD231PS 128(SI)(BX*1), Y10, Y7
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(SI), Y10, Y3
+	VFMADD231PS 160(SI)(BX*1), Y10, Y7
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(SI), Y10, Y3
+	VFMADD231PS 192(SI)(BX*1), Y10, Y7
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(SI), Y10, Y3
+	VFMADD231PS 224(SI)(BX*1), Y10, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1843
 
-done1325:
-	ADDQ $+32, R9
+done1844:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1327
+	JLT  done1846
 
-loop1326:
+loop1845:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y3
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS (SI), Y10, Y3
+	VFMADD231PS (SI)(BX*1), Y10, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1326
+	JGE         loop1845
 
-done1327:
+done1846:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1328
+	JZ      done1847
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1329:
+copy1848:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1329
+	JNZ         copy1848
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y3
+	VFMADD231PS Y11, Y10, Y3
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y7
+	VFMADD231PS Y11, Y10, Y7
 
-done1328:
+done1847:
 	CMPQ R8, $0x02
-	JLE  fold1317
+	JLE  fold1836
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1331
+	SUBQ $+64, R9
+	JLT  done1850
 
-loop1330:
+loop1849:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (SI), Y10, Y4
+	VFMADD231PS (SI)(BX*1), Y10, Y8
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 32(SI), Y10, Y4
+	VFMADD231PS 32(SI)(BX*1), Y10, Y8
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS 64(SI), Y10, Y4
+	VFMADD231PS 64(SI)(BX*1), Y10, Y8
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1330
+	VFMADD231PS 96(SI), Y10, Y4
+	VFMADD231PS 96(SI)(BX*1), Y10, Y8
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(SI), Y10, Y4
+	VFMADD231PS 128(SI)(BX*1), Y10, Y8
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(SI), Y10, Y4
+	VFMADD231PS 160(SI)(BX*1), Y10, Y8
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(SI), Y10, Y4
+	VFMADD231PS 192(SI)(BX*1), Y10, Y8
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(SI), Y10, Y4
+	VFMADD231PS 224(SI)(BX*1), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1849
 
-done1331:
-	ADDQ $+32, R9
+done1850:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1333
+	JLT  done1852
 
-loop1332:
+loop1851:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y4
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS (SI), Y10, Y4
+	VFMADD231PS (SI)(BX*1), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1332
+	JGE         loop1851
 
-done1333:
+done1852:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1334
+	JZ      done1853
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1335:
+copy1854:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1335
+	JNZ         copy1854
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y4
+	VFMADD231PS Y11, Y10, Y4
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y8
+	VFMADD231PS Y11, Y10, Y8
 
-done1334:
+done1853:
 	CMPQ R8, $0x03
-	JLE  fold1317
+	JLE  fold1836
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
-	SUBQ $+32, R9
-	JLT  done1337
+	SUBQ $+64, R9
+	JLT  done1856
 
-loop1336:
+loop1855:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (SI), Y10, Y5
+	VFMADD231PS (SI)(BX*1), Y10, Y9
 	VCVTPH2PS   16(DX), Y10
-	VMOVUPS     32(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     32(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 32(SI), Y10, Y5
+	VFMADD231PS 32(SI)(BX*1), Y10, Y9
 	VCVTPH2PS   32(DX), Y10
-	VMOVUPS     64(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     64(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS 64(SI), Y10, Y5
+	VFMADD231PS 64(SI)(BX*1), Y10, Y9
 	VCVTPH2PS   48(DX), Y10
-	VMOVUPS     96(SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     96(SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
-	ADDQ        $+64, DX
-	ADDQ        $+128, SI
-	SUBQ        $+32, R9
-	JGE         loop1336
+	VFMADD231PS 96(SI), Y10, Y5
+	VFMADD231PS 96(SI)(BX*1), Y10, Y9
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(SI), Y10, Y5
+	VFMADD231PS 128(SI)(BX*1), Y10, Y9
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(SI), Y10, Y5
+	VFMADD231PS 160(SI)(BX*1), Y10, Y9
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(SI), Y10, Y5
+	VFMADD231PS 192(SI)(BX*1), Y10, Y9
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(SI), Y10, Y5
+	VFMADD231PS 224(SI)(BX*1), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1855
 
-done1337:
-	ADDQ $+32, R9
+done1856:
+	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1339
+	JLT  done1858
 
-loop1338:
+loop1857:
 	VCVTPH2PS   (DX), Y10
-	VMOVUPS     (SI), Y11
-	VFMADD231PS Y10, Y11, Y5
-	VMOVUPS     (SI)(BX*1), Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS (SI), Y10, Y5
+	VFMADD231PS (SI)(BX*1), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1338
+	JGE         loop1857
 
-done1339:
+done1858:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1340
+	JZ      done1859
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1341:
+copy1860:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1341
+	JNZ         copy1860
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
-	VFMADD231PS Y10, Y11, Y5
+	VFMADD231PS Y11, Y10, Y5
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
-	VFMADD231PS Y10, Y11, Y9
+	VFMADD231PS Y11, Y10, Y9
 
-done1340:
-fold1317:
+done1859:
+fold1836:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -20469,19 +26061,19 @@ fold1317:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           DX, $0x04
-	JLT            part1342
+	JLT            part1861
 	VMOVUPS        X3, (DI)
 	VMOVUPS        X4, (DI)(SI*1)
-	JMP            stored1343
+	JMP            stored1862
 
-part1342:
+part1861:
 	VMASKMOVPS X3, X2, (DI)
 	VMASKMOVPS X4, X2, (DI)(SI*1)
 
-stored1343:
+stored1862:
 	ADDQ         $0x10, DI
 	SUBQ         $0x04, R8
-	JG           block1316
+	JG           block1835
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -20496,170 +26088,160 @@ stored1343:
 	VZEROUPPER
 	RET
 
-rows1262:
+rows1781:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long1863
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	MOVQ         DX, SI
+	SHLQ         $0x02, SI
+	SUBQ         SI, BX
+	VMOVUPS      (BX), Y0
 	MOVQ         d+32(FP), DI
-	ANDQ         $0x07, DI
-	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
-	SHLQ         $0x02, BX
-	SUBQ         BX, DX
-	VMOVUPS      (DX), Y0
-	MOVQ         d+32(FP), R10
-	SHLQ         $0x02, R10
-	MOVQ         s+0(FP), R12
-	MOVQ         keys+64(FP), R13
-	MOVL         $0xff800000, DX
-	VMOVD        DX, X1
+	SHLQ         $0x02, DI
+	MOVQ         s+0(FP), R9
+	MOVQ         keys+64(FP), R10
+	MOVL         $0xff800000, BX
+	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1344:
+block1864:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
-	MOVQ    q+24(FP), R11
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    q+24(FP), R8
+	MOVQ    AX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R14
-	SUBQ    $+32, R14
-	JLT     done1347
+	MOVQ    d+32(FP), R11
+	SUBQ    $+32, R11
+	JLT     done1867
 
-loop1346:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within1348
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within1348:
-	VCVTPH2PS   (R8), Y8
-	VCVTPH2PS   (R9), Y9
-	VMOVUPS     (R11), Y10
+loop1866:
+	VCVTPH2PS   (BX), Y8
+	VCVTPH2PS   (SI), Y9
+	VMOVUPS     (R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R11)(R10*1), Y10
+	VMOVUPS     (R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R11)(R10*2), Y10
+	VMOVUPS     (R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VCVTPH2PS   16(R8), Y8
-	VCVTPH2PS   16(R9), Y9
-	VMOVUPS     32(R11), Y10
+	VCVTPH2PS   16(BX), Y8
+	VCVTPH2PS   16(SI), Y9
+	VMOVUPS     32(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     32(R11)(R10*1), Y10
+	VMOVUPS     32(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     32(R11)(R10*2), Y10
+	VMOVUPS     32(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VCVTPH2PS   32(R8), Y8
-	VCVTPH2PS   32(R9), Y9
-	VMOVUPS     64(R11), Y10
+	VCVTPH2PS   32(BX), Y8
+	VCVTPH2PS   32(SI), Y9
+	VMOVUPS     64(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     64(R11)(R10*1), Y10
+	VMOVUPS     64(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     64(R11)(R10*2), Y10
+	VMOVUPS     64(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	VCVTPH2PS   48(R8), Y8
-	VCVTPH2PS   48(R9), Y9
-	VMOVUPS     96(R11), Y10
+	VCVTPH2PS   48(BX), Y8
+	VCVTPH2PS   48(SI), Y9
+	VMOVUPS     96(R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     96(R11)(R10*1), Y10
+	VMOVUPS     96(R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     96(R11)(R10*2), Y10
+	VMOVUPS     96(R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R11
-	SUBQ        $+32, R14
-	JGE         loop1346
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
+	ADDQ        $+128, R8
+	SUBQ        $+32, R11
+	JGE         loop1866
 
-done1347:
-	ADDQ $+32, R14
-	SUBQ $+8, R14
-	JLT  done1350
+done1867:
+	ADDQ $+32, R11
+	SUBQ $+8, R11
+	JLT  done1869
 
-loop1349:
-	VCVTPH2PS   (R8), Y8
-	VCVTPH2PS   (R9), Y9
-	VMOVUPS     (R11), Y10
+loop1868:
+	VCVTPH2PS   (BX), Y8
+	VCVTPH2PS   (SI), Y9
+	VMOVUPS     (R8), Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMOVUPS     (R11)(R10*1), Y10
+	VMOVUPS     (R8)(DI*1), Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMOVUPS     (R11)(R10*2), Y10
+	VMOVUPS     (R8)(DI*2), Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R11
-	SUBQ        $+8, R14
-	JGE         loop1349
+	ADDQ        $+16, BX
+	ADDQ        $+16, SI
+	ADDQ        $+32, R8
+	SUBQ        $+8, R11
+	JGE         loop1868
 
-done1350:
-	ADDQ    $+8, R14
-	TESTQ   R14, R14
-	JZ      done1351
+done1869:
+	ADDQ    $+8, R11
+	TESTQ   R11, R11
+	JZ      done1870
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
-	MOVQ    DI, DX
+	MOVQ    DX, R11
 
-copy1352:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1352
+copy1871:
+	MOVWLZX   -2(BX)(R11*2), R12
+	MOVW      R12, -2(SP)(R11*2)
+	DECQ      R11
+	JNZ       copy1871
 	VMOVDQU   (SP), X8
 	VCVTPH2PS X8, Y8
 	VPXOR     X9, X9, X9
 	VMOVDQU   X9, (SP)
-	MOVQ      DI, DX
+	MOVQ      DX, BX
 
-copy1353:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1353
+copy1872:
+	MOVWLZX     -2(SI)(BX*2), R11
+	MOVW        R11, -2(SP)(BX*2)
+	DECQ        BX
+	JNZ         copy1872
 	VMOVDQU     (SP), X9
 	VCVTPH2PS   X9, Y9
-	VMASKMOVPS  (R11), Y0, Y10
+	VMASKMOVPS  (R8), Y0, Y10
 	VFMADD231PS Y8, Y10, Y2
 	VFMADD231PS Y9, Y10, Y3
-	VMASKMOVPS  (R11)(R10*1), Y0, Y10
+	VMASKMOVPS  (R8)(DI*1), Y0, Y10
 	VFMADD231PS Y8, Y10, Y4
 	VFMADD231PS Y9, Y10, Y5
-	VMASKMOVPS  (R11)(R10*2), Y0, Y10
+	VMASKMOVPS  (R8)(DI*2), Y0, Y10
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done1351:
+done1870:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -20681,37 +26263,37 @@ done1351:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R13, DX
-	MOVQ         $0x00000002, BX
-	CMPQ         DX, BX
-	CMOVQGT      BX, DX
-	MOVQ         ldS+8(FP), BX
-	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), R8
+	MOVQ         R10, BX
+	MOVQ         $0x00000002, SI
+	CMPQ         BX, SI
+	CMOVQGT      SI, BX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R8
 	LEAQ         rowsMask<>+32(SB), R8
-	MOVQ         DX, R9
-	SHLQ         $0x02, R9
-	SUBQ         R9, R8
+	MOVQ         BX, R11
+	SHLQ         $0x02, R11
+	SUBQ         R11, R8
 	VBROADCASTSD (R8), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
-	CMPQ         DX, $0x02
-	JLT          part1354
-	VMOVLPS      X3, (R12)
-	VMOVHPS      X3, (R12)(BX*1)
-	VMOVLPS      X2, (R12)(BX*2)
-	JMP          stored1355
+	CMPQ         BX, $0x02
+	JLT          part1873
+	VMOVLPS      X3, (R9)
+	VMOVHPS      X3, (R9)(SI*1)
+	VMOVLPS      X2, (R9)(SI*2)
+	JMP          stored1874
 
-part1354:
-	VEXTRACTPS $0x00, X3, (R12)
-	VEXTRACTPS $0x02, X3, (R12)(BX*1)
-	VEXTRACTPS $0x00, X2, (R12)(BX*2)
+part1873:
+	VEXTRACTPS $0x00, X3, (R9)
+	VEXTRACTPS $0x02, X3, (R9)(SI*1)
+	VEXTRACTPS $0x00, X2, (R9)(SI*2)
 
-stored1355:
-	ADDQ         $0x08, R12
-	SUBQ         $0x02, R13
-	JG           block1344
+stored1874:
+	ADDQ         $0x08, R9
+	SUBQ         $0x02, R10
+	JG           block1864
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -20728,31 +26310,299 @@ stored1355:
 	VZEROUPPER
 	RET
 
-rows1263:
+long1863:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
 	IMULQ        stride+56(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+32(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+32(FP), DI
-	ANDQ         $0x07, DI
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
 	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
 	SUBQ         BX, DX
 	VMOVUPS      (DX), Y0
-	MOVQ         d+32(FP), R10
-	SHLQ         $0x02, R10
-	LEAQ         (R10)(R10*2), R11
-	MOVQ         s+0(FP), R13
-	MOVQ         keys+64(FP), R14
+	MOVQ         d+32(FP), BX
+	SHLQ         $0x02, BX
+	MOVQ         s+0(FP), DI
+	MOVQ         keys+64(FP), R8
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1356:
+block1875:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	MOVQ   q+24(FP), SI
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R9
+	SUBQ   $+64, R9
+	JLT    done1878
+
+loop1877:
+	VCVTPH2PS   (DX), Y8
+	VFMADD231PS (SI), Y8, Y2
+	VFMADD231PS (SI)(BX*1), Y8, Y4
+	VFMADD231PS (SI)(BX*2), Y8, Y6
+	VCVTPH2PS   16(DX), Y8
+	VFMADD231PS 32(SI), Y8, Y2
+	VFMADD231PS 32(SI)(BX*1), Y8, Y4
+	VFMADD231PS 32(SI)(BX*2), Y8, Y6
+	VCVTPH2PS   32(DX), Y8
+	VFMADD231PS 64(SI), Y8, Y2
+	VFMADD231PS 64(SI)(BX*1), Y8, Y4
+	VFMADD231PS 64(SI)(BX*2), Y8, Y6
+	VCVTPH2PS   48(DX), Y8
+	VFMADD231PS 96(SI), Y8, Y2
+	VFMADD231PS 96(SI)(BX*1), Y8, Y4
+	VFMADD231PS 96(SI)(BX*2), Y8, Y6
+	VCVTPH2PS   64(DX), Y8
+	VFMADD231PS 128(SI), Y8, Y2
+	VFMADD231PS 128(SI)(BX*1), Y8, Y4
+	VFMADD231PS 128(SI)(BX*2), Y8, Y6
+	VCVTPH2PS   80(DX), Y8
+	VFMADD231PS 160(SI), Y8, Y2
+	VFMADD231PS 160(SI)(BX*1), Y8, Y4
+	VFMADD231PS 160(SI)(BX*2), Y8, Y6
+	VCVTPH2PS   96(DX), Y8
+	VFMADD231PS 192(SI), Y8, Y2
+	VFMADD231PS 192(SI)(BX*1), Y8, Y4
+	VFMADD231PS 192(SI)(BX*2), Y8, Y6
+	VCVTPH2PS   112(DX), Y8
+	VFMADD231PS 224(SI), Y8, Y2
+	VFMADD231PS 224(SI)(BX*1), Y8, Y4
+	VFMADD231PS 224(SI)(BX*2), Y8, Y6
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1877
+
+done1878:
+	ADDQ $+64, R9
+	SUBQ $+8, R9
+	JLT  done1880
+
+loop1879:
+	VCVTPH2PS   (DX), Y8
+	VFMADD231PS (SI), Y8, Y2
+	VFMADD231PS (SI)(BX*1), Y8, Y4
+	VFMADD231PS (SI)(BX*2), Y8, Y6
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1879
+
+done1880:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1881
+	VPXOR   X8, X8, X8
+	VMOVDQU X8, (SP)
+	MOVQ    CX, R9
+
+copy1882:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1882
+	VMOVDQU     (SP), X8
+	VCVTPH2PS   X8, Y8
+	VMASKMOVPS  (SI), Y0, Y9
+	VFMADD231PS Y9, Y8, Y2
+	VMASKMOVPS  (SI)(BX*1), Y0, Y9
+	VFMADD231PS Y9, Y8, Y4
+	VMASKMOVPS  (SI)(BX*2), Y0, Y9
+	VFMADD231PS Y9, Y8, Y6
+
+done1881:
+	CMPQ R8, $0x01
+	JLE  fold1876
+	MOVQ q+24(FP), SI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R9
+	SUBQ $+64, R9
+	JLT  done1884
+
+loop1883:
+	VCVTPH2PS   (DX), Y8
+	VFMADD231PS (SI), Y8, Y3
+	VFMADD231PS (SI)(BX*1), Y8, Y5
+	VFMADD231PS (SI)(BX*2), Y8, Y7
+	VCVTPH2PS   16(DX), Y8
+	VFMADD231PS 32(SI), Y8, Y3
+	VFMADD231PS 32(SI)(BX*1), Y8, Y5
+	VFMADD231PS 32(SI)(BX*2), Y8, Y7
+	VCVTPH2PS   32(DX), Y8
+	VFMADD231PS 64(SI), Y8, Y3
+	VFMADD231PS 64(SI)(BX*1), Y8, Y5
+	VFMADD231PS 64(SI)(BX*2), Y8, Y7
+	VCVTPH2PS   48(DX), Y8
+	VFMADD231PS 96(SI), Y8, Y3
+	VFMADD231PS 96(SI)(BX*1), Y8, Y5
+	VFMADD231PS 96(SI)(BX*2), Y8, Y7
+	VCVTPH2PS   64(DX), Y8
+	VFMADD231PS 128(SI), Y8, Y3
+	VFMADD231PS 128(SI)(BX*1), Y8, Y5
+	VFMADD231PS 128(SI)(BX*2), Y8, Y7
+	VCVTPH2PS   80(DX), Y8
+	VFMADD231PS 160(SI), Y8, Y3
+	VFMADD231PS 160(SI)(BX*1), Y8, Y5
+	VFMADD231PS 160(SI)(BX*2), Y8, Y7
+	VCVTPH2PS   96(DX), Y8
+	VFMADD231PS 192(SI), Y8, Y3
+	VFMADD231PS 192(SI)(BX*1), Y8, Y5
+	VFMADD231PS 192(SI)(BX*2), Y8, Y7
+	VCVTPH2PS   112(DX), Y8
+	VFMADD231PS 224(SI), Y8, Y3
+	VFMADD231PS 224(SI)(BX*1), Y8, Y5
+	VFMADD231PS 224(SI)(BX*2), Y8, Y7
+	ADDQ        $+128, DX
+	ADDQ        $+256, SI
+	SUBQ        $+64, R9
+	JGE         loop1883
+
+done1884:
+	ADDQ $+64, R9
+	SUBQ $+8, R9
+	JLT  done1886
+
+loop1885:
+	VCVTPH2PS   (DX), Y8
+	VFMADD231PS (SI), Y8, Y3
+	VFMADD231PS (SI)(BX*1), Y8, Y5
+	VFMADD231PS (SI)(BX*2), Y8, Y7
+	ADDQ        $+16, DX
+	ADDQ        $+32, SI
+	SUBQ        $+8, R9
+	JGE         loop1885
+
+done1886:
+	ADDQ    $+8, R9
+	TESTQ   R9, R9
+	JZ      done1887
+	VPXOR   X8, X8, X8
+	VMOVDQU X8, (SP)
+	MOVQ    CX, R9
+
+copy1888:
+	MOVWLZX     -2(DX)(R9*2), R10
+	MOVW        R10, -2(SP)(R9*2)
+	DECQ        R9
+	JNZ         copy1888
+	VMOVDQU     (SP), X8
+	VCVTPH2PS   X8, Y8
+	VMASKMOVPS  (SI), Y0, Y9
+	VFMADD231PS Y9, Y8, Y3
+	VMASKMOVPS  (SI)(BX*1), Y0, Y9
+	VFMADD231PS Y9, Y8, Y5
+	VMASKMOVPS  (SI)(BX*2), Y0, Y9
+	VFMADD231PS Y9, Y8, Y7
+
+done1887:
+fold1876:
+	VPERM2F128   $0x20, Y6, Y2, Y8
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y8, Y2, Y8
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y4, Y4, Y3
+	VPERM2F128   $0x31, Y4, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y5, Y5, Y4
+	VPERM2F128   $0x31, Y5, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y8, Y5
+	VUNPCKHPS    Y2, Y8, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         R8, DX
+	MOVQ         $0x00000002, SI
+	CMPQ         DX, SI
+	CMOVQGT      SI, DX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R9
+	LEAQ         rowsMask<>+32(SB), R9
+	MOVQ         DX, R10
+	SHLQ         $0x02, R10
+	SUBQ         R10, R9
+	VBROADCASTSD (R9), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         DX, $0x02
+	JLT          part1889
+	VMOVLPS      X3, (DI)
+	VMOVHPS      X3, (DI)(SI*1)
+	VMOVLPS      X2, (DI)(SI*2)
+	JMP          stored1890
+
+part1889:
+	VEXTRACTPS $0x00, X3, (DI)
+	VEXTRACTPS $0x02, X3, (DI)(SI*1)
+	VEXTRACTPS $0x00, X2, (DI)(SI*2)
+
+stored1890:
+	ADDQ         $0x08, DI
+	SUBQ         $0x02, R8
+	JG           block1875
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VZEROUPPER
+	RET
+
+rows1782:
+	MOVQ         d+32(FP), AX
+	CMPQ         AX, $0x00000080
+	JGT          long1891
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), DX
+	ANDQ         $0x07, DX
+	LEAQ         rowsMask<>+32(SB), BX
+	MOVQ         DX, SI
+	SHLQ         $0x02, SI
+	SUBQ         SI, BX
+	VMOVUPS      (BX), Y0
+	MOVQ         d+32(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), R8
+	MOVQ         s+0(FP), R10
+	MOVQ         keys+64(FP), R11
+	MOVL         $0xff800000, BX
+	VMOVD        BX, X1
+	VBROADCASTSS X1, Y1
+
+block1892:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -20761,158 +26611,147 @@ block1356:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	VXORPS  Y9, Y9, Y9
-	MOVQ    q+24(FP), R12
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+56(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, AX
+	MOVQ    q+24(FP), R9
+	MOVQ    AX, BX
+	MOVQ    BX, SI
+	ADDQ    stride+56(FP), SI
+	CMPQ    SI, CX
+	CMOVQHI CX, SI
+	MOVQ    SI, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+32(FP), R15
-	SUBQ    $+32, R15
-	JLT     done1359
+	MOVQ    d+32(FP), R12
+	SUBQ    $+32, R12
+	JLT     done1895
 
-loop1358:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	ADDQ       $+128, BX
-	CMPQ       BX, SI
-	JLT        within1360
-	ADDQ       stride+56(FP), DX
-	XORQ       BX, BX
-
-within1360:
-	VCVTPH2PS   (R8), Y10
-	VCVTPH2PS   (R9), Y11
-	VMOVUPS     (R12), Y12
+loop1894:
+	VCVTPH2PS   (BX), Y10
+	VCVTPH2PS   (SI), Y11
+	VMOVUPS     (R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R12)(R10*1), Y12
+	VMOVUPS     (R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R12)(R10*2), Y12
+	VMOVUPS     (R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R12)(R11*1), Y12
+	VMOVUPS     (R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VCVTPH2PS   16(R8), Y10
-	VCVTPH2PS   16(R9), Y11
-	VMOVUPS     32(R12), Y12
+	VCVTPH2PS   16(BX), Y10
+	VCVTPH2PS   16(SI), Y11
+	VMOVUPS     32(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     32(R12)(R10*1), Y12
+	VMOVUPS     32(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     32(R12)(R10*2), Y12
+	VMOVUPS     32(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     32(R12)(R11*1), Y12
+	VMOVUPS     32(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VCVTPH2PS   32(R8), Y10
-	VCVTPH2PS   32(R9), Y11
-	VMOVUPS     64(R12), Y12
+	VCVTPH2PS   32(BX), Y10
+	VCVTPH2PS   32(SI), Y11
+	VMOVUPS     64(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     64(R12)(R10*1), Y12
+	VMOVUPS     64(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     64(R12)(R10*2), Y12
+	VMOVUPS     64(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     64(R12)(R11*1), Y12
+	VMOVUPS     64(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	VCVTPH2PS   48(R8), Y10
-	VCVTPH2PS   48(R9), Y11
-	VMOVUPS     96(R12), Y12
+	VCVTPH2PS   48(BX), Y10
+	VCVTPH2PS   48(SI), Y11
+	VMOVUPS     96(R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     96(R12)(R10*1), Y12
+	VMOVUPS     96(R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     96(R12)(R10*2), Y12
+	VMOVUPS     96(R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     96(R12)(R11*1), Y12
+	VMOVUPS     96(R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+128, R12
-	SUBQ        $+32, R15
-	JGE         loop1358
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
+	ADDQ        $+128, R9
+	SUBQ        $+32, R12
+	JGE         loop1894
 
-done1359:
-	ADDQ $+32, R15
-	SUBQ $+8, R15
-	JLT  done1362
+done1895:
+	ADDQ $+32, R12
+	SUBQ $+8, R12
+	JLT  done1897
 
-loop1361:
-	VCVTPH2PS   (R8), Y10
-	VCVTPH2PS   (R9), Y11
-	VMOVUPS     (R12), Y12
+loop1896:
+	VCVTPH2PS   (BX), Y10
+	VCVTPH2PS   (SI), Y11
+	VMOVUPS     (R9), Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMOVUPS     (R12)(R10*1), Y12
+	VMOVUPS     (R9)(DI*1), Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMOVUPS     (R12)(R10*2), Y12
+	VMOVUPS     (R9)(DI*2), Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMOVUPS     (R12)(R11*1), Y12
+	VMOVUPS     (R9)(R8*1), Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+32, R12
-	SUBQ        $+8, R15
-	JGE         loop1361
+	ADDQ        $+16, BX
+	ADDQ        $+16, SI
+	ADDQ        $+32, R9
+	SUBQ        $+8, R12
+	JGE         loop1896
 
-done1362:
-	ADDQ    $+8, R15
-	TESTQ   R15, R15
-	JZ      done1363
+done1897:
+	ADDQ    $+8, R12
+	TESTQ   R12, R12
+	JZ      done1898
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    DX, R12
 
-copy1364:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1364
+copy1899:
+	MOVWLZX   -2(BX)(R12*2), R13
+	MOVW      R13, -2(SP)(R12*2)
+	DECQ      R12
+	JNZ       copy1899
 	VMOVDQU   (SP), X10
 	VCVTPH2PS X10, Y10
 	VPXOR     X11, X11, X11
 	VMOVDQU   X11, (SP)
-	MOVQ      DI, DX
+	MOVQ      DX, BX
 
-copy1365:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1365
+copy1900:
+	MOVWLZX     -2(SI)(BX*2), R12
+	MOVW        R12, -2(SP)(BX*2)
+	DECQ        BX
+	JNZ         copy1900
 	VMOVDQU     (SP), X11
 	VCVTPH2PS   X11, Y11
-	VMASKMOVPS  (R12), Y0, Y12
+	VMASKMOVPS  (R9), Y0, Y12
 	VFMADD231PS Y10, Y12, Y2
 	VFMADD231PS Y11, Y12, Y3
-	VMASKMOVPS  (R12)(R10*1), Y0, Y12
+	VMASKMOVPS  (R9)(DI*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y4
 	VFMADD231PS Y11, Y12, Y5
-	VMASKMOVPS  (R12)(R10*2), Y0, Y12
+	VMASKMOVPS  (R9)(DI*2), Y0, Y12
 	VFMADD231PS Y10, Y12, Y6
 	VFMADD231PS Y11, Y12, Y7
-	VMASKMOVPS  (R12)(R11*1), Y0, Y12
+	VMASKMOVPS  (R9)(R8*1), Y0, Y12
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done1363:
+done1898:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -20934,39 +26773,337 @@ done1363:
 	VUNPCKLPD    Y2, Y5, Y3
 	VUNPCKHPD    Y2, Y5, Y2
 	VADDPS       Y3, Y2, Y3
-	MOVQ         R14, DX
-	MOVQ         $0x00000002, BX
-	CMPQ         DX, BX
-	CMOVQGT      BX, DX
-	MOVQ         ldS+8(FP), BX
+	MOVQ         R11, BX
+	MOVQ         $0x00000002, SI
+	CMPQ         BX, SI
+	CMOVQGT      SI, BX
+	MOVQ         ldS+8(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), R9
+	LEAQ         rowsMask<>+32(SB), R12
+	MOVQ         BX, R13
+	SHLQ         $0x02, R13
+	SUBQ         R13, R12
+	VBROADCASTSD (R12), Y2
+	VMAXPS       Y1, Y3, Y4
+	VBLENDVPS    Y2, Y4, Y1, Y1
+	VEXTRACTF128 $0x01, Y3, X2
+	CMPQ         BX, $0x02
+	JLT          part1901
+	VMOVLPS      X3, (R10)
+	VMOVHPS      X3, (R10)(SI*1)
+	VMOVLPS      X2, (R10)(SI*2)
+	VMOVHPS      X2, (R10)(R9*1)
+	JMP          stored1902
+
+part1901:
+	VEXTRACTPS $0x00, X3, (R10)
+	VEXTRACTPS $0x02, X3, (R10)(SI*1)
+	VEXTRACTPS $0x00, X2, (R10)(SI*2)
+	VEXTRACTPS $0x02, X2, (R10)(R9*1)
+
+stored1902:
+	ADDQ         $0x08, R10
+	SUBQ         $0x02, R11
+	JG           block1892
+	MOVQ         top+16(FP), AX
+	VSHUFPS      $0xb1, Y1, Y1, Y0
+	VMAXPS       Y0, Y1, Y1
+	VMOVAPS      X1, X0
+	VMAXSS       (AX), X0, X0
+	VMOVSS       X0, (AX)
+	VMOVAPS      X1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       4(AX), X0, X0
+	VMOVSS       X0, 4(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXSS       8(AX), X0, X0
+	VMOVSS       X0, 8(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VSHUFPS      $0x4e, X0, X0, X0
+	VMAXSS       12(AX), X0, X0
+	VMOVSS       X0, 12(AX)
+	VZEROUPPER
+	RET
+
+long1891:
+	MOVQ         k+48(FP), AX
+	MOVQ         keys+64(FP), CX
+	DECQ         CX
+	IMULQ        stride+56(FP), CX
+	ADDQ         AX, CX
+	MOVQ         d+32(FP), CX
+	ANDQ         $0x07, CX
+	LEAQ         rowsMask<>+32(SB), DX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), R8
-	LEAQ         rowsMask<>+32(SB), R9
+	SUBQ         BX, DX
+	VMOVUPS      (DX), Y0
+	MOVQ         d+32(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), SI
+	MOVQ         s+0(FP), R8
+	MOVQ         keys+64(FP), R9
+	MOVL         $0xff800000, DX
+	VMOVD        DX, X1
+	VBROADCASTSS X1, Y1
+
+block1903:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   q+24(FP), DI
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+56(FP), AX
+	MOVQ   d+32(FP), R10
+	SUBQ   $+64, R10
+	JLT    done1906
+
+loop1905:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS (DI), Y10, Y2
+	VFMADD231PS (DI)(BX*1), Y10, Y4
+	VFMADD231PS (DI)(BX*2), Y10, Y6
+	VFMADD231PS (DI)(SI*1), Y10, Y8
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS 32(DI), Y10, Y2
+	VFMADD231PS 32(DI)(BX*1), Y10, Y4
+	VFMADD231PS 32(DI)(BX*2), Y10, Y6
+	VFMADD231PS 32(DI)(SI*1), Y10, Y8
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS 64(DI), Y10, Y2
+	VFMADD231PS 64(DI)(BX*1), Y10, Y4
+	VFMADD231PS 64(DI)(BX*2), Y10, Y6
+	VFMADD231PS 64(DI)(SI*1), Y10, Y8
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS 96(DI), Y10, Y2
+	VFMADD231PS 96(DI)(BX*1), Y10, Y4
+	VFMADD231PS 96(DI)(BX*2), Y10, Y6
+	VFMADD231PS 96(DI)(SI*1), Y10, Y8
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(DI), Y10, Y2
+	VFMADD231PS 128(DI)(BX*1), Y10, Y4
+	VFMADD231PS 128(DI)(BX*2), Y10, Y6
+	VFMADD231PS 128(DI)(SI*1), Y10, Y8
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(DI), Y10, Y2
+	VFMADD231PS 160(DI)(BX*1), Y10, Y4
+	VFMADD231PS 160(DI)(BX*2), Y10, Y6
+	VFMADD231PS 160(DI)(SI*1), Y10, Y8
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(DI), Y10, Y2
+	VFMADD231PS 192(DI)(BX*1), Y10, Y4
+	VFMADD231PS 192(DI)(BX*2), Y10, Y6
+	VFMADD231PS 192(DI)(SI*1), Y10, Y8
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(DI), Y10, Y2
+	VFMADD231PS 224(DI)(BX*1), Y10, Y4
+	VFMADD231PS 224(DI)(BX*2), Y10, Y6
+	VFMADD231PS 224(DI)(SI*1), Y10, Y8
+	ADDQ        $+128, DX
+	ADDQ        $+256, DI
+	SUBQ        $+64, R10
+	JGE         loop1905
+
+done1906:
+	ADDQ $+64, R10
+	SUBQ $+8, R10
+	JLT  done1908
+
+loop1907:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS (DI), Y10, Y2
+	VFMADD231PS (DI)(BX*1), Y10, Y4
+	VFMADD231PS (DI)(BX*2), Y10, Y6
+	VFMADD231PS (DI)(SI*1), Y10, Y8
+	ADDQ        $+16, DX
+	ADDQ        $+32, DI
+	SUBQ        $+8, R10
+	JGE         loop1907
+
+done1908:
+	ADDQ    $+8, R10
+	TESTQ   R10, R10
+	JZ      done1909
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R10
+
+copy1910:
+	MOVWLZX     -2(DX)(R10*2), R11
+	MOVW        R11, -2(SP)(R10*2)
+	DECQ        R10
+	JNZ         copy1910
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (DI), Y0, Y11
+	VFMADD231PS Y11, Y10, Y2
+	VMASKMOVPS  (DI)(BX*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y4
+	VMASKMOVPS  (DI)(BX*2), Y0, Y11
+	VFMADD231PS Y11, Y10, Y6
+	VMASKMOVPS  (DI)(SI*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y8
+
+done1909:
+	CMPQ R9, $0x01
+	JLE  fold1904
+	MOVQ q+24(FP), DI
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+56(FP), AX
+	MOVQ d+32(FP), R10
+	SUBQ $+64, R10
+	JLT  done1912
+
+loop1911:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS (DI), Y10, Y3
+	VFMADD231PS (DI)(BX*1), Y10, Y5
+	VFMADD231PS (DI)(BX*2), Y10, Y7
+	VFMADD231PS (DI)(SI*1), Y10, Y9
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS 32(DI), Y10, Y3
+	VFMADD231PS 32(DI)(BX*1), Y10, Y5
+	VFMADD231PS 32(DI)(BX*2), Y10, Y7
+	VFMADD231PS 32(DI)(SI*1), Y10, Y9
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS 64(DI), Y10, Y3
+	VFMADD231PS 64(DI)(BX*1), Y10, Y5
+	VFMADD231PS 64(DI)(BX*2), Y10, Y7
+	VFMADD231PS 64(DI)(SI*1), Y10, Y9
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS 96(DI), Y10, Y3
+	VFMADD231PS 96(DI)(BX*1), Y10, Y5
+	VFMADD231PS 96(DI)(BX*2), Y10, Y7
+	VFMADD231PS 96(DI)(SI*1), Y10, Y9
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS 128(DI), Y10, Y3
+	VFMADD231PS 128(DI)(BX*1), Y10, Y5
+	VFMADD231PS 128(DI)(BX*2), Y10, Y7
+	VFMADD231PS 128(DI)(SI*1), Y10, Y9
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS 160(DI), Y10, Y3
+	VFMADD231PS 160(DI)(BX*1), Y10, Y5
+	VFMADD231PS 160(DI)(BX*2), Y10, Y7
+	VFMADD231PS 160(DI)(SI*1), Y10, Y9
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS 192(DI), Y10, Y3
+	VFMADD231PS 192(DI)(BX*1), Y10, Y5
+	VFMADD231PS 192(DI)(BX*2), Y10, Y7
+	VFMADD231PS 192(DI)(SI*1), Y10, Y9
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS 224(DI), Y10, Y3
+	VFMADD231PS 224(DI)(BX*1), Y10, Y5
+	VFMADD231PS 224(DI)(BX*2), Y10, Y7
+	VFMADD231PS 224(DI)(SI*1), Y10, Y9
+	ADDQ        $+128, DX
+	ADDQ        $+256, DI
+	SUBQ        $+64, R10
+	JGE         loop1911
+
+done1912:
+	ADDQ $+64, R10
+	SUBQ $+8, R10
+	JLT  done1914
+
+loop1913:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS (DI), Y10, Y3
+	VFMADD231PS (DI)(BX*1), Y10, Y5
+	VFMADD231PS (DI)(BX*2), Y10, Y7
+	VFMADD231PS (DI)(SI*1), Y10, Y9
+	ADDQ        $+16, DX
+	ADDQ        $+32, DI
+	SUBQ        $+8, R10
+	JGE         loop1913
+
+done1914:
+	ADDQ    $+8, R10
+	TESTQ   R10, R10
+	JZ      done1915
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, R10
+
+copy1916:
+	MOVWLZX     -2(DX)(R10*2), R11
+	MOVW        R11, -2(SP)(R10*2)
+	DECQ        R10
+	JNZ         copy1916
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VMASKMOVPS  (DI), Y0, Y11
+	VFMADD231PS Y11, Y10, Y3
+	VMASKMOVPS  (DI)(BX*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y5
+	VMASKMOVPS  (DI)(BX*2), Y0, Y11
+	VFMADD231PS Y11, Y10, Y7
+	VMASKMOVPS  (DI)(SI*1), Y0, Y11
+	VFMADD231PS Y11, Y10, Y9
+
+done1915:
+fold1904:
+	VPERM2F128   $0x20, Y6, Y2, Y10
+	VPERM2F128   $0x31, Y6, Y2, Y2
+	VADDPS       Y10, Y2, Y10
+	VPERM2F128   $0x20, Y7, Y3, Y2
+	VPERM2F128   $0x31, Y7, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VPERM2F128   $0x20, Y8, Y4, Y3
+	VPERM2F128   $0x31, Y8, Y4, Y4
+	VADDPS       Y3, Y4, Y3
+	VPERM2F128   $0x20, Y9, Y5, Y4
+	VPERM2F128   $0x31, Y9, Y5, Y5
+	VADDPS       Y4, Y5, Y4
+	VUNPCKLPS    Y2, Y10, Y5
+	VUNPCKHPS    Y2, Y10, Y2
+	VADDPS       Y5, Y2, Y5
+	VUNPCKLPS    Y4, Y3, Y2
+	VUNPCKHPS    Y4, Y3, Y3
+	VADDPS       Y2, Y3, Y2
+	VUNPCKLPD    Y2, Y5, Y3
+	VUNPCKHPD    Y2, Y5, Y2
+	VADDPS       Y3, Y2, Y3
+	MOVQ         R9, DX
+	MOVQ         $0x00000002, DI
+	CMPQ         DX, DI
+	CMOVQGT      DI, DX
+	MOVQ         ldS+8(FP), DI
+	SHLQ         $0x02, DI
+	LEAQ         (DI)(DI*2), R10
+	LEAQ         rowsMask<>+32(SB), R11
 	MOVQ         DX, R12
 	SHLQ         $0x02, R12
-	SUBQ         R12, R9
-	VBROADCASTSD (R9), Y2
+	SUBQ         R12, R11
+	VBROADCASTSD (R11), Y2
 	VMAXPS       Y1, Y3, Y4
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1366
-	VMOVLPS      X3, (R13)
-	VMOVHPS      X3, (R13)(BX*1)
-	VMOVLPS      X2, (R13)(BX*2)
-	VMOVHPS      X2, (R13)(R8*1)
-	JMP          stored1367
+	JLT          part1917
+	VMOVLPS      X3, (R8)
+	VMOVHPS      X3, (R8)(DI*1)
+	VMOVLPS      X2, (R8)(DI*2)
+	VMOVHPS      X2, (R8)(R10*1)
+	JMP          stored1918
 
-part1366:
-	VEXTRACTPS $0x00, X3, (R13)
-	VEXTRACTPS $0x02, X3, (R13)(BX*1)
-	VEXTRACTPS $0x00, X2, (R13)(BX*2)
-	VEXTRACTPS $0x02, X2, (R13)(R8*1)
+part1917:
+	VEXTRACTPS $0x00, X3, (R8)
+	VEXTRACTPS $0x02, X3, (R8)(DI*1)
+	VEXTRACTPS $0x00, X2, (R8)(DI*2)
+	VEXTRACTPS $0x02, X2, (R8)(R10*1)
 
-stored1367:
-	ADDQ         $0x08, R13
-	SUBQ         $0x02, R14
-	JG           block1356
+stored1918:
+	ADDQ         $0x08, R8
+	SUBQ         $0x02, R9
+	JG           block1903
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -20992,18 +27129,18 @@ stored1367:
 TEXT ·combineF16AVX2(SB), NOSPLIT, $16-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows1368
+	JE   rows1919
 	CMPQ AX, $0x03
-	JE   rows1369
+	JE   rows1920
 	CMPQ AX, $0x04
-	JE   rows1370
+	JE   rows1921
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block1371:
+block1922:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -21012,9 +27149,9 @@ block1371:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done1373
+	JLT   done1924
 
-loop1372:
+loop1923:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21024,7 +27161,7 @@ loop1372:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1374
+	JZ      first1925
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -21034,16 +27171,16 @@ loop1372:
 	VMOVUPS 192(DX), Y6
 	VMOVUPS 224(DX), Y7
 
-first1374:
+first1925:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1375:
+key1926:
 	VBROADCASTSS (R8), Y8
 	VCVTPH2PS    (DI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -21064,7 +27201,7 @@ key1375:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1375
+	JNZ          key1926
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -21076,35 +27213,35 @@ key1375:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop1372
+	JGE          loop1923
 
-done1373:
+done1924:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done1377
+	JLT  done1928
 
-loop1376:
+loop1927:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1378
+	JZ      first1929
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
 	VMOVUPS 96(DX), Y3
 
-first1378:
+first1929:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1379:
+key1930:
 	VBROADCASTSS (R8), Y4
 	VCVTPH2PS    (DI), Y5
 	VFMADD231PS  Y5, Y4, Y0
@@ -21117,7 +27254,7 @@ key1379:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1379
+	JNZ          key1930
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -21125,31 +27262,31 @@ key1379:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop1376
+	JGE          loop1927
 
-done1377:
+done1928:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done1381
+	JLT  done1932
 
-loop1380:
+loop1931:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1382
+	JZ      first1933
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 
-first1382:
+first1933:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1383:
+key1934:
 	VBROADCASTSS (R8), Y2
 	VCVTPH2PS    (DI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -21158,52 +27295,52 @@ key1383:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1383
+	JNZ          key1934
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop1380
+	JGE          loop1931
 
-done1381:
+done1932:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done1385
+	JLT  done1936
 
-loop1384:
+loop1935:
 	VXORPS  Y0, Y0, Y0
 	TESTQ   AX, AX
-	JZ      first1386
+	JZ      first1937
 	VMOVUPS (DX), Y0
 
-first1386:
+first1937:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1387:
+key1938:
 	VBROADCASTSS (R8), Y1
 	VCVTPH2PS    (DI), Y2
 	VFMADD231PS  Y2, Y1, Y0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1387
+	JNZ          key1938
 	VMOVUPS      Y0, (DX)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop1384
+	JGE          loop1935
 
-done1385:
+done1936:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done1388
+	JZ         done1939
 	LEAQ       rowsMask<>+32(SB), DI
 	MOVQ       SI, R8
 	SHLQ       $0x02, R8
@@ -21211,52 +27348,52 @@ done1385:
 	VMOVUPS    (DI), Y0
 	VXORPS     Y1, Y1, Y1
 	TESTQ      AX, AX
-	JZ         first1389
+	JZ         first1940
 	VMASKMOVPS (DX), Y0, Y1
 
-first1389:
+first1940:
 	MOVQ    keys+48(FP), DI
 	MOVQ    BX, BX
 	SUBQ    AX, DI
-	MOVQ    $0x00000040, R8
+	MOVQ    $0x00000020, R8
 	CMPQ    DI, R8
 	CMOVQGT R8, DI
 
-key1390:
+key1941:
 	VBROADCASTSS (BX), Y2
 	VPXOR        X3, X3, X3
 	VMOVDQU      X3, (SP)
 	MOVQ         SI, R8
 
-copy1391:
+copy1942:
 	MOVWLZX     -2(CX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1391
+	JNZ         copy1942
 	VMOVDQU     (SP), X3
 	VCVTPH2PS   X3, Y3
 	VFMADD231PS Y3, Y2, Y1
 	ADDQ        stride+40(FP), CX
 	ADDQ        $0x04, BX
 	DECQ        DI
-	JNZ         key1390
+	JNZ         key1941
 	VMASKMOVPS  Y1, Y0, (DX)
 
-done1388:
-	ADDQ $0x40, AX
+done1939:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1371
+	JLT  block1922
 	VZEROUPPER
 	RET
 
-rows1368:
+rows1919:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1392:
+block1943:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -21265,9 +27402,9 @@ block1392:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1394
+	JLT   done1945
 
-loop1393:
+loop1944:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21277,7 +27414,7 @@ loop1393:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1395
+	JZ      first1946
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -21287,16 +27424,16 @@ loop1393:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1395:
+first1946:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1396:
+key1947:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -21314,7 +27451,7 @@ key1396:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1396
+	JNZ          key1947
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -21326,35 +27463,35 @@ key1396:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1393
+	JGE          loop1944
 
-done1394:
+done1945:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1398
+	JLT  done1949
 
-loop1397:
+loop1948:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1399
+	JZ      first1950
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1399:
+first1950:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1400:
+key1951:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -21366,7 +27503,7 @@ key1400:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1400
+	JNZ          key1951
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -21374,31 +27511,31 @@ key1400:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1397
+	JGE          loop1948
 
-done1398:
+done1949:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1402
+	JLT  done1953
 
-loop1401:
+loop1952:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1403
+	JZ      first1954
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1403:
+first1954:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1404:
+key1955:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -21407,18 +27544,18 @@ key1404:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1404
+	JNZ          key1955
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1401
+	JGE          loop1952
 
-done1402:
+done1953:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1405
+	JZ         done1956
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -21427,28 +27564,28 @@ done1402:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1406
+	JZ         first1957
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1406:
+first1957:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1407:
+key1958:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy1408:
+copy1959:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1408
+	JNZ          copy1959
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -21458,18 +27595,18 @@ copy1408:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1407
+	JNZ          key1958
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1405:
-	ADDQ $0x40, AX
+done1956:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1392
+	JLT  block1943
 	VZEROUPPER
 	RET
 
-rows1369:
+rows1920:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -21478,7 +27615,7 @@ rows1369:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block1409:
+block1960:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -21487,9 +27624,9 @@ block1409:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1411
+	JLT   done1962
 
-loop1410:
+loop1961:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21503,7 +27640,7 @@ loop1410:
 	VXORPS  Y10, Y10, Y10
 	VXORPS  Y11, Y11, Y11
 	TESTQ   AX, AX
-	JZ      first1412
+	JZ      first1963
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -21517,16 +27654,16 @@ loop1410:
 	VMOVUPS 64(DX)(DI*2), Y10
 	VMOVUPS 96(DX)(DI*2), Y11
 
-first1412:
+first1963:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1413:
+key1964:
 	VBROADCASTSS (R10), Y12
 	VBROADCASTSS (R10)(SI*1), Y13
 	VBROADCASTSS (R10)(SI*2), Y14
@@ -21549,7 +27686,7 @@ key1413:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1413
+	JNZ          key1964
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -21565,14 +27702,14 @@ key1413:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1410
+	JGE          loop1961
 
-done1411:
+done1962:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1415
+	JLT  done1966
 
-loop1414:
+loop1965:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21580,7 +27717,7 @@ loop1414:
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	TESTQ   AX, AX
-	JZ      first1416
+	JZ      first1967
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
@@ -21588,16 +27725,16 @@ loop1414:
 	VMOVUPS (DX)(DI*2), Y4
 	VMOVUPS 32(DX)(DI*2), Y5
 
-first1416:
+first1967:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1417:
+key1968:
 	VCVTPH2PS    (R9), Y6
 	VCVTPH2PS    16(R9), Y7
 	VBROADCASTSS (R10), Y8
@@ -21612,7 +27749,7 @@ key1417:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1417
+	JNZ          key1968
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -21622,33 +27759,33 @@ key1417:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1414
+	JGE          loop1965
 
-done1415:
+done1966:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1419
+	JLT  done1970
 
-loop1418:
+loop1969:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1420
+	JZ      first1971
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 	VMOVUPS (DX)(DI*2), Y2
 
-first1420:
+first1971:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1421:
+key1972:
 	VCVTPH2PS    (R9), Y3
 	VBROADCASTSS (R10), Y4
 	VFMADD231PS  Y3, Y4, Y0
@@ -21659,19 +27796,19 @@ key1421:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1421
+	JNZ          key1972
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	VMOVUPS      Y2, (DX)(DI*2)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1418
+	JGE          loop1969
 
-done1419:
+done1970:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1422
+	JZ         done1973
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -21681,29 +27818,29 @@ done1419:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1423
+	JZ         first1974
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 	VMASKMOVPS (DX)(DI*2), Y0, Y3
 
-first1423:
+first1974:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1424:
+key1975:
 	VPXOR   X4, X4, X4
 	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1425:
+copy1976:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1425
+	JNZ          copy1976
 	VMOVDQU      (SP), X4
 	VCVTPH2PS    X4, Y4
 	VBROADCASTSS (BX), Y5
@@ -21715,26 +27852,26 @@ copy1425:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1424
+	JNZ          key1975
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
 
-done1422:
-	ADDQ $0x40, AX
+done1973:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1409
+	JLT  block1960
 	VZEROUPPER
 	RET
 
-rows1370:
+rows1921:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1426:
+block1977:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -21743,9 +27880,9 @@ block1426:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1428
+	JLT   done1979
 
-loop1427:
+loop1978:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21755,7 +27892,7 @@ loop1427:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1429
+	JZ      first1980
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -21765,16 +27902,16 @@ loop1427:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1429:
+first1980:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1430:
+key1981:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -21792,7 +27929,7 @@ key1430:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1430
+	JNZ          key1981
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -21804,35 +27941,35 @@ key1430:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1427
+	JGE          loop1978
 
-done1428:
+done1979:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1432
+	JLT  done1983
 
-loop1431:
+loop1982:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1433
+	JZ      first1984
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1433:
+first1984:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1434:
+key1985:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -21844,7 +27981,7 @@ key1434:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1434
+	JNZ          key1985
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -21852,31 +27989,31 @@ key1434:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1431
+	JGE          loop1982
 
-done1432:
+done1983:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1436
+	JLT  done1987
 
-loop1435:
+loop1986:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1437
+	JZ      first1988
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1437:
+first1988:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1438:
+key1989:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -21885,18 +28022,18 @@ key1438:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1438
+	JNZ          key1989
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1435
+	JGE          loop1986
 
-done1436:
+done1987:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1439
+	JZ         done1990
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -21905,28 +28042,28 @@ done1436:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1440
+	JZ         first1991
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1440:
+first1991:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1441:
+key1992:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy1442:
+copy1993:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1442
+	JNZ          copy1993
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -21936,11 +28073,11 @@ copy1442:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1441
+	JNZ          key1992
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1439:
+done1990:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -21951,9 +28088,9 @@ done1439:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1444
+	JLT   done1995
 
-loop1443:
+loop1994:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -21963,7 +28100,7 @@ loop1443:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1445
+	JZ      first1996
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -21973,16 +28110,16 @@ loop1443:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1445:
+first1996:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1446:
+key1997:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -22000,7 +28137,7 @@ key1446:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1446
+	JNZ          key1997
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -22012,35 +28149,35 @@ key1446:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1443
+	JGE          loop1994
 
-done1444:
+done1995:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1448
+	JLT  done1999
 
-loop1447:
+loop1998:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1449
+	JZ      first2000
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1449:
+first2000:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1450:
+key2001:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -22052,7 +28189,7 @@ key1450:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1450
+	JNZ          key2001
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -22060,31 +28197,31 @@ key1450:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1447
+	JGE          loop1998
 
-done1448:
+done1999:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1452
+	JLT  done2003
 
-loop1451:
+loop2002:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1453
+	JZ      first2004
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1453:
+first2004:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
 	SUBQ    AX, R11
-	MOVQ    $0x00000040, R12
+	MOVQ    $0x00000020, R12
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1454:
+key2005:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -22093,18 +28230,18 @@ key1454:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1454
+	JNZ          key2005
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1451
+	JGE          loop2002
 
-done1452:
+done2003:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1455
+	JZ         done2006
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -22113,28 +28250,28 @@ done1452:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1456
+	JZ         first2007
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1456:
+first2007:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
-	MOVQ    $0x00000040, R10
+	MOVQ    $0x00000020, R10
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1457:
+key2008:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy1458:
+copy2009:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1458
+	JNZ          copy2009
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -22144,346 +28281,526 @@ copy1458:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1457
+	JNZ          key2008
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1455:
-	ADDQ $0x40, AX
+done2006:
+	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1426
+	JLT  block1977
 	VZEROUPPER
 	RET
 
 // func normF16AVX2(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, F16C, FMA3, MMX+
+// Requires: AVX, AVX2, F16C, FMA3
 TEXT ·normF16AVX2(SB), NOSPLIT, $16-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DI
-	ANDQ         $0x07, DI
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
 	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
 	SUBQ         BX, DX
 	VMOVUPS      (DX), Y0
-	MOVQ         rows+16(FP), R12
+	MOVQ         rows+16(FP), BX
 	MOVL         $0x7f800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 
-block1459:
-	VXORPS  Y2, Y2, Y2
-	VXORPS  Y3, Y3, Y3
-	VXORPS  Y4, Y4, Y4
-	VXORPS  Y5, Y5, Y5
-	VXORPS  Y6, Y6, Y6
-	VXORPS  Y7, Y7, Y7
-	VXORPS  Y8, Y8, Y8
-	VXORPS  Y9, Y9, Y9
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1462
+block2010:
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ   AX, DX
+	MOVQ   DX, AX
+	ADDQ   stride+8(FP), AX
+	MOVQ   d+24(FP), SI
+	SUBQ   $+64, SI
+	JLT    done2013
 
-loop1461:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1463
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop2012:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2012
 
-within1463:
-	VCVTPH2PS   (R8), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   (R9), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   (R10), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   (R11), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   16(R8), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   16(R9), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   16(R10), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   16(R11), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   32(R8), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   32(R9), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   32(R10), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   32(R11), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   48(R8), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   48(R9), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   48(R10), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   48(R11), Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+64, R11
-	SUBQ        $+32, R13
-	JGE         loop1461
+done2013:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2015
 
-done1462:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1465
-
-loop1464:
-	VCVTPH2PS   (R8), Y10
+loop2014:
+	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   (R9), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   (R10), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   (R11), Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+16, R10
-	ADDQ        $+16, R11
-	SUBQ        $+8, R13
-	JGE         loop1464
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2014
 
-done1465:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1466
+done2015:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2016
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    CX, SI
 
-copy1467:
-	MOVWLZX     -2(R8)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1467
+copy2017:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2017
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y2
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1468:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1468
+done2016:
+	CMPQ BX, $0x01
+	JLE  fold2011
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2019
+
+loop2018:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2018
+
+done2019:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2021
+
+loop2020:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2020
+
+done2021:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2022
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy2023:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2023
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y3
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1469:
-	MOVWLZX     -2(R10)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1469
+done2022:
+	CMPQ BX, $0x02
+	JLE  fold2011
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2025
+
+loop2024:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2024
+
+done2025:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2027
+
+loop2026:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2026
+
+done2027:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2028
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy2029:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2029
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y4
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1470:
-	MOVWLZX     -2(R11)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1470
+done2028:
+	CMPQ BX, $0x03
+	JLE  fold2011
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2031
+
+loop2030:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2030
+
+done2031:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2033
+
+loop2032:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2032
+
+done2033:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2034
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy2035:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2035
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y5
 
-done1466:
-	CMPQ    R12, $0x04
-	JLE     fold1460
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1472
+done2034:
+	CMPQ BX, $0x04
+	JLE  fold2011
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2037
 
-loop1471:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1473
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop2036:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2036
 
-within1473:
-	VCVTPH2PS   (R8), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   (R9), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   (R10), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   (R11), Y10
-	VFMADD231PS Y10, Y10, Y9
-	VCVTPH2PS   16(R8), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   16(R9), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   16(R10), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   16(R11), Y10
-	VFMADD231PS Y10, Y10, Y9
-	VCVTPH2PS   32(R8), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   32(R9), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   32(R10), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   32(R11), Y10
-	VFMADD231PS Y10, Y10, Y9
-	VCVTPH2PS   48(R8), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   48(R9), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   48(R10), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   48(R11), Y10
-	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+64, R8
-	ADDQ        $+64, R9
-	ADDQ        $+64, R10
-	ADDQ        $+64, R11
-	SUBQ        $+32, R13
-	JGE         loop1471
+done2037:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2039
 
-done1472:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1475
-
-loop1474:
-	VCVTPH2PS   (R8), Y10
+loop2038:
+	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   (R9), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   (R10), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   (R11), Y10
-	VFMADD231PS Y10, Y10, Y9
-	ADDQ        $+16, R8
-	ADDQ        $+16, R9
-	ADDQ        $+16, R10
-	ADDQ        $+16, R11
-	SUBQ        $+8, R13
-	JGE         loop1474
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2038
 
-done1475:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1476
+done2039:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2040
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
-	MOVQ    DI, DX
+	MOVQ    CX, SI
 
-copy1477:
-	MOVWLZX     -2(R8)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1477
+copy2041:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2041
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y6
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1478:
-	MOVWLZX     -2(R9)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1478
+done2040:
+	CMPQ BX, $0x05
+	JLE  fold2011
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2043
+
+loop2042:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2042
+
+done2043:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2045
+
+loop2044:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2044
+
+done2045:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2046
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy2047:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2047
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y7
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1479:
-	MOVWLZX     -2(R10)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1479
+done2046:
+	CMPQ BX, $0x06
+	JLE  fold2011
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2049
+
+loop2048:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2048
+
+done2049:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2051
+
+loop2050:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2050
+
+done2051:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2052
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy2053:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2053
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y8
-	VPXOR       X10, X10, X10
-	VMOVDQU     X10, (SP)
-	MOVQ        DI, DX
 
-copy1480:
-	MOVWLZX     -2(R11)(DX*2), BX
-	MOVW        BX, -2(SP)(DX*2)
-	DECQ        DX
-	JNZ         copy1480
+done2052:
+	CMPQ BX, $0x07
+	JLE  fold2011
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2055
+
+loop2054:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2054
+
+done2055:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2057
+
+loop2056:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y9
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2056
+
+done2057:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2058
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy2059:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2059
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y9
 
-done1476:
-fold1460:
+done2058:
+fold2011:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -22507,8 +28824,8 @@ fold1460:
 	VADDPS       Y3, Y2, Y3
 	VMINPS       Y0, Y3, Y3
 	VMAXPS       Y3, Y1, Y1
-	SUBQ         $0x08, R12
-	JG           block1459
+	SUBQ         $0x08, BX
+	JG           block2010
 	VEXTRACTF128 $0x01, Y1, X0
 	VMAXPS       X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -22520,208 +28837,97 @@ fold1460:
 	RET
 
 // func peakF16AVX2(p *uint16, stride int, rows int, d int) float32
-// Requires: AVX, AVX2, CMOV, F16C, MMX+
+// Requires: AVX, AVX2, CMOV, F16C
 TEXT ·peakF16AVX2(SB), NOSPLIT, $16-36
 	MOVQ         p+0(FP), AX
 	MOVQ         rows+16(FP), CX
 	DECQ         CX
 	IMULQ        stride+8(FP), CX
 	ADDQ         AX, CX
-	MOVQ         d+24(FP), SI
-	SHLQ         $0x01, SI
-	MOVQ         d+24(FP), DI
-	ANDQ         $0x07, DI
+	MOVQ         d+24(FP), CX
+	ANDQ         $0x07, CX
 	LEAQ         rowsMask<>+32(SB), DX
-	MOVQ         DI, BX
+	MOVQ         CX, BX
 	SHLQ         $0x02, BX
 	SUBQ         BX, DX
 	VMOVUPS      (DX), Y0
-	MOVQ         rows+16(FP), R12
+	MOVQ         rows+16(FP), BX
 	MOVL         $0x7fffffff, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
-	VXORPS       Y2, Y2, Y2
-	VXORPS       Y3, Y3, Y3
-	VXORPS       Y4, Y4, Y4
 
-block1481:
-	MOVQ    AX, R8
-	MOVQ    R8, R9
-	ADDQ    stride+8(FP), R9
-	CMPQ    R9, CX
-	CMOVQHI CX, R9
-	MOVQ    R9, R10
-	ADDQ    stride+8(FP), R10
-	CMPQ    R10, CX
-	CMOVQHI CX, R10
-	MOVQ    R10, R11
-	ADDQ    stride+8(FP), R11
-	CMPQ    R11, CX
-	CMOVQHI CX, R11
-	MOVQ    R11, AX
-	ADDQ    stride+8(FP), AX
-	MOVQ    AX, DX
-	XORQ    BX, BX
-	MOVQ    d+24(FP), R13
-	SUBQ    $+32, R13
-	JLT     done1483
+block2060:
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2062
 
-loop1482:
-	PREFETCHT0 (DX)(BX*1)
-	PREFETCHT0 64(DX)(BX*1)
-	PREFETCHT0 128(DX)(BX*1)
-	PREFETCHT0 192(DX)(BX*1)
-	ADDQ       $+256, BX
-	CMPQ       BX, SI
-	JLT        within1484
-	ADDQ       stride+8(FP), DX
-	XORQ       BX, BX
+loop2061:
+	VCVTPH2PS (DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 16(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 32(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 48(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 64(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 80(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 96(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	VCVTPH2PS 112(DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	ADDQ      $+128, DX
+	SUBQ      $+64, SI
+	JGE       loop2061
 
-within1484:
-	VCVTPH2PS (R8), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VCVTPH2PS (R9), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VCVTPH2PS (R10), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VCVTPH2PS (R11), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VCVTPH2PS 16(R8), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VCVTPH2PS 16(R9), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VCVTPH2PS 16(R10), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VCVTPH2PS 16(R11), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VCVTPH2PS 32(R8), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VCVTPH2PS 32(R9), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VCVTPH2PS 32(R10), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VCVTPH2PS 32(R11), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	VCVTPH2PS 48(R8), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VCVTPH2PS 48(R9), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VCVTPH2PS 48(R10), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VCVTPH2PS 48(R11), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	ADDQ      $+64, R8
-	ADDQ      $+64, R9
-	ADDQ      $+64, R10
-	ADDQ      $+64, R11
-	SUBQ      $+32, R13
-	JGE       loop1482
+done2062:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2064
 
-done1483:
-	ADDQ $+32, R13
-	SUBQ $+8, R13
-	JLT  done1486
+loop2063:
+	VCVTPH2PS (DX), Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
+	ADDQ      $+16, DX
+	SUBQ      $+8, SI
+	JGE       loop2063
 
-loop1485:
-	VCVTPH2PS (R8), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VCVTPH2PS (R9), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VCVTPH2PS (R10), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VCVTPH2PS (R11), Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-	ADDQ      $+16, R8
-	ADDQ      $+16, R9
-	ADDQ      $+16, R10
-	ADDQ      $+16, R11
-	SUBQ      $+8, R13
-	JGE       loop1485
+done2064:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2065
+	VPXOR   X2, X2, X2
+	VMOVDQU X2, (SP)
+	MOVQ    CX, SI
 
-done1486:
-	ADDQ    $+8, R13
-	TESTQ   R13, R13
-	JZ      done1487
-	VPXOR   X5, X5, X5
-	VMOVDQU X5, (SP)
-	MOVQ    DI, DX
+copy2066:
+	MOVWLZX   -2(DX)(SI*2), DI
+	MOVW      DI, -2(SP)(SI*2)
+	DECQ      SI
+	JNZ       copy2066
+	VMOVDQU   (SP), X2
+	VCVTPH2PS X2, Y2
+	VPAND     Y0, Y2, Y2
+	VPMAXUD   Y2, Y1, Y1
 
-copy1488:
-	MOVWLZX   -2(R8)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1488
-	VMOVDQU   (SP), X5
-	VCVTPH2PS X5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y1, Y1
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1489:
-	MOVWLZX   -2(R9)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1489
-	VMOVDQU   (SP), X5
-	VCVTPH2PS X5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y2, Y2
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1490:
-	MOVWLZX   -2(R10)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1490
-	VMOVDQU   (SP), X5
-	VCVTPH2PS X5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y3, Y3
-	VPXOR     X5, X5, X5
-	VMOVDQU   X5, (SP)
-	MOVQ      DI, DX
-
-copy1491:
-	MOVWLZX   -2(R11)(DX*2), BX
-	MOVW      BX, -2(SP)(DX*2)
-	DECQ      DX
-	JNZ       copy1491
-	VMOVDQU   (SP), X5
-	VCVTPH2PS X5, Y5
-	VPAND     Y0, Y5, Y5
-	VPMAXUD   Y5, Y4, Y4
-
-done1487:
-	SUBQ         $0x04, R12
-	JG           block1481
-	VPMAXUD      Y2, Y1, Y1
-	VPMAXUD      Y4, Y3, Y3
-	VPMAXUD      Y3, Y1, Y1
+done2065:
+	SUBQ         $0x01, BX
+	JG           block2060
 	VEXTRACTF128 $0x01, Y1, X0
 	VPMAXUD      X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -22744,9 +28950,9 @@ TEXT ·widenF16AVX2(SB), NOSPLIT, $16-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+32, DX
-	JLT  done1493
+	JLT  done2068
 
-loop1492:
+loop2067:
 	VCVTPH2PS (CX), Y0
 	VMOVUPS   Y0, (AX)
 	VCVTPH2PS 16(CX), Y0
@@ -22758,25 +28964,25 @@ loop1492:
 	ADDQ      $+64, CX
 	ADDQ      $+128, AX
 	SUBQ      $+32, DX
-	JGE       loop1492
+	JGE       loop2067
 
-done1493:
+done2068:
 	ADDQ $+32, DX
 	SUBQ $+8, DX
-	JLT  done1495
+	JLT  done2070
 
-loop1494:
+loop2069:
 	VCVTPH2PS (CX), Y0
 	VMOVUPS   Y0, (AX)
 	ADDQ      $+16, CX
 	ADDQ      $+32, AX
 	SUBQ      $+8, DX
-	JGE       loop1494
+	JGE       loop2069
 
-done1495:
+done2070:
 	ADDQ    $+8, DX
 	TESTQ   DX, DX
-	JZ      done1496
+	JZ      done2071
 	LEAQ    rowsMask<>+32(SB), BX
 	MOVQ    DX, SI
 	SHLQ    $0x02, SI
@@ -22785,16 +28991,16 @@ done1495:
 	VPXOR   X1, X1, X1
 	VMOVDQU X1, (SP)
 
-copy1497:
+copy2072:
 	MOVWLZX    -2(CX)(DX*2), BX
 	MOVW       BX, -2(SP)(DX*2)
 	DECQ       DX
-	JNZ        copy1497
+	JNZ        copy2072
 	VMOVDQU    (SP), X1
 	VCVTPH2PS  X1, Y1
 	VMASKMOVPS Y1, Y0, (AX)
 
-done1496:
+done2071:
 	VZEROUPPER
 	RET
 
@@ -22813,9 +29019,9 @@ TEXT ·weightsAVX2(SB), NOSPLIT, $0-36
 	VXORPS       Y3, Y3, Y3
 	VXORPS       Y4, Y4, Y4
 	SUBQ         $+16, CX
-	JLT          done1499
+	JLT          done2074
 
-loop1498:
+loop2073:
 	VMOVUPS     (AX), Y5
 	VMOVAPS     Y2, Y6
 	VFMADD231PS Y5, Y1, Y6
@@ -22868,14 +29074,14 @@ loop1498:
 	VADDPS      Y8, Y4, Y4
 	ADDQ        $+64, AX
 	SUBQ        $+16, CX
-	JGE         loop1498
+	JGE         loop2073
 
-done1499:
+done2074:
 	ADDQ $+16, CX
 	SUBQ $+8, CX
-	JLT  done1501
+	JLT  done2076
 
-loop1500:
+loop2075:
 	VMOVUPS     (AX), Y5
 	VMOVAPS     Y2, Y6
 	VFMADD231PS Y5, Y1, Y6
@@ -22903,12 +29109,12 @@ loop1500:
 	VADDPS      Y8, Y3, Y3
 	ADDQ        $+32, AX
 	SUBQ        $+8, CX
-	JGE         loop1500
+	JGE         loop2075
 
-done1501:
+done2076:
 	ADDQ        $+8, CX
 	TESTQ       CX, CX
-	JZ          done1502
+	JZ          done2077
 	LEAQ        rowsMask<>+32(SB), DX
 	SHLQ        $0x02, CX
 	SUBQ        CX, DX
@@ -22940,7 +29146,7 @@ done1501:
 	VMASKMOVPS  Y1, Y5, (AX)
 	VADDPS      Y1, Y3, Y3
 
-done1502:
+done2077:
 	VADDPS       Y4, Y3, Y3
 	VEXTRACTF128 $0x01, Y3, X0
 	VADDPS       X0, X3, X0
@@ -23076,9 +29282,9 @@ TEXT ·readPeakAVX2(SB), NOSPLIT, $0-16
 	VXORPS Y6, Y6, Y6
 	VXORPS Y7, Y7, Y7
 	SUBQ   $+256, CX
-	JLT    done1504
+	JLT    done2079
 
-loop1503:
+loop2078:
 	VMOVUPS (AX), Y8
 	VPADDD  Y8, Y0, Y0
 	VMOVUPS 32(AX), Y8
@@ -23097,23 +29303,23 @@ loop1503:
 	VPADDD  Y8, Y7, Y7
 	ADDQ    $+256, AX
 	SUBQ    $+256, CX
-	JGE     loop1503
+	JGE     loop2078
 
-done1504:
+done2079:
 	ADDQ $+256, CX
 	SUBQ $+64, CX
-	JLT  done1506
+	JLT  done2081
 
-loop1505:
+loop2080:
 	VMOVUPS (AX), Y2
 	VPADDD  Y2, Y0, Y0
 	VMOVUPS 32(AX), Y2
 	VPADDD  Y2, Y1, Y1
 	ADDQ    $+64, AX
 	SUBQ    $+64, CX
-	JGE     loop1505
+	JGE     loop2080
 
-done1506:
+done2081:
 	ADDQ $+64, CX
 	VZEROUPPER
 	RET

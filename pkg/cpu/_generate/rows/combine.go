@@ -12,7 +12,7 @@ import (
 // the registers hold for that many rows.
 func columnBlocks(t tier, e element, rows int) []int {
 	if t.wide() {
-		return [][]int{{16, 8, 4, 2, 1}, {8, 4, 2, 1}, {8, 4, 2, 1}}[rows-1]
+		return [][]int{{16, 8, 4, 2, 1}, {8, 4, 2, 1}, {8, 4, 2, 1}, {4, 2, 1}}[rows-1]
 	}
 	if rows == 3 && e == bf16 {
 		return []int{2, 1}
@@ -35,37 +35,44 @@ func combine(t tier, e element) {
 		if n > 1 {
 			build.Label(names[n-2])
 		}
-		combineRows(t, e, n)
+		if n == 4 && t.wide() {
+			wide, dv := label("wide"), load("dv")
+			build.CMPQ(dv, operand.U8(4*t.lanes))
+			build.JGT(ref(wide))
+			combineRows(t, e, n, 4)
+			build.Label(wide)
+		}
+		combineRows(t, e, n, []int{1, 2, 3, 2}[n-1])
 	}
 }
 
 // keyBlock is how many keys all rows and columns meet before the next ones: their
 // values are in the L1 or L2 cache when they are read again.
-const keyBlock = 64
+const keyBlock = 32
 
 // sums are those of a block of keys. Between the blocks they are kept in o.
 type sums struct {
 	tier
 	e               element
 	slot            operand.Mem
+	upper           reg.Register // bf16: a mask for the element at an odd place
 	v, ldP, ldP3    reg.GPVirtual
 	o, ldO, ldO3, p reg.GPVirtual
 	done            reg.GPVirtual // keys of the blocks before this one
 }
 
 // combineRows reads each value once from memory, whole rows one after the other,
-// as hardware foresees it best. For four rows the registers would hold too few
-// columns for that: they go two by two over a block of keys.
-func combineRows(t tier, e element, rows int) {
+// as hardware foresees it best. Where the registers would hold too few columns
+// for that, only some rows go together over a block of keys, and then the others.
+func combineRows(t tier, e element, rows, together int) {
 	c := sums{tier: t, e: e, slot: t.slot(e), done: build.GP64(), v: build.GP64(), o: build.GP64(), p: build.GP64()}
-	at2 := rows
-	if rows == 4 {
-		at2 = 2
+	if e == bf16 {
+		c.upper = t.constant(0xffff0000)
 	}
 	three := func(name string) (one, three reg.GPVirtual) {
 		one = load(name)
 		build.SHLQ(operand.U8(2), one)
-		if at2 == 3 {
+		if together > 2 {
 			three = build.GP64()
 			build.LEAQ(operand.Mem{Base: one, Index: one, Scale: 2}, three)
 		}
@@ -76,7 +83,7 @@ func combineRows(t tier, e element, rows int) {
 	build.XORQ(c.done, c.done)
 	block := label("block")
 	build.Label(block)
-	for i := 0; i < rows; i += at2 {
+	for i := 0; i < rows; i += together {
 		build.MOVQ(c.done, c.v)
 		build.IMULQ(param("stride"), c.v)
 		build.ADDQ(param("v"), c.v)
@@ -87,7 +94,7 @@ func combineRows(t tier, e element, rows int) {
 			build.LEAQ(operand.Mem{Base: c.p, Index: c.ldP, Scale: 2}, c.p)
 			build.LEAQ(operand.Mem{Base: c.o, Index: c.ldO, Scale: 2}, c.o)
 		}
-		c.columns(at2)
+		c.columns(together)
 	}
 	build.ADDQ(operand.U8(keyBlock), c.done)
 	build.CMPQ(c.done, param("keys"))
@@ -149,7 +156,7 @@ func (c sums) key(acc [][]reg.VecVirtual, v, p reg.GPVirtual, split bool, tl *ta
 			return tl.load(c.e, at(v, nil, 0), c.slot)
 		case split && x%2 == 0:
 			var even reg.VecVirtual
-			even, odd = c.pairs(at(v, nil, x*c.lanes*2))
+			even, odd = c.pairs(at(v, nil, x*c.lanes*2), c.upper)
 			return even
 		case split:
 			return odd
@@ -236,12 +243,15 @@ func (c sums) finish(acc [][]reg.VecVirtual, split bool, tl *tail) {
 
 // pairs reads two vectors of bfloat16 and widens those at even and odd places:
 // cheaper than in order.
-func (t tier) pairs(m operand.Mem) (even, odd reg.VecVirtual) {
+func (t tier) pairs(m operand.Mem, upper reg.Register) (even, odd reg.VecVirtual) {
 	even, odd = t.vec(), t.vec()
 	build.VMOVUPS(m, odd)
 	build.VPSLLD(operand.U8(16), odd, even)
-	build.VPSRLD(operand.U8(16), odd, odd)
-	build.VPSLLD(operand.U8(16), odd, odd)
+	if t.wide() {
+		build.VPANDD(upper, odd, odd)
+	} else {
+		build.VPAND(upper, odd, odd)
+	}
 	return even, odd
 }
 

@@ -15,28 +15,28 @@ type walker struct {
 	rows    []reg.GPVirtual // where the walk is in each of them
 	next    reg.GPVirtual   // the first row of the next group
 	last    reg.GPVirtual   // the last row of all
-	touch   reg.GPVirtual   // what to prefetch next, at offset x from a row's start
-	touched reg.GPVirtual   // x
-	bytes   reg.GPVirtual   // of a row
 	tail    tail
 	slot    operand.Mem
 	advance func(bytes int) // moves what the caller reads beside the rows
 }
 
+// step gives what a vector of features is computed from.
+type step struct {
+	row     func(i int) reg.VecVirtual         // loads that of row i
+	beside  func(m operand.Mem) reg.VecVirtual // loads float32s that lie beside, at m
+	operand func(m operand.Mem) operand.Op     // the same, in memory if it can be
+}
+
 // newWalker starts before the first of count rows.
 //
-// Memory is read fastest in one sequence, without prefetch instructions: that is
-// what hardware foresees. Several rows side by side are therefore touched
-// beforehand, one after the other, while the ones before them are worked on.
+// Memory is read fastest in one sequence and without prefetch instructions: that
+// is what hardware foresees. Rows side by side share what is loaded beside them,
+// which costs as much as half of the bandwidth if they are long.
 func newWalker(t tier, e element, rows, count string, group int) walker {
 	w := walker{tier: t, e: e, slot: t.slot(e), next: load(rows), last: load(count)}
 	build.DECQ(w.last)
 	build.IMULQ(param("stride"), w.last)
 	build.ADDQ(w.next, w.last)
-	if group > 1 {
-		w.touch, w.touched, w.bytes = build.GP64(), build.GP64(), load("d")
-		build.SHLQ(operand.U8(e.bytes/2), w.bytes)
-	}
 	n := load("d")
 	build.ANDQ(operand.U8(t.lanes-1), n)
 	w.tail = t.tail(n)
@@ -47,8 +47,8 @@ func newWalker(t tier, e element, rows, count string, group int) walker {
 }
 
 // group walks along the next rows. Rows after the last one are replaced by it.
-// body gets loads of a vector of each row; its sums are for it to keep.
-func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m operand.Mem) reg.VecVirtual)) {
+// body adds a vector of features to its sums.
+func (w walker) group(body func(step)) {
 	build.MOVQ(w.next, w.rows[0])
 	for i, r := range w.rows[1:] {
 		build.MOVQ(w.rows[i], r)
@@ -59,21 +59,20 @@ func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m op
 	build.MOVQ(w.rows[len(w.rows)-1], w.next)
 	build.ADDQ(param("stride"), w.next)
 
-	if w.touch != nil {
-		build.MOVQ(w.next, w.touch)
-		build.XORQ(w.touched, w.touched)
-	}
 	x := load("d")
 	vector := w.lanes * w.e.bytes
-	line := 64 / vector // vectors of a cache line
-	plain := func(m operand.Mem) reg.VecVirtual { return w.load(f32, m) }
-	step := func(vectors int, prefetch bool) {
-		if prefetch {
-			w.prefetch()
-		}
+	unroll := 64 / vector // a cache line
+	if len(w.rows) == 1 {
+		unroll *= 2
+	}
+	whole := func(vectors int) {
 		for u := range vectors {
-			body(func(i int) reg.VecVirtual { return w.load(w.e, at(w.rows[i], nil, u*vector)) },
-				func(m operand.Mem) reg.VecVirtual { return plain(m.Offset(u * w.lanes * 4)) })
+			beside := u * w.lanes * 4
+			body(step{
+				row:     func(i int) reg.VecVirtual { return w.load(w.e, at(w.rows[i], nil, u*vector)) },
+				beside:  func(m operand.Mem) reg.VecVirtual { return w.load(f32, m.Offset(beside)) },
+				operand: func(m operand.Mem) operand.Op { return m.Offset(beside) },
+			})
 		}
 		for _, r := range w.rows {
 			build.ADDQ(operand.I32(vectors*vector), r)
@@ -82,30 +81,20 @@ func (w walker) group(body func(row func(i int) reg.VecVirtual, beside func(m op
 			w.advance(vectors * w.lanes * 4)
 		}
 	}
-	w.loop(x, line, func() { step(line, w.touch != nil) })
-	if line > 1 {
-		w.loop(x, 1, func() { step(1, false) })
+	w.loop(x, unroll, func() { whole(unroll) })
+	if unroll > 1 {
+		w.loop(x, 1, func() { whole(1) })
 	}
 	done := label("done")
 	build.TESTQ(x, x)
 	build.JZ(ref(done))
-	body(func(i int) reg.VecVirtual { return w.tail.load(w.e, at(w.rows[i], nil, 0), w.slot) },
-		func(m operand.Mem) reg.VecVirtual { return w.tail.load(f32, m, w.slot) })
+	part := func(m operand.Mem) reg.VecVirtual { return w.tail.load(f32, m, w.slot) }
+	body(step{
+		row:     func(i int) reg.VecVirtual { return w.tail.load(w.e, at(w.rows[i], nil, 0), w.slot) },
+		beside:  part,
+		operand: func(m operand.Mem) operand.Op { return part(m) },
+	})
 	build.Label(done)
-}
-
-// prefetch touches as many lines as a step reads.
-func (w walker) prefetch() {
-	for i := range w.rows {
-		build.PREFETCHT0(at(w.touch, w.touched, 64*i))
-	}
-	within := label("within")
-	build.ADDQ(operand.I32(64*len(w.rows)), w.touched)
-	build.CMPQ(w.touched, w.bytes)
-	build.JLT(ref(within))
-	build.ADDQ(param("stride"), w.touch)
-	build.XORQ(w.touched, w.touched)
-	build.Label(within)
 }
 
 // loop runs body while x, which it counts down, has that many vectors left.
@@ -120,6 +109,9 @@ func (t tier) loop(x reg.GPVirtual, vectors int, body func()) {
 	build.Label(done)
 	build.ADDQ(operand.I32(vectors*t.lanes), x)
 }
+
+// longRow is the size from which on rows are read one after the other, in bytes.
+const longRow = 256
 
 func dots(t tier, e element) {
 	text("dots"+e.name, t, fmt.Sprintf("func(s *float32, ldS int, top, q *float32, d, r int, k *%s, stride, keys int)", e.goType),
@@ -137,18 +129,22 @@ func dots(t tier, e element) {
 		if n > 1 {
 			build.Label(names[n-2])
 		}
-		dotRows(t, e, n)
+		if n > 2 {
+			long, d := label("long"), load("d")
+			build.CMPQ(d, operand.U32(longRow/e.bytes))
+			build.JGT(ref(long))
+			dotRows(t, e, n, 4)
+			build.Label(long)
+		}
+		dotRows(t, e, n, 1)
 	}
 }
 
 // dotRows takes as many keys at a time as give a vector of sums: they are folded
 // together, row by row, and each of them by the same tree.
-func dotRows(t tier, e element, rows int) {
+func dotRows(t tier, e element, rows, group int) {
 	per := t.lanes / []int{1, 2, 4, 4}[rows-1] // keys of a block
-	group := 1
-	if rows > 2 {
-		group = min(per, 4)
-	}
+	group = min(per, group)
 	w := newWalker(t, e, "k", "keys", group)
 	var q reg.GPVirtual
 	var d4, d12 reg.GPVirtual // bytes of a row, and of three, of q
@@ -178,26 +174,20 @@ func dotRows(t tier, e element, rows int) {
 			build.JLE(ref(fold))
 		}
 		build.MOVQ(param("q"), q)
-		w.group(func(row func(int) reg.VecVirtual, beside func(operand.Mem) reg.VecVirtual) {
-			if rows < group {
-				var qs []reg.VecVirtual
+		w.group(func(x step) {
+			if group == 1 { // nothing to share but the key: operands in memory fill fewer slots
+				k := x.row(0)
 				for i := range rows {
-					qs = append(qs, beside(qRow(i)))
-				}
-				for j := range group {
-					k := row(j)
-					for i := range rows {
-						build.VFMADD231PS(k, qs[i], sums[i*per+g+j])
-					}
+					build.VFMADD231PS(x.operand(qRow(i)), k, sums[i*per+g])
 				}
 				return
 			}
 			var ks []reg.VecVirtual
 			for j := range group {
-				ks = append(ks, row(j))
+				ks = append(ks, x.row(j))
 			}
 			for i := range rows {
-				qi := beside(qRow(i))
+				qi := x.beside(qRow(i))
 				for j := range group {
 					build.VFMADD231PS(ks[j], qi, sums[i*per+g+j])
 				}

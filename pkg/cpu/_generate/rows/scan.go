@@ -17,7 +17,7 @@ func norm(t tier, e element) {
 	text("norm"+e.name, t, fmt.Sprintf("func(p *%s, stride, rows, d int) float32", e.goType),
 		"the greatest sum of squares of a row's d elements: +Inf if it overflows or if any",
 		"element is NaN or infinite. stride is in bytes.")
-	w := newWalker(t, e, "p", "rows", 4)
+	w := newWalker(t, e, "p", "rows", 1)
 	left := load("rows")
 	inf, run := t.constant(infBits), t.zero()
 	block, fold := label("block"), label("fold")
@@ -26,16 +26,14 @@ func norm(t tier, e element) {
 	for i := range sums {
 		sums[i] = t.zero()
 	}
-	for g := 0; g < t.lanes; g += 4 {
+	for g := range t.lanes {
 		if g > 0 {
 			build.CMPQ(left, operand.U8(g))
 			build.JLE(ref(fold))
 		}
-		w.group(func(row func(int) reg.VecVirtual, _ func(operand.Mem) reg.VecVirtual) {
-			for j := range 4 {
-				v := row(j)
-				build.VFMADD231PS(v, v, sums[g+j])
-			}
+		w.group(func(x step) {
+			v := x.row(0)
+			build.VFMADD231PS(v, v, sums[g])
 		})
 	}
 	build.Label(fold)
@@ -69,41 +67,32 @@ func peak(t tier, e element) {
 	text("peak"+e.name, t, fmt.Sprintf("func(p *%s, stride, rows, d int) float32", e.goType),
 		"the greatest |x| of rows rows of d elements: +Inf if any is NaN or infinite. stride",
 		"is in bytes.")
-	const group = 4
-	w := newWalker(t, e, "p", "rows", group)
+	w := newWalker(t, e, "p", "rows", 1)
 	left := load("rows")
 	abs := t.constant(absBits)
-	var run [group]reg.VecVirtual
-	for i := range run {
-		run[i] = t.zero()
-	}
+	run := t.zero()
 	block := label("block")
 	build.Label(block)
-	w.group(func(row func(int) reg.VecVirtual, _ func(operand.Mem) reg.VecVirtual) {
-		for j := range run {
-			v := row(j)
-			if t.wide() {
-				build.VPANDD(abs, v, v)
-			} else {
-				build.VPAND(abs, v, v)
-			}
-			// As integers a NaN is above infinity, and infinity above the others.
-			build.VPMAXUD(v, run[j], run[j])
+	w.group(func(x step) {
+		v := x.row(0)
+		if t.wide() {
+			build.VPANDD(abs, v, v)
+		} else {
+			build.VPAND(abs, v, v)
 		}
+		// As integers a NaN is above infinity, and infinity above the others.
+		build.VPMAXUD(v, run, run)
 	})
-	build.SUBQ(operand.U8(group), left)
+	build.SUBQ(operand.U8(1), left)
 	build.JG(ref(block))
-	build.VPMAXUD(run[1], run[0], run[0])
-	build.VPMAXUD(run[3], run[2], run[2])
-	build.VPMAXUD(run[2], run[0], run[0])
 	top, inf := build.GP32(), build.GP32()
-	build.VMOVD(t.across(run[0], build.VPMAXUD), top)
+	build.VMOVD(t.across(run, build.VPMAXUD), top)
 	build.MOVL(operand.U32(infBits), inf)
 	build.CMPL(top, inf)
 	build.CMOVLHI(inf, top)
-	x := build.XMM()
-	build.VMOVD(top, x)
-	retFloat(x)
+	result := build.XMM()
+	build.VMOVD(top, result)
+	retFloat(result)
 }
 
 func widen(t tier, e element) {
