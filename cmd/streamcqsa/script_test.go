@@ -59,6 +59,7 @@ func TestScript(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			// A variable of the user's must not reach a script.
 			e.Vars = slices.DeleteFunc(e.Vars, func(v string) bool { return strings.HasPrefix(v, envPrefix) })
+			e.Setenv("XDG_CACHE_HOME", filepath.Join(e.WorkDir, ".cache"))
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
