@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"math"
+	"sync/atomic"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
@@ -53,39 +54,54 @@ func (d *Device) Apply(work []attention.Work, after ...attention.Event) attentio
 // applyTiles spreads the tiles of query rows over the threads. One thread
 // applies all keys to its tiles, in order, and no tile's arithmetic depends on
 // the tiles that share its task.
+//
+// Tasks get smaller towards the end, so that threads end together, and the last
+// rows of a chunk come first: under a causal mask they see the most keys.
 func (d *Device) applyTiles(work []attention.Work) error {
-	step := taskTiles
-	for step > 1 && d.tasks(work, step) < 4*d.threads {
-		step /= 2
+	var left atomic.Int64 // tiles that nobody has taken
+	for i := range work {
+		s := &d.query[work[i].Query]
+		left.Add(int64(s.heads * s.tiles()))
 	}
-	return d.spread(d.threads, d.tasks(work, step), func(thread, i int) error {
-		for w := range work { // task i of all is task i of some work
-			n := d.tasks(work[w:w+1], step)
-			if i < n {
-				d.do(&d.scratch[thread], work[w], i, step)
-				return nil
+	return d.spread(d.threads, d.threads, func(thread, _ int) error {
+		for n := left.Load(); n > 0 && !d.interrupted.Load(); n = left.Load() {
+			t := d.task(work, int(n))
+			if left.CompareAndSwap(n, n-int64(t.tiles)) {
+				d.do(&d.scratch[thread], t)
 			}
-			i -= n
 		}
 		return nil
 	})
 }
 
-// tasks is the number of tasks in work, each of up to step tiles of one KV head.
-func (d *Device) tasks(work []attention.Work, step int) (n int) {
-	for i := range work {
-		s := &d.query[work[i].Query]
-		n += s.heads * ceilDiv(s.tiles(), step)
-	}
-	return n
+// task is some tiles of one KV head of a work.
+type task struct {
+	work               *attention.Work
+	head, first, tiles int
 }
 
-// do runs one task of w: all its key chunks, in order.
-func (d *Device) do(sc *scratch, w attention.Work, task, step int) {
+// task returns the next task when the first left tiles of work are.
+func (d *Device) task(work []attention.Work, left int) task {
+	n := min(max(left/(2*d.threads), 1), taskTiles)
+	w := 0
+	for ; ; w++ { // tile left-1 of all is a tile of some work
+		s := &d.query[work[w].Query]
+		if all := s.heads * s.tiles(); left > all {
+			left -= all
+			continue
+		}
+		head := (left - 1) / s.tiles()
+		last := (left - 1) % s.tiles()
+		n = min(n, last+1)
+		return task{&work[w], head, last + 1 - n, n}
+	}
+}
+
+// do runs one task: all its key chunks, in order.
+func (d *Device) do(sc *scratch, task task) {
+	w, head, first := task.work, task.head, task.first
 	s, g := &d.query[w.Query], d.geo
-	perHead := ceilDiv(s.tiles(), step)
-	head, first := task/perHead, task%perHead*step
-	tiles := sc.tiles[:min(step, s.tiles()-first)]
+	tiles := sc.tiles[:task.tiles]
 	for i := range tiles {
 		s.tile(g, head, first+i, &tiles[i])
 	}
