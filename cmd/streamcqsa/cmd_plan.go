@@ -154,6 +154,9 @@ func problemLine(p attention.Problem) string {
 	if p.OutDType != p.DType {
 		s += fmt.Sprintf(", output %v", p.OutDType)
 	}
+	if p.Fast {
+		s += ", fast"
+	}
 	if p.Causal != attention.NonCausal {
 		s += fmt.Sprintf(", causal %v", p.Causal)
 	}

@@ -27,11 +27,12 @@ type problemDoc struct {
 	Scale    float64 `json:"scale"`
 	Causal   string  `json:"causal"`
 	FLOPs    float64 `json:"flops"`
+	Fast     bool    `json:"fast,omitempty"` // weights may be rounded to bf16
 }
 
 func problemDocument(p attention.Problem) problemDoc {
 	return problemDoc{p.B, p.Hq, p.Hkv, p.Nq, p.Nk, p.D, p.Dv, p.DType.String(), p.OutDType.String(),
-		p.Layout.String(), p.Scale, p.Causal.String(), p.FLOPs()}
+		p.Layout.String(), p.Scale, p.Causal.String(), p.FLOPs(), p.Fast}
 }
 
 type divisionDoc struct {

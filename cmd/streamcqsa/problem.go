@@ -26,6 +26,7 @@ type problemFlags struct {
 	causal      bool
 	causalAlign string
 	scale       float64
+	precision   string
 	scaleSet    func() bool
 }
 
@@ -40,6 +41,7 @@ func (o *problemFlags) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.causal, "causal", false, "query i sees keys up to its own position")
 	f.StringVar(&o.causalAlign, "causal-align", "", "top-left (i sees j <= i) or bottom-right (the last query sees every key): needed when Nq != Nk")
 	f.Float64Var(&o.scale, "scale", 0, "factor of Q K^T (default 1/sqrt(D))")
+	f.StringVar(&o.precision, "precision", "default", "default: an error below the rounding of O; fast: bf16 inputs may have weights rounded to bf16")
 	f.StringVar(&o.outDType, "out-dtype", "", "element type of O (default: that of the inputs)")
 	o.scaleSet = func() bool { return f.Changed("scale") }
 }
@@ -214,6 +216,13 @@ func (o *problemFlags) complete(p *attention.Problem) error {
 			return classify(errUsage, err)
 		}
 		p.OutDType = t
+	}
+	switch o.precision {
+	case "default":
+	case "fast":
+		p.Fast = true
+	default:
+		return usagef("--precision %q: want default or fast", o.precision)
 	}
 	p.Scale = attention.DefaultScale(p.D)
 	if o.scaleSet() {

@@ -9,6 +9,7 @@ type Geometry struct {
 	DType    DType // of Q, K, V
 	OutDType DType
 	Scale    float64
+	Fast     bool // as in Problem
 
 	KVHeads int // KV heads of the largest head group
 	Group   int // query heads that share one KV head

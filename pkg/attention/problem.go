@@ -42,6 +42,10 @@ type Problem struct {
 	Layout   Layout  // of Q, K, V and O
 	Scale    float64 // multiplies Q K^T
 	Causal   Causal
+
+	// Fast allows a device to round weights to bfloat16 where inputs are
+	// bfloat16: a permission, of which a device without such kernels makes no use.
+	Fast bool
 }
 
 // DefaultScale is 1/sqrt(D).

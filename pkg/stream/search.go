@@ -264,7 +264,7 @@ func (s *search) geometry(c candidate) attention.Geometry {
 	qAxis, kAxis := divide.Axis{N: p.Nq, Chunks: c.queryChunks}, divide.Axis{N: p.Nk, Chunks: c.keyChunks}
 	groups := (p.KVHeads() + c.heads - 1) / c.heads
 	return attention.Geometry{
-		D: p.D, Dv: p.Dv, DType: p.DType, OutDType: p.OutDType, Scale: p.Scale,
+		D: p.D, Dv: p.Dv, DType: p.DType, OutDType: p.OutDType, Scale: p.Scale, Fast: p.Fast,
 		KVHeads: c.heads, Group: p.Group(),
 		QueryRows: qAxis.Longest(), KeyRows: kAxis.Longest(),
 		// More slots than chunks in all head groups would stay unused.
