@@ -55,17 +55,19 @@ func endsWith(t *testing.T, cmd *exec.Cmd, stdout *bufio.Scanner, code int) {
 
 // longProblem makes inputs whose run takes minutes, as holes, and returns the
 // arguments that read them.
-func longProblem(t *testing.T, dir string) []string {
+func longProblem(t *testing.T, dir string) []string { return holes(t, dir, 1<<18) }
+
+func holes(t *testing.T, dir string, n int) []string {
 	t.Helper()
-	const n, d = 1 << 18, 64
-	args := []string{"--layout", "nd", "--mem-budget", "48MiB", "--divide", "cqs", "--chunks", "31"}
+	const d = 64
+	args := []string{"--layout", "nd", "--mem-budget", "48MiB", "--divide", "cqs", "--chunks", "31", "--kernel", "portable"}
 	for _, name := range []string{"q", "k", "v"} {
 		path := filepath.Join(dir, name+".npy")
 		header := npyHeader("<f4", false, fmt.Sprintf("%d, %d", n, d))
 		if err := os.WriteFile(path, header, 0o666); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Truncate(path, int64(len(header))+n*d*4); err != nil {
+		if err := os.Truncate(path, int64(len(header))+int64(n)*d*4); err != nil {
 			t.Fatal(err)
 		}
 		args = append(args, "--"+name, path)
@@ -119,6 +121,48 @@ func TestSignalStopsRun(t *testing.T) {
 			}
 			if len(left) != 4 { // q, k, v and the older result
 				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
+
+// An input that changes while it is read gives no result, and an older one stays.
+func TestInputChangesDuringRun(t *testing.T) {
+	for name, change := range map[string]func(path string) error{
+		"written to": func(path string) error { return os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour)) },
+		"replaced": func(path string) error {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			return errors.Join(os.WriteFile(path+".new", b, 0o666), os.Rename(path+".new", path))
+		},
+		"truncated": func(path string) error { return os.Truncate(path, 1000) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			out := filepath.Join(dir, "o.npy")
+			if err := os.WriteFile(out, []byte("an older result"), 0o666); err != nil {
+				t.Fatal(err)
+			}
+			args := append([]string{"run", "--json", "-o", out}, holes(t, dir, 1<<12)...)
+			cmd, stdout, stderr := start(t, "streamcqsa", args...)
+			if !stdout.Scan() { // the plan: all inputs are open
+				t.Fatal("no plan")
+			}
+			path := filepath.Join(dir, "v.npy")
+			if err := change(path); err != nil {
+				t.Fatal(err)
+			}
+			endsWith(t, cmd, stdout, exitInput)
+			if s := stderr.String(); !strings.Contains(s, path) || strings.Count(s, "\n") != 1 {
+				t.Errorf("stderr %q, want one line that names %s", s, path)
+			}
+			if got, err := os.ReadFile(out); err != nil || string(got) != "an older result" {
+				t.Errorf("the older result is now %q, %v", got, err)
+			}
+			if left, err := filepath.Glob(out + ".*"); err != nil || len(left) != 0 {
+				t.Errorf("left behind: %v, %v", left, err)
 			}
 		})
 	}
