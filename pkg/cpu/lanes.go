@@ -49,4 +49,21 @@ type laneKernels struct {
 	// values computes acc[x][i] = acc[x][i]*alpha[i] + the sum over j of
 	// p[j][i]*v[j][x], in ascending order by float32 FMA from 0, for dv features.
 	values func(acc, alpha *float64, lanes int, p *float32, keys int, v *float32, stride, dv int)
+
+	// These three round weights to bfloat16, and multiply them by bfloat16 values
+	// in pairs of keys. They are nil where scoresBF16 is.
+	//
+	// pairValues sets to[j/2][x] = v[j][x] | v[j+1][x]<<16 for even j, x < dv; after
+	// the last key comes 0.
+	pairValues func(to *uint32, v *uint16, stride, keys, dv int)
+
+	// softmaxPairs is softmax with t = s*hi - base, within 1e-4 of 2^t before it is
+	// rounded to nearest: p[j/2][i] holds w[j][i] in its lower half and w[j+1][i], or
+	// 0 after the last key, above. lo, less than an ulp of hi, is too little to tell.
+	// l sums the rounded weights, without subnormal numbers. p may be s.
+	softmaxPairs func(p *uint32, s *float32, lanes, keys int, base *float32, hi, lo float32, l, alpha *float64)
+
+	// valuesPairs is values for pairs of keys; v is [pairs][dv]. Subnormal numbers
+	// count as 0.
+	valuesPairs func(acc, alpha *float64, lanes int, p *uint32, pairs int, v *uint32, dv int)
 }

@@ -1,11 +1,18 @@
 package cpu
 
-import "golang.org/x/sys/cpu"
+import (
+	"sync"
+	"time"
+
+	"golang.org/x/sys/cpu"
+)
 
 //go:generate go run -C _generate ./lanes -out ../lanes_amd64.s -stubs ../lanes_stub_amd64.go -pkg cpu
 
 // laneTiers returns the kernels that this CPU can run, best first.
-func laneTiers() (tiers []laneKernels) {
+func laneTiers() []laneKernels { return laneTiersBy(halfRate) }
+
+func laneTiersBy(halved func() bool) (tiers []laneKernels) {
 	x := &cpu.X86
 	if x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL {
 		k := laneKernels{
@@ -15,7 +22,11 @@ func laneTiers() (tiers []laneKernels) {
 			softmax: softmaxAVX512, softmaxWide: softmaxWideAVX512, values: valuesAVX512,
 		}
 		if x.HasAVX512BF16 {
-			k.scoresBF16 = scoresBF16AVX512
+			k.scoresBF16, k.pairValues = scoresBF16AVX512, pairValuesAVX512
+			k.softmaxPairs, k.valuesPairs = softmaxPairsAVX512, valuesPairsAVX512
+		}
+		if halved() {
+			k.halve()
 		}
 		tiers = append(tiers, k)
 	}
@@ -29,6 +40,59 @@ func laneTiers() (tiers []laneKernels) {
 	}
 	return tiers
 }
+
+// halve sends tiles of 16 lanes to the kernels with vectors of 256 bits. The
+// results are the same to the bit.
+func (k *laneKernels) halve() {
+	k.scores = func(s, top, q *float32, d, lanes int, kk *float32, stride, keys int) {
+		if lanes == 16 {
+			scoresHalfAVX512(s, top, q, d, lanes, kk, stride, keys)
+		} else {
+			scoresAVX512(s, top, q, d, lanes, kk, stride, keys)
+		}
+	}
+	k.values = func(acc, alpha *float64, lanes int, p *float32, keys int, v *float32, stride, dv int) {
+		if lanes == 16 {
+			valuesHalfAVX512(acc, alpha, lanes, p, keys, v, stride, dv)
+		} else {
+			valuesAVX512(acc, alpha, lanes, p, keys, v, stride, dv)
+		}
+	}
+	if k.scoresBF16 == nil {
+		return
+	}
+	k.scoresBF16 = func(s, top *float32, q *uint32, d, lanes int, kk *uint16, stride, keys int) {
+		if lanes == 16 {
+			scoresBF16HalfAVX512(s, top, q, d, lanes, kk, stride, keys)
+		} else {
+			scoresBF16AVX512(s, top, q, d, lanes, kk, stride, keys)
+		}
+	}
+	k.valuesPairs = func(acc, alpha *float64, lanes int, p *uint32, pairs int, v *uint32, dv int) {
+		if lanes == 16 {
+			valuesPairsHalfAVX512(acc, alpha, lanes, p, pairs, v, dv)
+		} else {
+			valuesPairsAVX512(acc, alpha, lanes, p, pairs, v, dv)
+		}
+	}
+}
+
+// halfRate says whether vectors of 512 bits take as long as two of 256: then 16
+// lanes are better two vectors, since a broadcast serves both and costs half as
+// much. It takes some ten microseconds; no result depends on it.
+var halfRate = sync.OnceValue(func() bool {
+	var best [2]time.Duration
+	for i := range 8 {
+		for j, run := range []func(int){fmaPeak256, fmaPeak512} {
+			start := time.Now()
+			run(200)
+			if took := time.Since(start); i == 0 || took < best[j] {
+				best[j] = took
+			}
+		}
+	}
+	return 2*best[1] > 3*best[0]
+})
 
 // FLOPs of an iteration of the loops that measure the FMA peak.
 const (

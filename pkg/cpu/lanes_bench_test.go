@@ -9,6 +9,7 @@ import (
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 const peakRun = 200_000 // iterations of an FMA loop: below a millisecond
@@ -109,6 +110,18 @@ func BenchmarkLaneKernels(b *testing.B) {
 				run("scoresBF16", flops, func() { k.scoresBF16(&t.s[0], &t.top[0], &t.qPairs[0], d, lanes, &short[0], 2*d, keys) })
 			}
 			run("scoresWide", flops, func() { k.scoresWide(&t.s64[0], &t.top64[0], &t.q64[0], d, lanes, &kv[0], 4*d, keys) })
+			if k.valuesPairs != nil {
+				pairs, v := laneFill(lanes*keys/2, uint32(0x3F003F00)), make([]uint32, keys/2*d)
+				k.pairValues(&v[0], &short[0], 2*d, keys, d)
+				run("valuesPairs", flops, func() { k.valuesPairs(&t.acc[0], &t.alpha[0], lanes, &pairs[0], keys/2, &v[0], d) })
+			}
+			if k.valuesPairs != nil && d == 64 {
+				p, v := make([]uint32, lanes*keys/2), make([]uint32, keys/2*d)
+				run("softmaxPairs", float64(32*lanes*keys), func() {
+					k.softmaxPairs(&p[0], &t.s[0], lanes, keys, &t.base[0], 0.1, 1e-9, &t.l[0], &t.alpha[0])
+				})
+				run("pairValues", float64(2*lanes*keys*d), func() { k.pairValues(&v[0], &short[0], 2*d, keys, d) }) // as the products of one tile
+			}
 			p := laneFill(lanes*keys, float32(0.5))
 			run("values", flops, func() { k.values(&t.acc[0], &t.alpha[0], lanes, &p[0], keys, &kv[0], 4*d, d) })
 			if d == 64 {
@@ -131,13 +144,14 @@ func BenchmarkLaneAttention(b *testing.B) {
 	for _, k := range laneTiers() {
 		for _, d := range []int{64, 128} {
 			ks, vs := benchData(keys*d), benchData(keys*d)
-			for _, kind := range []string{"f32", "bf16", "wide"} {
-				if kind == "bf16" && k.scoresBF16 == nil {
+			for _, kind := range []string{"f32", "bf16", "fast", "wide"} {
+				if (kind == "bf16" || kind == "fast") && k.scoresBF16 == nil {
 					continue
 				}
-				short := laneTruncate(ks)
+				short, shortV := laneTruncate(ks), laneTruncate(vs)
+				pairs := make([]uint32, 256*d)
 				for _, keyTile := range []int{128, 256, 512} {
-					for _, tiles := range []int{1, 4} {
+					for _, tiles := range []int{1, 4, 8} {
 						var ts []*laneTile
 						for range tiles {
 							ts = append(ts, newLaneTile(lanes, d, keyTile))
@@ -152,6 +166,9 @@ func BenchmarkLaneAttention(b *testing.B) {
 							againstPeak(b, k.name, float64(4*lanes*tiles*keys*d), func() {
 								for at := 0; at < keys; at += keyTile {
 									kk, v := &ks[at*d], &vs[at*d]
+									if kind == "fast" { // once for all query tiles
+										k.pairValues(&pairs[0], &shortV[at*d], 2*d, keyTile, d)
+									}
 									for _, t := range ts {
 										switch kind {
 										case "wide":
@@ -165,12 +182,18 @@ func BenchmarkLaneAttention(b *testing.B) {
 											for i := range t.top {
 												t.top[i] = inf
 											}
-											if kind == "bf16" {
+											if kind != "f32" {
 												k.scoresBF16(&t.s[0], &t.top[0], &t.qPairs[0], d, lanes, &short[at*d], 2*d, keyTile)
 											} else {
 												k.scores(&t.s[0], &t.top[0], &t.q[0], d, lanes, kk, 4*d, keyTile)
 											}
 											k.rebase(&t.m[0], &t.alpha[0], &t.base[0], &t.top[0], lanes, c)
+											if kind == "fast" {
+												p := (*uint32)(unsafe.Pointer(&t.s[0]))
+												k.softmaxPairs(p, &t.s[0], lanes, keyTile, &t.base[0], hi, lo, &t.l[0], &t.alpha[0])
+												k.valuesPairs(&t.acc[0], &t.alpha[0], lanes, p, keyTile/2, &pairs[0], d)
+												continue
+											}
 											k.softmax(&t.s[0], lanes, keyTile, &t.base[0], hi, lo, &t.l[0], &t.alpha[0])
 										}
 										k.values(&t.acc[0], &t.alpha[0], lanes, &t.s[0], keyTile, v, 4*d, d)

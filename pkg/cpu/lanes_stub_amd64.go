@@ -65,6 +65,27 @@ func softmaxWideAVX512(p *float32, s *float64, lanes int, keys int, base *float6
 //go:noescape
 func valuesAVX512(acc *float64, alpha *float64, lanes int, p *float32, keys int, v *float32, stride int, dv int)
 
+// softmaxPairsAVX512: weights w = 2^(s*hi - base), 0 where s is -Inf, rounded to
+// bfloat16 and in pairs of keys: p[j/2][i] holds w[j][i] in its lower half and
+// w[j+1][i], or 0 after the last key, above. l[i] = l[i]*alpha[i] + the float32 sum of
+// the rounded weights. p may be s: rows are written front to back, after they were read.
+//
+//go:noescape
+func softmaxPairsAVX512(p *uint32, s *float32, lanes int, keys int, base *float32, hi float32, lo float32, l *float64, alpha *float64)
+
+// valuesPairsAVX512: acc[x][i] = acc[x][i]*alpha[i] + the sum over j of
+// the products of pairs p[j][i] and v[j][x], for dv features: one chain of
+// VDPBF16PS from 0, pairs ascending.
+//
+//go:noescape
+func valuesPairsAVX512(acc *float64, alpha *float64, lanes int, p *uint32, pairs int, v *uint32, dv int)
+
+// pairValuesAVX512: to[j/2][x] = v[j][x] | v[j+1][x]<<16 for even j; after the last
+// key comes 0. stride is in bytes.
+//
+//go:noescape
+func pairValuesAVX512(to *uint32, v *uint16, stride int, keys int, dv int)
+
 // fmaPeak512 runs n >= 1 iterations of 12 independent FMAs on registers.
 func fmaPeak512(n int)
 
@@ -127,3 +148,29 @@ func valuesAVX2(acc *float64, alpha *float64, lanes int, p *float32, keys int, v
 
 // fmaPeak256 runs n >= 1 iterations of 12 independent FMAs on registers.
 func fmaPeak256(n int)
+
+// scoresHalfAVX512: s[j][i] = the sum over x of k[j][x]*q[x][i],
+// one chain of float32 FMAs from 0, features ascending. top[i] is raised to the
+// greatest of its scores; a NaN does not raise it. stride is in bytes.
+//
+//go:noescape
+func scoresHalfAVX512(s *float32, top *float32, q *float32, d int, lanes int, k *float32, stride int, keys int)
+
+// valuesHalfAVX512: acc[x][i] = acc[x][i]*alpha[i] + the sum over j of p[j][i]*v[j][x], for dv
+// features: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.
+//
+//go:noescape
+func valuesHalfAVX512(acc *float64, alpha *float64, lanes int, p *float32, keys int, v *float32, stride int, dv int)
+
+// scoresBF16HalfAVX512: the scores of bfloat16 keys, accumulated in float32 over pairs of features:
+// q[x/2][i] holds feature x in its lower half and x+1 above. d is even.
+//
+//go:noescape
+func scoresBF16HalfAVX512(s *float32, top *float32, q *uint32, d int, lanes int, k *uint16, stride int, keys int)
+
+// valuesPairsHalfAVX512: acc[x][i] = acc[x][i]*alpha[i] + the sum over j of
+// the products of pairs p[j][i] and v[j][x], for dv features: one chain of
+// VDPBF16PS from 0, pairs ascending.
+//
+//go:noescape
+func valuesPairsHalfAVX512(acc *float64, alpha *float64, lanes int, p *uint32, pairs int, v *uint32, dv int)

@@ -14,17 +14,20 @@ import (
 
 // Tier is an instruction set for which a kernel is generated.
 type Tier struct {
-	Suffix string // of the function names
-	Bytes  int    // of a vector
-	spec   reg.Spec
+	Suffix    string // of the function names
+	Bytes     int    // of a vector
+	Registers int
+	spec      reg.Spec
 }
 
+// AVX512Half is AVX-512 on vectors of 256 bits.
 var (
-	AVX512 = Tier{"AVX512", 64, reg.S512}
-	AVX2   = Tier{"AVX2", 32, reg.S256}
+	AVX512     = Tier{"AVX512", 64, 32, reg.S512}
+	AVX512Half = Tier{"HalfAVX512", 32, 32, reg.S256}
+	AVX2       = Tier{"AVX2", 32, 16, reg.S256}
 )
 
-// Wide says whether the tier has 512-bit vectors, 32 of them, and masks.
+// Wide says whether the tier has 512-bit vectors.
 func (t Tier) Wide() bool { return t.Bytes == 64 }
 
 // V is vector register i at the tier's full width.
@@ -40,7 +43,7 @@ func (t Tier) Half(i int) reg.Physical {
 
 // Zero clears a vector register.
 func (t Tier) Zero(i int) {
-	if t.Wide() {
+	if t.Registers == 32 {
 		build.VPXORD(t.V(i), t.V(i), t.V(i))
 	} else {
 		build.VXORPS(t.V(i), t.V(i), t.V(i))
@@ -49,9 +52,12 @@ func (t Tier) Zero(i int) {
 
 // UpperHalf copies the upper half of register i to the lower half of register to.
 func (t Tier) UpperHalf(i, to int) {
-	if t.Wide() {
+	switch {
+	case t.Wide():
 		build.VEXTRACTF64X4(operand.U8(1), t.V(i), t.Half(to))
-	} else {
+	case t.Registers == 32:
+		build.VEXTRACTF64X2(operand.U8(1), t.V(i), t.Half(to))
+	default:
 		build.VEXTRACTF128(operand.U8(1), t.V(i), t.Half(to))
 	}
 }
@@ -74,17 +80,43 @@ func (t Tier) Narrow(i int) {
 	}
 }
 
-// DotBF16 emits VDPBF16PS on 512-bit registers: acc += a.low*b.low + a.high*b.high
-// for every pair of bfloat16. The Go assembler has no such instruction.
-func DotBF16(a, b, acc int) {
+// DotBF16 emits VDPBF16PS: acc += a.low*b.low + a.high*b.high for every pair of
+// bfloat16. The Go assembler has no such instruction.
+func (t Tier) DotBF16(a, b, acc int) {
+	build.Comment("VDPBF16PS " + t.name(a) + ", " + t.name(b) + ", " + t.name(acc))
+	t.evex(2, 2, 0x52, a, b, acc)
+}
+
+// PackBF16 emits VCVTNE2PS2BF16: to = low, rounded to bfloat16, in the lower half
+// and high in the upper. Subnormal numbers become 0. The Go assembler has no such
+// instruction.
+func (t Tier) PackBF16(low, high, to int) {
+	build.Comment("VCVTNE2PS2BF16 " + t.name(low) + ", " + t.name(high) + ", " + t.name(to))
+	t.evex(2, 3, 0x72, low, high, to)
+}
+
+// name is what the Go assembler calls a vector register.
+func (t Tier) name(i int) string {
+	if t.Wide() {
+		return "Z" + strconv.Itoa(i)
+	}
+	return "Y" + strconv.Itoa(i)
+}
+
+// evex emits an instruction on three registers without mask, W0, of an opcode map
+// and a prefix (2 for F3, 3 for F2): a is the last source, b the one before it.
+func (t Tier) evex(space, prefix, opcode uint32, a, b, to int) {
 	not := func(reg, bit int) uint32 { return uint32(^reg>>bit) & 1 }
-	p0 := not(acc, 3)<<7 | not(a, 4)<<6 | not(a, 3)<<5 | not(acc, 4)<<4 | 2 // map 0F38
-	p1 := uint32(^b&15)<<3 | 1<<2 | 2                                       // W0, prefix F3
-	p2 := uint32(2<<5) | not(b, 4)<<3                                       // 512 bits, no mask
-	modrm := uint32(0xC0 | acc&7<<3 | a&7)
-	build.Comment("VDPBF16PS Z" + strconv.Itoa(a) + ", Z" + strconv.Itoa(b) + ", Z" + strconv.Itoa(acc))
+	length := uint32(1)
+	if t.Wide() {
+		length = 2
+	}
+	p0 := not(to, 3)<<7 | not(a, 4)<<6 | not(a, 3)<<5 | not(to, 4)<<4 | space
+	p1 := uint32(^b&15)<<3 | 1<<2 | prefix
+	p2 := length<<5 | not(b, 4)<<3
+	modrm := uint32(0xC0 | to&7<<3 | a&7)
 	raw("LONG", operand.U32(0x62|p0<<8|p1<<16|p2<<24))
-	raw("WORD", operand.U16(uint16(0x52|modrm<<8)))
+	raw("WORD", operand.U16(uint16(opcode|modrm<<8)))
 }
 
 func raw(opcode string, bits operand.Constant) {

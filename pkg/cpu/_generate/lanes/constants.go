@@ -39,6 +39,11 @@ func constant64(x float64) Mem {
 func one32() Mem { return data("lanesOne32", 1, func(int) Constant { return U32(1) }) }
 func one64() Mem { return data("lanesOne64", 1, func(int) Constant { return U64(1) }) }
 
+// bits32 are 32 bits.
+func bits32(x uint32) Mem {
+	return data(fmt.Sprintf("lanesBits_%08x", x), 1, func(int) Constant { return U32(x) })
+}
+
 // powersOf16 is 2^(i/16).
 func powersOf16() Mem {
 	return data("lanesPowers16", 16, func(i int) Constant {

@@ -49,9 +49,9 @@ func blockOf(t emit.Tier, lanes, size int) block {
 		b.vectors = 2
 	}
 	switch {
-	case !t.Wide() && b.vectors == 3:
+	case t.Registers == 16 && b.vectors == 3:
 		b.rows = []int{4, 2, 1}
-	case !t.Wide():
+	case t.Registers == 16:
 		b.rows = []int{6, 4, 2, 1}
 	case b.vectors == 3:
 		b.rows = []int{8, 4, 2, 1}
@@ -79,8 +79,15 @@ func (b *block) twoChains() {
 }
 
 // dispatch emits body once for every number of lanes and jumps to the right one.
-// A body ends where it falls through to the common return.
+// A body ends where it falls through to the common return. Halved AVX-512 is for
+// 16 lanes alone.
 func dispatch(t emit.Tier, body func(lanes int)) {
+	if t == emit.AVX512Half {
+		body(16)
+		VZEROUPPER()
+		RET()
+		return
+	}
 	n := Load(Param("lanes"), RAX)
 	CMPQ(n, U32(32))
 	JLT(LabelRef("lanes16"))
@@ -110,11 +117,8 @@ type sums struct {
 func (s sums) sum(chain, r, v int) int { return (chain*s.rows+r)*s.vectors + v }
 func (s sums) panel(v int) int         { return s.chains*s.rows*s.vectors + v }
 func (s sums) broadcast(r int) int {
-	first, end := s.panel(s.vectors), 16
-	if s.tier.Wide() {
-		end = 32
-	}
-	return first + r%(end-first)
+	first := s.panel(s.vectors)
+	return first + r%(s.tier.Registers-first)
 }
 
 func (s sums) clear() {
@@ -158,7 +162,7 @@ func (s sums) step(n number, chain int, panel Mem, element func(r int) Mem) {
 			case f64:
 				VFMADD231PD(t.V(s.panel(v)), t.V(b), t.V(s.sum(chain, r, v)))
 			case bf16:
-				emit.DotBF16(s.panel(v), b, s.sum(chain, r, v))
+				t.DotBF16(s.panel(v), b, s.sum(chain, r, v))
 			default:
 				VFMADD231PS(t.V(s.panel(v)), t.V(b), t.V(s.sum(chain, r, v)))
 			}
@@ -183,7 +187,6 @@ func address(name string) Mem {
 var stride, stride3, stride5, stride7 = R8, R9, R10, R11
 
 func multiples() {
-	arg("stride", stride)
 	LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, stride3)
 	LEAQ(Mem{Base: stride, Index: stride, Scale: 4}, stride5)
 	LEAQ(Mem{Base: stride3, Index: stride, Scale: 4}, stride7)
@@ -223,10 +226,11 @@ func scores(t emit.Tier, n number) {
 	left := AllocLocal(8) // keys
 	dispatch(t, func(lanes int) {
 		b := blockOf(t, lanes, n.size)
-		if t.Wide() && n != f64 {
+		if t.Registers == 32 && n != f64 {
 			b.twoChains()
 		}
 		l := fmt.Sprintf("scores%d", lanes)
+		arg("stride", stride)
 		multiples()
 		XORQ(R14, R14) // offset of the part in a panel row
 		Label(l + "part")
@@ -364,14 +368,26 @@ func move(n number, from, to Op) {
 	}
 }
 
-func values(t emit.Tier) {
-	TEXT("values"+t.Suffix, attrs,
-		"func(acc, alpha *float64, lanes int, p *float32, keys int, v *float32, stride, dv int)")
+// values multiplies float32 weights or, of bfloat16, pairs of them.
+func values(t emit.Tier, n number) {
+	name, lines := "values"+t.Suffix, valuesDoc
+	signature := "func(acc, alpha *float64, lanes int, p *float32, keys int, v *float32, stride, dv int)"
+	if n == bf16 {
+		name, lines = "valuesPairs"+t.Suffix, valuesPairsDoc
+		signature = "func(acc, alpha *float64, lanes int, p *uint32, pairs int, v *uint32, dv int)"
+	}
+	TEXT(name, attrs, signature)
 	Pragma("noescape")
-	doc("values"+t.Suffix, valuesDoc)
+	doc(name, lines)
 	dispatch(t, func(lanes int) {
 		b := blockOf(t, lanes, 4)
 		l := fmt.Sprintf("values%d", lanes)
+		if n == bf16 {
+			arg("dv", stride)
+			SHLQ(U8(2), stride)
+		} else {
+			arg("stride", stride)
+		}
 		multiples()
 		XORQ(R14, R14) // offset of the part in a row of p
 		Label(l + "part")
@@ -384,7 +400,7 @@ func values(t emit.Tier) {
 		ADDQ(R14, RCX)
 		arg("dv", RSI)
 		for _, rows := range b.rows {
-			valuesBlock(t, b, rows, fmt.Sprintf("%sfeatures%d", l, rows))
+			valuesBlock(t, n, b, rows, fmt.Sprintf("%sfeatures%d", l, rows))
 		}
 		if b.vectors*t.Bytes < b.row {
 			ADDQ(U32(b.vectors*t.Bytes), R14)
@@ -399,7 +415,7 @@ func values(t emit.Tier) {
 const ahead = 16
 
 // valuesBlock emits the loop over blocks of rows features.
-func valuesBlock(t emit.Tier, b block, rows int, label string) {
+func valuesBlock(t emit.Tier, n number, b block, rows int, label string) {
 	s := sums{t, rows, b.vectors, 1}
 	Label(label)
 	CMPQ(RSI, U32(rows))
@@ -407,9 +423,13 @@ func valuesBlock(t emit.Tier, b block, rows int, label string) {
 	s.clear()
 	MOVQ(RBX, R12)
 	MOVQ(RCX, RDI)
-	arg("keys", RDX)
+	if n == bf16 {
+		arg("pairs", RDX)
+	} else {
+		arg("keys", RDX)
+	}
 	step := func(u int) {
-		s.step(f32, 0, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(R12, u).Offset(4 * r) })
+		s.step(n, 0, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(R12, u).Offset(4 * r) })
 	}
 	if rows == b.rows[0] {
 		MOVQ(RAX, R11) // acc is needed at the end of the block
@@ -456,7 +476,7 @@ func valuesBlock(t emit.Tier, b block, rows int, label string) {
 			for r := range rows {
 				at := Mem{Base: RAX, Disp: 2*r*b.row + part}
 				to := high
-				if t.Wide() {
+				if t.Registers == 32 {
 					to += (r + half) % 3
 				}
 				if half == 0 {

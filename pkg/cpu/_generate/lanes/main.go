@@ -24,8 +24,17 @@ func main() {
 		rebase(t, f64)
 		softmax(t, false)
 		softmax(t, true)
-		values(t)
+		values(t, f32)
+		if t.Wide() {
+			softmaxPairs(t)
+			values(t, bf16)
+			pairValues(t)
+		}
 		fmaPeak(t)
+	}
+	for _, n := range []number{f32, bf16} {
+		scores(emit.AVX512Half, n)
+		values(emit.AVX512Half, n)
 	}
 	build.Generate()
 }
@@ -72,5 +81,20 @@ var (
 	valuesDoc = []string{
 		"acc[x][i] = acc[x][i]*alpha[i] + the sum over j of p[j][i]*v[j][x], for dv",
 		"features: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.",
+	}
+	softmaxPairsDoc = []string{
+		"weights w = 2^(s*hi - base), 0 where s is -Inf, rounded to",
+		"bfloat16 and in pairs of keys: p[j/2][i] holds w[j][i] in its lower half and",
+		"w[j+1][i], or 0 after the last key, above. l[i] = l[i]*alpha[i] + the float32 sum of",
+		"the rounded weights. p may be s: rows are written front to back, after they were read.",
+	}
+	valuesPairsDoc = []string{
+		"acc[x][i] = acc[x][i]*alpha[i] + the sum over j of",
+		"the products of pairs p[j][i] and v[j][x], for dv features: one chain of",
+		"VDPBF16PS from 0, pairs ascending.",
+	}
+	pairValuesDoc = []string{
+		"to[j/2][x] = v[j][x] | v[j+1][x]<<16 for even j; after the last",
+		"key comes 0. stride is in bytes.",
 	}
 )

@@ -294,18 +294,7 @@ func softmax(t emit.Tier, wide bool) {
 		arg("l", RBX)
 		arg("alpha", RCX)
 		for v, sum := range e.sums {
-			for half := range 2 {
-				part := (2*v + half) * t.Bytes
-				if half == 0 {
-					VCVTPS2PD(t.Half(sum), t.V(0))
-				} else {
-					t.UpperHalf(sum, 0)
-					VCVTPS2PD(t.Half(0), t.V(0))
-				}
-				VMOVUPD(Mem{Base: RCX, Disp: part}, t.V(1))
-				VFMADD231PD(Mem{Base: RBX, Disp: part}, t.V(1), t.V(0))
-				VMOVUPD(t.V(0), Mem{Base: RBX, Disp: part})
-			}
+			addSum(t, sum, v)
 		}
 	})
 }

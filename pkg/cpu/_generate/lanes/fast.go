@@ -1,0 +1,205 @@
+package main
+
+import (
+	"fmt"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	. "github.com/mmcloughlin/avo/reg"
+
+	"github.com/streamcqsa/streamcqsa/pkg/cpu/_generate/emit"
+)
+
+// exp2Unit is a polynomial for 2^r on [0, 1), highest coefficient first, less the
+// last, which is 1; relative error 8.6e-5, small against bfloat16's 2e-3.
+var exp2Unit = []float32{0.07706704, 0.227645, 0.69511676}
+
+// oneAt7 is 1 and a number whose lowest bit is 2^-7: in a sum with what is in
+// [0, 1] it leaves 8 significant bits, rounded as to bfloat16.
+const (
+	magic7 = 3 << 15
+	oneAt7 = magic7 + 1
+)
+
+// softmaxPairs takes t apart into an integer, which VSCALEFPS finds itself, and a
+// rest in [0, 1). The polynomial's last FMA rounds 2^rest to 8 bits, so that the
+// weight is a bfloat16 from there on. A dot product with ones sums what the
+// product with V will see: without subnormal numbers.
+func softmaxPairs(t emit.Tier) {
+	name := "softmaxPairs" + t.Suffix
+	TEXT(name, attrs, "func(p *uint32, s *float32, lanes, keys int, base *float32, hi, lo float32, l, alpha *float64)")
+	Pragma("noescape")
+	doc(name, softmaxPairsDoc)
+	const (
+		hi, c0, c1, c2, one, magic, upper, ones = 31, 30, 29, 28, 27, 26, 25, 24
+		firstSum, firstBase                     = 21, 18
+	)
+	base := func(v int) Physical { return t.V(firstBase + v) }
+	dispatch(t, func(lanes int) {
+		vectors := lanes * 4 / t.Bytes
+		row := lanes * 4
+		arg("p", RBX)
+		arg("s", RAX)
+		arg("base", RDI)
+		arg("keys", RSI)
+		// 0 * -Inf is NaN, but the least number times -Inf is -Inf.
+		VBROADCASTSS(address("hi"), t.V(hi))
+		VPBROADCASTD(one32(), t.V(0))
+		VMAXPS(t.V(0), t.V(hi), t.V(hi))
+		for k, r := range []int{c0, c1, c2} {
+			VBROADCASTSS(constant(exp2Unit[k]), t.V(r))
+		}
+		VBROADCASTSS(constant(oneAt7), t.V(one))
+		VBROADCASTSS(constant(magic7), t.V(magic))
+		VPBROADCASTD(bits32(0xFFFF0000), t.V(upper))
+		VPBROADCASTD(bits32(0x3F803F80), t.V(ones))
+		for v := range vectors {
+			VMOVUPS(Mem{Base: RDI, Disp: v * t.Bytes}, base(v))
+			t.Zero(firstSum + v)
+		}
+		weights := func(rows int) {
+			var x, r, y [6]Physical
+			n := rows * vectors
+			for i := range n {
+				x[i], r[i], y[i] = t.V(3*i), t.V(3*i+1), t.V(3*i+2)
+			}
+			for i := range n {
+				VMOVUPS(Mem{Base: RAX, Disp: i/vectors*row + i%vectors*t.Bytes}, x[i])
+				VFMSUB213PS(base(i%vectors), t.V(hi), x[i])
+			}
+			for i := range n {
+				VREDUCEPS(U8(roundFloor), x[i], r[i])
+				VMOVAPS(t.V(c0), y[i])
+				VFMADD213PS(t.V(c1), r[i], y[i])
+			}
+			for i := range n {
+				VFMADD213PS(t.V(c2), r[i], y[i])
+			}
+			for i := range n {
+				VFMADD213PS(t.V(one), r[i], y[i])
+			}
+			for i := range n {
+				VSUBPS(t.V(magic), y[i], y[i])
+				VSCALEFPS(x[i], y[i], y[i])
+			}
+			for v := range vectors {
+				VPSRLD(U8(16), y[v], y[v])
+				if rows == 2 {
+					VPTERNLOGD(U8(0xF8), t.V(upper), y[vectors+v], y[v]) // y | next & upper
+				}
+				t.DotBF16(3*v+2, ones, firstSum+v)
+				VMOVUPS(y[v], Mem{Base: RBX, Disp: v * t.Bytes})
+			}
+		}
+		l := fmt.Sprintf("weights%d", lanes)
+		SUBQ(U8(2), RSI)
+		JLT(LabelRef(l + "last"))
+		Label(l)
+		weights(2)
+		ADDQ(U32(2*row), RAX)
+		ADDQ(U32(row), RBX)
+		SUBQ(U8(2), RSI)
+		JGE(LabelRef(l))
+		Label(l + "last")
+		ADDQ(U8(2), RSI)
+		JZ(LabelRef(l + "summed"))
+		weights(1)
+		Label(l + "summed")
+		arg("l", RBX)
+		arg("alpha", RCX)
+		for v := range vectors {
+			addSum(t, firstSum+v, v)
+		}
+	})
+}
+
+// addSum adds vector v of float32 sums to l, at BX, times alpha, at CX.
+func addSum(t emit.Tier, sum, v int) {
+	for half := range 2 {
+		part := (2*v + half) * t.Bytes
+		if half == 0 {
+			VCVTPS2PD(t.Half(sum), t.V(0))
+		} else {
+			t.UpperHalf(sum, 0)
+			VCVTPS2PD(t.Half(0), t.V(0))
+		}
+		VMOVUPD(Mem{Base: RCX, Disp: part}, t.V(1))
+		VFMADD231PD(Mem{Base: RBX, Disp: part}, t.V(1), t.V(0))
+		VMOVUPD(t.V(0), Mem{Base: RBX, Disp: part})
+	}
+}
+
+// pairValues interleaves two rows, 16 words of each at a time.
+func pairValues(t emit.Tier) {
+	name := "pairValues" + t.Suffix
+	TEXT(name, attrs, "func(to *uint32, v *uint16, stride, keys, dv int)")
+	Pragma("noescape")
+	doc(name, pairValuesDoc)
+	arg("to", RDI)
+	arg("v", RBX)
+	arg("stride", stride)
+	arg("keys", RSI)
+	const low, high = 0, 1
+	// words interleaves up to 16 words at offset DX of the rows.
+	words := func(pair, masked bool) {
+		first, next := Mem{Base: R12}, Mem{Base: R12, Index: stride, Scale: 1}
+		if masked {
+			VPMOVZXWD_Z(first, K1, t.V(low))
+		} else {
+			VPMOVZXWD(first, t.V(low))
+		}
+		if pair {
+			if masked {
+				VPMOVZXWD_Z(next, K1, t.V(high))
+			} else {
+				VPMOVZXWD(next, t.V(high))
+			}
+			VPSLLD(U8(16), t.V(high), t.V(high))
+			VPORD(t.V(high), t.V(low), t.V(low))
+		}
+		if masked {
+			VMOVDQU32(t.V(low), K1, Mem{Base: RDI})
+		} else {
+			VMOVDQU32(t.V(low), Mem{Base: RDI})
+		}
+	}
+	// K1 has the features after the last 16.
+	arg("dv", RCX)
+	ANDQ(U8(15), RCX)
+	MOVQ(U32(1), RAX)
+	SHLQ(CL, RAX)
+	DECQ(RAX)
+	KMOVW(EAX, K1)
+	row := func(l string, pair bool) {
+		MOVQ(RBX, R12)
+		arg("dv", RDX)
+		SUBQ(U8(16), RDX)
+		JLT(LabelRef(l + "rest"))
+		Label(l + "words")
+		words(pair, false)
+		ADDQ(U8(32), R12)
+		ADDQ(U8(64), RDI)
+		SUBQ(U8(16), RDX)
+		JGE(LabelRef(l + "words"))
+		Label(l + "rest")
+		TESTQ(RCX, RCX)
+		JZ(LabelRef(l + "done"))
+		words(pair, true)
+		LEAQ(Mem{Base: RDI, Index: RCX, Scale: 4}, RDI)
+		Label(l + "done")
+	}
+	SUBQ(U8(2), RSI)
+	JLT(LabelRef("last"))
+	Label("pairs")
+	row("pair", true)
+	LEAQ(Mem{Base: RBX, Index: stride, Scale: 2}, RBX)
+	SUBQ(U8(2), RSI)
+	JGE(LabelRef("pairs"))
+	Label("last")
+	ADDQ(U8(2), RSI)
+	JZ(LabelRef("done"))
+	row("single", false)
+	Label("done")
+	VZEROUPPER()
+	RET()
+}
