@@ -68,15 +68,21 @@ func runBench(ctx context.Context, w io.Writer, o *benchOptions) error {
 	for _, typ := range []attention.DType{attention.F32, attention.BF16, attention.F16} {
 		for _, d := range []int{64, 128} {
 			m.Peak = max(m.Peak, dev.Peak(m.Threads, t))
-			many, err := benchKernel(ctx, dev, typ, o.tokens, o.tokens, d, t)
+			many, err := benchKernel(ctx, dev, typ, false, o.tokens, o.tokens, d, t)
 			if err != nil {
 				return err
 			}
-			few, err := benchKernel(ctx, dev, typ, 4, max(1, min(32*o.tokens, (64<<20)/(d*typ.Size()))), d, t)
+			few, err := benchKernel(ctx, dev, typ, false, 4, max(1, min(32*o.tokens, (64<<20)/(d*typ.Size()))), d, t)
 			if err != nil {
 				return err
 			}
 			m.Many, m.Few = append(m.Many, many), append(m.Few, few)
+			if typ == attention.BF16 {
+				if many, err = benchKernel(ctx, dev, typ, true, o.tokens, o.tokens, d, t); err != nil {
+					return err
+				}
+				m.Many = append(m.Many, many)
+			}
 		}
 	}
 	if o.dir != "" {
@@ -115,7 +121,11 @@ func writeBench(w io.Writer, m *cpu.Measurement) error {
 		fmt.Fprintf(&b, "disk reads     %8.2f GB/s\n", m.Disk/1e9)
 	}
 	for _, r := range m.Many {
-		fmt.Fprintf(&b, "many queries   %8.1f GFLOP/s%s of the multiply-adds  %-4s  D = %d\n", r.FLOPS/1e9, share(r.FLOPS, m.Peak), r.DType, r.D)
+		fast := ""
+		if r.Fast {
+			fast = ", fast"
+		}
+		fmt.Fprintf(&b, "many queries   %8.1f GFLOP/s%s of the multiply-adds  %-4s  D = %d%s\n", r.FLOPS/1e9, share(r.FLOPS, m.Peak), r.DType, r.D, fast)
 	}
 	for _, r := range m.Few {
 		fmt.Fprintf(&b, "four queries   %8.1f GB/s%s of the memory reads  %-4s  D = %-3d  load %.1f GB/s\n", r.Bytes/1e9, share(r.Bytes, m.Read), r.DType, r.D, r.Load/1e9)
@@ -156,8 +166,8 @@ func (benchSink) Path() string    { return "memory" }
 func (b benchSink) Bytes() []byte { return b }
 
 // benchKernel repeats one problem for about the time asked for.
-func benchKernel(ctx context.Context, dev *cpu.Device, typ attention.DType, queries, keys, d int, t time.Duration) (row cpu.KernelRate, err error) {
-	p := attention.Problem{B: 1, Hq: 1, Hkv: 1, Nq: queries, Nk: keys, D: d, Dv: d, DType: typ, OutDType: typ, Layout: attention.ND, Scale: attention.DefaultScale(d)}
+func benchKernel(ctx context.Context, dev *cpu.Device, typ attention.DType, fast bool, queries, keys, d int, t time.Duration) (row cpu.KernelRate, err error) {
+	p := attention.Problem{B: 1, Hq: 1, Hkv: 1, Nq: queries, Nk: keys, D: d, Dv: d, DType: typ, OutDType: typ, Layout: attention.ND, Scale: attention.DefaultScale(d), Fast: fast}
 	var sources [3]benchSource
 	for i, n := range []int{queries * d, keys * d, keys * d} {
 		if sources[i], err = newBenchSource(typ, n); err != nil {
@@ -166,7 +176,7 @@ func benchKernel(ctx context.Context, dev *cpu.Device, typ attention.DType, quer
 		defer func() { err = errors.Join(err, sources[i].Close()) }()
 	}
 	x := stream.Tensors{Q: sources[0], K: sources[1], V: sources[2], O: make(benchSink, queries*d*typ.Size())}
-	row = cpu.KernelRate{DType: typ.String(), D: d, Threads: dev.Threads()}
+	row = cpu.KernelRate{DType: typ.String(), D: d, Fast: fast, Threads: dev.Threads()}
 	// Whole, for the kernel; in chunks, for loads into slots that were used before.
 	for _, chunks := range []int{1, min(16, keys)} {
 		plan, _, err := stream.New(stream.Request{Problem: p, Budget: 1 << 40, Divide: "rows", Chunks: chunks, Host: stream.Host{Cache: 1 << 40, Disk: 1e9}}, dev)

@@ -3,6 +3,7 @@ package cpu
 import (
 	"math"
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
@@ -178,7 +179,8 @@ const (
 	plain path = iota // the portable kernel, in float64
 	wide              // products in float64, the rest in float32
 	narrow
-	few // narrow, with vectors along features and keys
+	few  // narrow, with vectors along features and keys
+	fast // narrow, with weights in bfloat16; counted as narrow too
 	paths
 )
 
@@ -243,6 +245,13 @@ func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) bool {
 		}
 	}
 	d.lane.rebase(&t.m[0], &sc.alpha[0], &sc.base32[0], &top[0], lanes, d.exp.c)
+	if g.Fast && g.DType == attention.BF16 && d.lane.pairValues != nil {
+		sc.ran[fast]++
+		p := (*uint32)(unsafe.Pointer(s))
+		d.lane.softmaxPairs(p, s, lanes, n, &sc.base32[0], d.exp.hi, d.exp.lo, &t.l[0], &sc.alpha[0])
+		d.lane.valuesPairs(&t.acc[0], &sc.alpha[0], lanes, p, (n+1)/2, sc.valuePairs(g, kv, d.lane), g.Dv)
+		return true
+	}
 	d.lane.softmax(s, lanes, n, &sc.base32[0], d.exp.hi, d.exp.lo, &t.l[0], &sc.alpha[0])
 	d.lane.values(&t.acc[0], &sc.alpha[0], lanes, s, n, sc.values32(g, kv, k0, d.row), g.Dv*4, g.Dv)
 	return true

@@ -203,6 +203,38 @@ func testExactSteepScores(t *testing.T) {
 	t.Logf("f32: relative Frobenius error at most %.3g", most)
 }
 
+// Weights rounded to bfloat16: an error of that size, whatever the length.
+func TestFast(t *testing.T) { eachKernel(t, testFast) }
+
+func testFast(t *testing.T) {
+	used := 0
+	for _, d := range []int{7, 16, 64, 80, 128, 256} {
+		for _, n := range []int{1, 2, 255, 256, 257, 2000} {
+			for _, out := range dtypes {
+				rng := rand.New(rand.NewPCG(43, 44))
+				p := problem(60, d)
+				p.Dv, p.Nk, p.DType, p.OutDType, p.Fast, p.Causal = d+1, n, attention.BF16, out, true, attention.Causal(n%2)+attention.NonCausal
+				x := random(p, rng)
+				before := ran[fast]
+				e := compare(t, x, run(t, x, way{keyChunk: 700, threads: 2}), 60)
+				used += ran[fast] - before
+				if limit := math.Hypot(3e-3, 1.02*e.once()); !(e.frobenius() <= limit) {
+					t.Errorf("D = %d, %d keys, %v: error %.3g, want at most %.3g", d, n, out, e.frobenius(), limit)
+				}
+				if !(e.lse <= 4e-3) {
+					t.Errorf("D = %d, %d keys, %v: lse off by %.3g", d, n, out, e.lse)
+				}
+				if n == 2000 && out == attention.F32 {
+					t.Logf("D = %d: error %.3g, lse off by %.3g", d, e.frobenius(), e.lse)
+				}
+			}
+		}
+	}
+	if vector := newDevice(1).lane; (used > 0) != (vector != nil && vector.pairValues != nil) {
+		t.Errorf("%d tiles with weights in bfloat16", used)
+	}
+}
+
 func largestScore(x tensors) (largest float64) {
 	p := x.p
 	q, k := make([]float32, p.Nq*p.D), make([]float32, p.Nk*p.D)

@@ -30,6 +30,7 @@ type Measurement struct {
 type KernelRate struct {
 	DType   string  `json:"dtype"`
 	D       int     `json:"d"`
+	Fast    bool    `json:"fast,omitempty"`
 	Threads int     `json:"threads"`
 	FLOPS   float64 `json:"flops"`
 	Bytes   float64 `json:"kv_bytes"` // of K and V that the kernel goes through
@@ -79,11 +80,14 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 // nominal is four threads of a current server core.
 const nominal = 4
 
-func (d *Device) nominal(t attention.DType) speed {
+func (d *Device) nominal(g attention.Geometry) speed {
 	s := speed{threads: nominal, flops: nominal * 4e9, few: nominal * 3e9, in: nominal * 3e9, out: nominal * 0.5e9, batch: 20e-6, inThreads: nominal}
 	if d.lane != nil {
 		s.flops, s.few = nominal*100e9, nominal*10e9
-		if t == attention.BF16 {
+		switch {
+		case g.DType == attention.BF16 && d.lane.pairValues != nil && g.Fast:
+			s.flops = nominal * 170e9
+		case g.DType == attention.BF16 && d.lane.scoresBF16 != nil:
 			s.flops = nominal * 130e9
 		}
 	}
@@ -92,11 +96,11 @@ func (d *Device) nominal(t attention.DType) speed {
 
 // Rates are those of four threads of a current server core with the kernels that
 // this machine has, whatever the number of threads.
-func (d *Device) Rates(g attention.Geometry) attention.Rates { return d.nominal(g.DType).rates(g) }
+func (d *Device) Rates(g attention.Geometry) attention.Rates { return d.nominal(g).rates(g) }
 
 // Expected are the rates of the device's own threads, as measured if they were.
 func (d *Device) Expected(g attention.Geometry) attention.Rates {
-	s, m := d.nominal(g.DType), d.measured
+	s, m := d.nominal(g), d.measured
 	if m == nil {
 		scale := float64(d.threads) / nominal
 		s.threads = d.threads
@@ -104,7 +108,7 @@ func (d *Device) Expected(g attention.Geometry) attention.Rates {
 		s.inThreads = min(d.threads, loadThreads)
 		return s.rates(g)
 	}
-	many, few := nearest(m.Many, g.DType, g.D), nearest(m.Few, g.DType, g.D)
+	many, few := nearest(m.Many, g.DType, g.D, g.Fast), nearest(m.Few, g.DType, g.D, false)
 	scale := float64(d.threads) / float64(m.Threads)
 	s = speed{threads: d.threads, flops: many.FLOPS * scale, few: few.Bytes * min(scale, 1), in: few.Load, out: many.Store, batch: 20e-6,
 		inThreads: min(d.threads, loadThreads, 2*g.KVHeads)}
@@ -112,12 +116,15 @@ func (d *Device) Expected(g attention.Geometry) attention.Rates {
 }
 
 // nearest is the rate measured for a type at the head dimension closest to d.
-func nearest(list []KernelRate, t attention.DType, d int) KernelRate {
+func nearest(list []KernelRate, t attention.DType, d int, fast bool) KernelRate {
 	best, distance := list[0], math.Inf(1)
 	for _, r := range list {
 		far := math.Abs(math.Log(float64(r.D) / float64(d)))
 		if r.DType != t.String() {
 			far += 100
+		}
+		if r.Fast != fast {
+			far += 50
 		}
 		if far < distance {
 			best, distance = r, far

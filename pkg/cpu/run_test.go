@@ -129,7 +129,7 @@ type result struct {
 // a KV slot for each pair of a batch.
 func (w way) geometry(p attention.Problem) attention.Geometry {
 	return attention.Geometry{D: p.D, Dv: p.Dv, DType: p.DType, OutDType: p.OutDType, Scale: p.Scale,
-		KVHeads: p.Hkv, Group: p.Group(), QueryRows: w.queryChunk + w.slack, KeyRows: w.keyChunk + w.slack, QuerySlots: 2, KVSlots: w.batch}
+		Fast: p.Fast, KVHeads: p.Hkv, Group: p.Group(), QueryRows: w.queryChunk + w.slack, KeyRows: w.keyChunk + w.slack, QuerySlots: 2, KVSlots: w.batch}
 }
 
 // run computes the problem chunk by chunk on a device whose memory is full of

@@ -40,7 +40,8 @@ const (
 	nothing content = 0
 	k32     content = 1 << iota
 	v32
-	kv64 // by the portable kernel, which shares the memory of the others
+	vPairs // in the place of v32
+	kv64   // by the portable kernel, which shares the memory of the others
 )
 
 // next begins with another tile of keys.
@@ -101,6 +102,9 @@ func (sc *scratch) widened(what content, to []float32, from []byte, t attention.
 	}
 	k0 := sc.k0
 	if sc.holds&what == 0 {
+		if what == v32 {
+			sc.holds &^= vPairs
+		}
 		from = from[k0*width*t.Size():]
 		n = min(sc.keys, n-k0) * width
 		if t == attention.BF16 {
@@ -111,6 +115,19 @@ func (sc *scratch) widened(what content, to []float32, from []byte, t attention.
 		sc.holds |= what
 	}
 	return &to[(key-k0)*width]
+}
+
+// valuePairs is the tile of V in bfloat16, two keys to a word.
+func (sc *scratch) valuePairs(g attention.Geometry, kv keys, lane *laneKernels) *uint32 {
+	if sc.holds&kv64 != 0 {
+		sc.holds = nothing
+	}
+	to := (*uint32)(unsafe.Pointer(&sc.v32[0]))
+	if sc.holds&vPairs == 0 {
+		lane.pairValues(to, at[uint16](kv.v[sc.k0*g.Dv*2:]), g.Dv*2, min(sc.keys, kv.n-sc.k0), g.Dv)
+		sc.holds = sc.holds&^v32 | vPairs
+	}
+	return to
 }
 
 // wideQuery is the panel of a tile in float64.

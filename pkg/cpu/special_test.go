@@ -27,6 +27,10 @@ func class(x float64) string {
 func sameClasses(t testing.TB, name string, x tensors, r result) (special int) {
 	t.Helper()
 	p := x.p
+	tol := max(p.OutDType.Epsilon(), 2e-6)
+	if p.Fast {
+		tol = 2e-2
+	}
 	for b := range p.B {
 		for h := range p.Hq {
 			want, wantLSE := exact(x, b, h, sample(p.Nq, p.Nq))
@@ -42,7 +46,7 @@ func sameClasses(t testing.TB, name string, x tensors, r result) (special int) {
 					}
 					if class(exact) != "finite" {
 						special++
-					} else if !(math.Abs(got-exact) <= max(p.OutDType.Epsilon(), 2e-6)*(1+math.Abs(exact))) {
+					} else if !(math.Abs(got-exact) <= tol*(1+math.Abs(exact))) {
 						t.Fatalf("%s: O[%d,%d] of head %d is %v, want %v", name, i, d, h, got, exact)
 					}
 				}
@@ -71,6 +75,7 @@ func testSpecialValues(t *testing.T) {
 		p.Nk, p.Causal, p.Dv = s.nk, s.causal, 7
 		p.Hq, p.Hkv = 4, 2
 		p.DType, p.OutDType = dtypes[n%3], dtypes[n/3%3]
+		p.Fast = p.DType == attention.BF16 && n%2 == 0
 		x := random(p, rng)
 		places := ""
 		for range 1 + n%3 {
