@@ -58,37 +58,27 @@ func softmaxPairs(t emit.Tier) {
 			t.Zero(firstSum + v)
 		}
 		weights := func(rows int) {
-			var x, r, y [6]Physical
-			n := rows * vectors
-			for i := range n {
-				x[i], r[i], y[i] = t.V(3*i), t.V(3*i+1), t.V(3*i+2)
-			}
-			for i := range n {
-				VMOVUPS(Mem{Base: RAX, Disp: i/vectors*row + i%vectors*t.Bytes}, x[i])
-				VFMSUB213PS(base(i%vectors), t.V(hi), x[i])
-			}
-			for i := range n {
-				VREDUCEPS(U8(roundFloor), x[i], r[i])
-				VMOVAPS(t.V(c0), y[i])
-				VFMADD213PS(t.V(c1), r[i], y[i])
-			}
-			for i := range n {
-				VFMADD213PS(t.V(c2), r[i], y[i])
-			}
-			for i := range n {
-				VFMADD213PS(t.V(one), r[i], y[i])
-			}
-			for i := range n {
-				VSUBPS(t.V(magic), y[i], y[i])
-				VSCALEFPS(x[i], y[i], y[i])
-			}
 			for v := range vectors {
-				VPSRLD(U8(16), y[v], y[v])
-				if rows == 2 {
-					VPTERNLOGD(U8(0xF8), t.V(upper), y[vectors+v], y[v]) // y | next & upper
+				var x, r, y [2]Physical
+				for j := range rows {
+					i := 3 * (2*v + j)
+					x[j], r[j], y[j] = t.V(i), t.V(i+1), t.V(i+2)
+					VMOVUPS(Mem{Base: RAX, Disp: j*row + v*t.Bytes}, x[j])
+					VFMSUB213PS(base(v), t.V(hi), x[j])
+					VREDUCEPS(U8(roundFloor), x[j], r[j])
+					VMOVAPS(t.V(c0), y[j])
+					VFMADD213PS(t.V(c1), r[j], y[j])
+					VFMADD213PS(t.V(c2), r[j], y[j])
+					VFMADD213PS(t.V(one), r[j], y[j])
+					VSUBPS(t.V(magic), y[j], y[j])
+					VSCALEFPS(x[j], y[j], y[j])
 				}
-				t.DotBF16(3*v+2, ones, firstSum+v)
-				VMOVUPS(y[v], Mem{Base: RBX, Disp: v * t.Bytes})
+				VPSRLD(U8(16), y[0], y[0])
+				if rows == 2 {
+					VPTERNLOGD(U8(0xF8), t.V(upper), y[1], y[0]) // y[0] | y[1] & upper
+				}
+				t.DotBF16(6*v+2, ones, firstSum+v)
+				VMOVUPS(y[0], Mem{Base: RBX, Disp: v * t.Bytes})
 			}
 		}
 		l := fmt.Sprintf("weights%d", lanes)

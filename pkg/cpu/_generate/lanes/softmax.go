@@ -208,12 +208,14 @@ const (
 	magic8  = 3 << 19
 )
 
-// exp2 leaves 2^t in work register 0.
-func (e exponential) exp2(v int) {
-	if e.t.Wide() {
+// exp2 leaves 2^t of the vectors in [from, end) in their work registers 0.
+func (e exponential) exp2(from, end int) {
+	if !e.t.Wide() {
+		e.exp2ByExponent(from, end)
+		return
+	}
+	for v := from; v < end; v++ {
 		e.exp2ByTable(v)
-	} else {
-		e.exp2ByExponent(v)
 	}
 }
 
@@ -239,24 +241,32 @@ func (e exponential) exp2ByTable(v int) {
 // exp2ByExponent rounds t to eighths: a table's entry and an integer added to its
 // exponent make 2^ of that, and a polynomial does the rest in [-1/16, 1/16]. t is
 // held at 128, where that makes +Inf, and at -127, where it makes 0; in between
-// there and -126 it makes something smaller than 2^-126.
-func (e exponential) exp2ByExponent(v int) {
-	t, w := e.t, e.work[v%len(e.work)]
-	y, x, power := t.V(w[0]), t.V(w[1]), t.V(w[2])
-	VMOVUPS(constant(-127), y)
-	VMINPS(x, t.V(e.top), x) // in this order a NaN stays
-	VMAXPS(x, y, x)
-	VADDPS(t.V(e.magic), x, power)
-	VSUBPS(t.V(e.magic), power, y)
-	VSUBPS(y, x, x)
-	VPERMPS(powersOf8(), power, y)
-	VPSLLD(U8(20), power, power)
-	VPADDD(y, power, power)
-	VMOVUPS(e.coefficient(0), y)
-	VFMADD213PS(e.coefficient(1), x, y)
-	VFMADD213PS(e.coefficient(2), x, y)
-	VMULPS(x, y, y) // not power: the product would be subnormal before the sum is
-	VFMADD213PS(power, power, y)
+// there and -126 it makes something smaller than 2^-126. Every step is taken for
+// all vectors before the next.
+func (e exponential) exp2ByExponent(from, end int) {
+	t := e.t
+	each := func(step func(y, x, power Physical)) {
+		for v := from; v < end; v++ {
+			w := e.work[v%len(e.work)]
+			step(t.V(w[0]), t.V(w[1]), t.V(w[2]))
+		}
+	}
+	each(func(y, x, power Physical) { VMOVUPS(constant(-127), y) })
+	each(func(y, x, power Physical) { VMINPS(x, t.V(e.top), x) }) // in this order a NaN stays
+	each(func(y, x, power Physical) { VMAXPS(x, y, x) })
+	each(func(y, x, power Physical) { VADDPS(t.V(e.magic), x, power) })
+	each(func(y, x, power Physical) { VSUBPS(t.V(e.magic), power, y) })
+	each(func(y, x, power Physical) { VSUBPS(y, x, x) })
+	each(func(y, x, power Physical) {
+		VPERMPS(powersOf8(), power, y)
+		VPSLLD(U8(20), power, power)
+	})
+	each(func(y, x, power Physical) { VPADDD(y, power, power) })
+	each(func(y, x, power Physical) { VMOVUPS(e.coefficient(0), y) })
+	each(func(y, x, power Physical) { VFMADD213PS(e.coefficient(1), x, y) })
+	each(func(y, x, power Physical) { VFMADD213PS(e.coefficient(2), x, y) })
+	each(func(y, x, power Physical) { VMULPS(x, y, y) }) // not power: the product would be subnormal before the sum is
+	each(func(y, x, power Physical) { VFMADD213PS(power, power, y) })
 }
 
 func softmax(t emit.Tier, wide bool) {
@@ -307,8 +317,8 @@ func softmaxPart(t emit.Tier, wide bool, lanes, first, vectors, size int) {
 				e.argument(v)
 			}
 		}
+		e.exp2(from, end)
 		for v := from; v < end; v++ {
-			e.exp2(v)
 			y := t.V(e.work[v%len(e.work)][0])
 			VMOVUPS(y, Mem{Base: to, Disp: v * t.Bytes})
 			VADDPS(y, t.V(e.sums[v]), t.V(e.sums[v]))
