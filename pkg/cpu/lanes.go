@@ -40,7 +40,9 @@ type laneKernels struct {
 
 	// softmax turns scores into weights 2^t in place, t = s*hi + s*lo - base, and
 	// sums them: l[i] = l[i]*alpha[i] + the float32 sum over j. A weight is within
-	// 1.5 ulp of 2^t; below 2^-126 it may be 0; a score of -Inf weighs 0.
+	// 1.5 ulp of 2^t; what is below 2^-126 may be anything that is, and not negative;
+	// a score of -Inf weighs 0. lo is at most half an ulp of hi >= 0; base, as rebase
+	// leaves it, is not -Inf.
 	softmax func(s *float32, lanes, keys int, base *float32, hi, lo float32, l, alpha *float64)
 
 	// softmaxWide is softmax of float64 scores, t = s*c - base. p may be s.

@@ -79,8 +79,10 @@ func (k *laneKernels) halve() {
 
 // halfRate says whether vectors of 512 bits take as long as two of 256: then 16
 // lanes are better two vectors, since a broadcast serves both and costs half as
-// much. It takes some ten microseconds; no result depends on it.
+// much. No result depends on it. The units for the upper halves may have to be
+// powered up first, which takes some tens of microseconds.
 var halfRate = sync.OnceValue(func() bool {
+	fmaPeak512(20_000)
 	var best [2]time.Duration
 	for i := range 8 {
 		for j, run := range []func(int){fmaPeak256, fmaPeak512} {

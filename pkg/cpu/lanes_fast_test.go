@@ -284,3 +284,80 @@ func TestLaneValuesPairsSpecial(t *testing.T) {
 		}
 	})
 }
+
+// The three kernels together, tile after tile: where V is constant so is the
+// output, because the weights that are summed are those that V is multiplied by;
+// and elsewhere their rounding averages out.
+func TestLanePairsAttention(t *testing.T) {
+	forPairTiers(t, func(t *testing.T, k laneKernels) {
+		rng := rand.New(rand.NewPCG(23, 24))
+		const d, dv = 64, 19
+		for _, lanes := range laneCounts {
+			for _, keyTiles := range [][]int{{1}, {37, 5}, {256, 255, 1, 128}} {
+				q := make([]float32, d*lanes)
+				for i := range q {
+					q[i] = float32(rng.NormFloat64() * 2)
+				}
+				qPairs := lanePairs(q, d, lanes)
+				c := math.Log2E / math.Sqrt(d)
+				hi := float32(c)
+				inf := math.Inf(1)
+				m, l, acc, alpha := laneFill(lanes, -inf), make([]float64, lanes), make([]float64, dv*lanes), make([]float64, lanes)
+				base := make([]float32, lanes)
+				var exact [][]float64 // weights, from the scores in float64
+				var values [][]uint16
+				for _, keys := range keyTiles {
+					ks, vs := make([]uint16, keys*d), make([]uint16, keys*dv)
+					for i := range ks {
+						ks[i] = laneTruncate([]float32{float32(rng.NormFloat64())})[0]
+					}
+					for i := range vs {
+						vs[i] = laneTruncate([]float32{float32(rng.NormFloat64())})[0]
+						if i%dv == 7 {
+							vs[i] = 0x3F80
+						}
+					}
+					for j := range keys {
+						row := make([]float64, lanes)
+						for i := range lanes {
+							for x := range d {
+								qx := laneBF16(math.Float32bits(q[x*lanes+i]) >> 16)
+								row[i] += float64(laneBF16(uint32(ks[j*d+x]))) * float64(qx)
+							}
+							row[i] = math.Exp2(row[i] * c)
+						}
+						exact, values = append(exact, row), append(values, vs[j*dv:][:dv])
+					}
+					s, top := make([]float32, keys*lanes), laneFill(lanes, float32(-inf))
+					pairs := (keys + 1) / 2
+					v := make([]uint32, pairs*dv)
+					p := (*uint32)(unsafe.Pointer(&s[0]))
+					k.scoresBF16(&s[0], &top[0], &qPairs[0], d, lanes, &ks[0], 2*d, keys)
+					k.rebase(&m[0], &alpha[0], &base[0], &top[0], lanes, c)
+					k.pairValues(&v[0], &vs[0], 2*dv, keys, dv)
+					k.softmaxPairs(p, &s[0], lanes, keys, &base[0], hi, float32(c-float64(hi)), &l[0], &alpha[0])
+					k.valuesPairs(&acc[0], &alpha[0], lanes, p, pairs, &v[0], dv)
+				}
+				var wrong, size float64
+				for i := range lanes {
+					if one := acc[7*lanes+i] / l[i]; math.Abs(one-1) > 1e-6 {
+						t.Errorf("%d lanes, keys %v: the mean of ones is %v", lanes, keyTiles, one)
+					}
+					for x := range dv {
+						var sum, total float64
+						for j, row := range exact {
+							sum += row[i] * float64(laneBF16(uint32(values[j][x])))
+							total += row[i]
+						}
+						e := acc[x*lanes+i]/l[i] - sum/total
+						wrong, size = wrong+e*e, size+sum/total*(sum/total)
+					}
+				}
+				t.Logf("%d lanes, keys %v: relative error %.1e", lanes, keyTiles, math.Sqrt(wrong/size))
+				if wrong > size*4e-3*4e-3 {
+					t.Errorf("%d lanes, keys %v: relative error %.2g", lanes, keyTiles, math.Sqrt(wrong/size))
+				}
+			}
+		}
+	})
+}

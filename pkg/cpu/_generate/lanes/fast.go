@@ -57,53 +57,64 @@ func softmaxPairs(t emit.Tier) {
 			VMOVUPS(Mem{Base: RDI, Disp: v * t.Bytes}, base(v))
 			t.Zero(firstSum + v)
 		}
-		weights := func(rows int) {
-			var x, r, y [6]Physical
-			n := rows * vectors
-			for i := range n {
-				x[i], r[i], y[i] = t.V(3*i), t.V(3*i+1), t.V(3*i+2)
+		// Registers of row j of a pair, vector v.
+		x := func(j, v int) Physical { return t.V(3 * (2*v + j)) }
+		r := func(j, v int) Physical { return t.V(3*(2*v+j) + 1) }
+		y := func(j, v int) Physical { return t.V(3*(2*v+j) + 2) }
+		begin := func(rows, v int) {
+			for j := range rows {
+				VMOVUPS(Mem{Base: RAX, Disp: j*row + v*t.Bytes}, x(j, v))
+				VFMSUB213PS(base(v), t.V(hi), x(j, v))
+				VREDUCEPS(U8(roundFloor), x(j, v), r(j, v))
+				VMOVAPS(t.V(c0), y(j, v))
 			}
-			for i := range n {
-				VMOVUPS(Mem{Base: RAX, Disp: i/vectors*row + i%vectors*t.Bytes}, x[i])
-				VFMSUB213PS(base(i%vectors), t.V(hi), x[i])
-			}
-			for i := range n {
-				VREDUCEPS(U8(roundFloor), x[i], r[i])
-				VMOVAPS(t.V(c0), y[i])
-				VFMADD213PS(t.V(c1), r[i], y[i])
-			}
-			for i := range n {
-				VFMADD213PS(t.V(c2), r[i], y[i])
-			}
-			for i := range n {
-				VFMADD213PS(t.V(one), r[i], y[i])
-			}
-			for i := range n {
-				VSUBPS(t.V(magic), y[i], y[i])
-				VSCALEFPS(x[i], y[i], y[i])
-			}
-			for v := range vectors {
-				VPSRLD(U8(16), y[v], y[v])
-				if rows == 2 {
-					VPTERNLOGD(U8(0xF8), t.V(upper), y[vectors+v], y[v]) // y | next & upper
+			for _, c := range []int{c1, c2, one} {
+				for j := range rows {
+					VFMADD213PS(t.V(c), r(j, v), y(j, v))
 				}
-				t.DotBF16(3*v+2, ones, firstSum+v)
-				VMOVUPS(y[v], Mem{Base: RBX, Disp: v * t.Bytes})
 			}
 		}
+		finish := func(rows, v int) {
+			for j := range rows {
+				VSUBPS(t.V(magic), y(j, v), y(j, v))
+				VSCALEFPS(x(j, v), y(j, v), y(j, v))
+			}
+			VPSRLD(U8(16), y(0, v), y(0, v))
+			if rows == 2 {
+				VPTERNLOGD(U8(0xF8), t.V(upper), y(1, v), y(0, v)) // y(0) | y(1) & upper
+			}
+			t.DotBF16(6*v+2, ones, firstSum+v)
+			VMOVUPS(y(0, v), Mem{Base: RBX, Disp: v * t.Bytes})
+		}
+		each := func(rows int, steps ...func(rows, v int)) {
+			for v := range vectors {
+				for _, step := range steps {
+					step(rows, v)
+				}
+			}
+		}
+		// A pair is finished while the next is begun: its last steps go to other
+		// units than the first of the next.
 		l := fmt.Sprintf("weights%d", lanes)
 		SUBQ(U8(2), RSI)
 		JLT(LabelRef(l + "last"))
+		each(2, begin)
+		ADDQ(U32(2*row), RAX)
+		SUBQ(U8(2), RSI)
+		JLT(LabelRef(l + "finish"))
 		Label(l)
-		weights(2)
+		each(2, finish, begin)
 		ADDQ(U32(2*row), RAX)
 		ADDQ(U32(row), RBX)
 		SUBQ(U8(2), RSI)
 		JGE(LabelRef(l))
+		Label(l + "finish")
+		each(2, finish)
+		ADDQ(U32(row), RBX)
 		Label(l + "last")
 		ADDQ(U8(2), RSI)
 		JZ(LabelRef(l + "summed"))
-		weights(1)
+		each(1, begin, finish)
 		Label(l + "summed")
 		arg("l", RBX)
 		arg("alpha", RCX)

@@ -35,7 +35,7 @@ type exponential struct {
 	t      emit.Tier
 	wide   bool
 	hi, lo int // c in hi when wide
-	inf    int // -Inf, of the element type
+	inf    int // -Inf, when wide
 	poly   []int
 	table  int // of 2^(i/16); AVX2 reads its own, of 2^(i/8), from memory
 	top    int // 128, AVX2
@@ -50,10 +50,7 @@ type exponential struct {
 // and some constants: they are read where they are used.
 func newExponential(t emit.Tier, wide bool, vectors int) exponential {
 	e := exponential{t: t, wide: wide}
-	next := 16
-	if t.Wide() {
-		next = 32
-	}
+	next := t.Registers
 	take := func(n int) (regs []int) {
 		for range n {
 			next--
@@ -61,28 +58,49 @@ func newExponential(t emit.Tier, wide bool, vectors int) exponential {
 		}
 		return regs
 	}
-	e.hi, e.lo, e.inf = take(1)[0], take(1)[0], 0
-	e.sums = take(vectors)
-	inFlight := 1
-	if t.Wide() {
+	e.hi = take(1)[0]
+	if wide {
 		e.inf = take(1)[0]
+	} else {
+		e.lo = take(1)[0]
+	}
+	e.sums = take(vectors)
+	inFlight, registers := 3, 4
+	if t.Wide() {
 		e.poly = take(3) // the last is 1
 		e.table, e.magic = take(1)[0], take(1)[0]
 		if !wide {
 			e.bases = take(vectors)
 		}
-		inFlight = 3
 	} else {
-		if wide {
-			e.inf = take(1)[0]
-		}
 		e.magic, e.top = take(1)[0], take(1)[0]
-		e.poly = take(min(3, next-4))
+		if wide {
+			inFlight = 1
+			e.poly = take(min(3, next-registers))
+		} else {
+			inFlight, registers = vectors, 3
+		}
 	}
 	for i := range inFlight {
-		e.work = append(e.work, [4]int{4 * i, 4*i + 1, 4*i + 2, 4*i + 3})
+		var w [4]int
+		for k := range registers {
+			w[k] = registers*i + k
+		}
+		e.work = append(e.work, w)
 	}
 	return e
+}
+
+// part is how many vectors of a row AVX2 takes at a time: as many as it can have
+// in flight side by side, for one alone waits for its own results.
+func part(t emit.Tier, wide bool, vectors int) int {
+	if t.Wide() || wide {
+		return vectors
+	}
+	if vectors == 6 {
+		return 3
+	}
+	return 2
 }
 
 // coefficient is the k-th highest coefficient, in a register or in memory.
@@ -104,15 +122,9 @@ func (e exponential) loadConstants() {
 	t := e.t
 	if e.wide {
 		VBROADCASTSD(address("c"), t.V(e.hi))
-		if e.inf != 0 {
-			VBROADCASTSD(constant64(minusInf), t.V(e.inf))
-		}
+		VBROADCASTSD(constant64(minusInf), t.V(e.inf))
 	} else {
-		VBROADCASTSS(address("hi"), t.V(e.hi))
-		VBROADCASTSS(address("lo"), t.V(e.lo))
-		if e.inf != 0 {
-			VBROADCASTSS(constant(float32(minusInf)), t.V(e.inf))
-		}
+		e.loadFactors()
 	}
 	for k, r := range e.poly {
 		VBROADCASTSS(constant(e.coefficients()[k]), t.V(r))
@@ -133,20 +145,33 @@ func (e exponential) loadConstants() {
 	}
 }
 
-// argument computes t of vector v, lane by lane, from the scores at AX. A score
-// of -Inf must become 0 whatever the factors are (0 * -Inf is NaN), so it is
-// remembered beside t in mask register 1+v, or in work register 3 on AVX2.
+// loadFactors moves an ulp from hi to lo. Then both are positive, even if the sum
+// is 0, and a score of -Inf makes t = -Inf without being looked for: neither
+// 0 * -Inf nor Inf - Inf occurs.
+func (e exponential) loadFactors() {
+	t := e.t
+	hi, lo, tmp, one := t.V(e.hi), t.V(e.lo), t.V(0), t.V(1)
+	VBROADCASTSS(address("hi"), hi)
+	VPBROADCASTD(one32(), one)
+	VPADDD(one, one, tmp)
+	VMAXPS(tmp, hi, hi)
+	VMOVAPS(hi, tmp)
+	VPSUBD(one, hi, hi)
+	VSUBPS(hi, tmp, tmp)
+	VBROADCASTSS(address("lo"), lo)
+	VADDPS(tmp, lo, lo)
+}
+
+// argument computes t of vector v, lane by lane, from the scores at AX.
 func (e exponential) argument(v int) {
 	t, w := e.t, e.work[v%len(e.work)]
 	s, x := t.V(w[0]), t.V(w[1])
 	at := Mem{Base: RAX, Disp: v * t.Bytes}
 	VMOVUPS(at, s)
 	if t.Wide() {
-		VCMPPS(U8(notEqual), t.V(e.inf), s, maskOf(v))
 		VMOVAPS(t.V(e.bases[v]), x)
 		VFMADD231PS(t.V(e.lo), s, x)
 	} else {
-		VCMPPS(U8(notEqual), constant(float32(minusInf)), s, t.V(w[3]))
 		VMOVAPS(s, x)
 		VFMSUB213PS(Mem{Base: RDI, Disp: v * t.Bytes}, t.V(e.lo), x)
 	}
@@ -183,12 +208,14 @@ const (
 	magic8  = 3 << 19
 )
 
-// exp2 leaves 2^t in work register 0.
-func (e exponential) exp2(v int) {
-	if e.t.Wide() {
+// exp2 leaves 2^t of the vectors in [from, end) in their work registers 0.
+func (e exponential) exp2(from, end int) {
+	if !e.t.Wide() {
+		e.exp2ByExponent(from, end)
+		return
+	}
+	for v := from; v < end; v++ {
 		e.exp2ByTable(v)
-	} else {
-		e.exp2ByExponent(v)
 	}
 }
 
@@ -208,39 +235,38 @@ func (e exponential) exp2ByTable(v int) {
 	VFMADD213PS(e.coefficient(2), r, y)
 	VMULPS(power, r, r)
 	VFMADD213PS(power, r, y)
-	if e.wide {
-		VSCALEFPS(x, y, y)
-	} else {
-		VSCALEFPS_Z(x, y, maskOf(v), y)
-	}
+	VSCALEFPS(x, y, y)
 }
 
 // exp2ByExponent rounds t to eighths: a table's entry and an integer added to its
 // exponent make 2^ of that, and a polynomial does the rest in [-1/16, 1/16]. t is
-// held at 128, where that makes +Inf, and whatever is below -126, where the
-// exponent would wrap, becomes 0.
-func (e exponential) exp2ByExponent(v int) {
-	t, w := e.t, e.work[v%len(e.work)]
-	y, x, power, keep := t.V(w[0]), t.V(w[1]), t.V(w[2]), t.V(w[3])
-	VMINPS(x, t.V(e.top), x) // in this order a NaN stays
-	VCMPPS(U8(notLess), constant(-126), x, y)
-	if e.wide {
-		VMOVAPS(y, keep)
-	} else {
-		VANDPS(y, keep, keep)
+// held at 128, where that makes +Inf, and at -127, where it makes 0; in between
+// there and -126 it makes something smaller than 2^-126. Every step is taken for
+// all vectors before the next.
+func (e exponential) exp2ByExponent(from, end int) {
+	t := e.t
+	each := func(step func(y, x, power Physical)) {
+		for v := from; v < end; v++ {
+			w := e.work[v%len(e.work)]
+			step(t.V(w[0]), t.V(w[1]), t.V(w[2]))
+		}
 	}
-	VADDPS(t.V(e.magic), x, power)
-	VSUBPS(t.V(e.magic), power, y)
-	VSUBPS(y, x, x)
-	VPERMPS(powersOf8(), power, y)
-	VPSLLD(U8(20), power, power)
-	VPADDD(y, power, power)
-	VMOVUPS(e.coefficient(0), y)
-	VFMADD213PS(e.coefficient(1), x, y)
-	VFMADD213PS(e.coefficient(2), x, y)
-	VMULPS(x, y, y) // not power: the product would be subnormal before the sum is
-	VFMADD213PS(power, power, y)
-	VANDPS(keep, y, y)
+	each(func(y, x, power Physical) { VMOVUPS(constant(-127), y) })
+	each(func(y, x, power Physical) { VMINPS(x, t.V(e.top), x) }) // in this order a NaN stays
+	each(func(y, x, power Physical) { VMAXPS(x, y, x) })
+	each(func(y, x, power Physical) { VADDPS(t.V(e.magic), x, power) })
+	each(func(y, x, power Physical) { VSUBPS(t.V(e.magic), power, y) })
+	each(func(y, x, power Physical) { VSUBPS(y, x, x) })
+	each(func(y, x, power Physical) {
+		VPERMPS(powersOf8(), power, y)
+		VPSLLD(U8(20), power, power)
+	})
+	each(func(y, x, power Physical) { VPADDD(y, power, power) })
+	each(func(y, x, power Physical) { VMOVUPS(e.coefficient(0), y) })
+	each(func(y, x, power Physical) { VFMADD213PS(e.coefficient(1), x, y) })
+	each(func(y, x, power Physical) { VFMADD213PS(e.coefficient(2), x, y) })
+	each(func(y, x, power Physical) { VMULPS(x, y, y) }) // not power: the product would be subnormal before the sum is
+	each(func(y, x, power Physical) { VFMADD213PS(power, power, y) })
 }
 
 func softmax(t emit.Tier, wide bool) {
@@ -257,44 +283,56 @@ func softmax(t emit.Tier, wide bool) {
 	doc(name, lines)
 	dispatch(t, func(lanes int) {
 		vectors := lanes * 4 / t.Bytes
-		e := newExponential(t, wide, vectors)
-		arg("base", RDI)
-		arg("s", RAX)
-		to := RAX
-		if wide {
-			to = RBX
-			arg("p", to)
-		}
-		arg("keys", RSI)
-		e.loadConstants()
-		label := fmt.Sprintf("softmax%d", lanes)
-		Label(label)
-		for first := 0; first < vectors; first += len(e.work) {
-			last := min(vectors, first+len(e.work))
-			for v := first; v < last; v++ {
-				if wide {
-					e.argumentWide(v)
-				} else {
-					e.argument(v)
-				}
-			}
-			for v := first; v < last; v++ {
-				e.exp2(v)
-				y := t.V(e.work[v%len(e.work)][0])
-				VMOVUPS(y, Mem{Base: to, Disp: v * t.Bytes})
-				VADDPS(y, t.V(e.sums[v]), t.V(e.sums[v]))
-			}
-		}
-		ADDQ(U32(lanes*size), RAX)
-		if wide {
-			ADDQ(U32(lanes*4), RBX)
-		}
-		DECQ(RSI)
-		JNZ(LabelRef(label))
-		arg("l", RBX)
-		arg("alpha", RCX)
-		for v, sum := range e.sums {
-			addSum(t, sum, v)
+		step := part(t, wide, vectors)
+		for first := 0; first < vectors; first += step {
+			softmaxPart(t, wide, lanes, first, step, size)
 		}
 	})
+}
+
+// softmaxPart goes down some vectors, from the first, of all rows.
+func softmaxPart(t emit.Tier, wide bool, lanes, first, vectors, size int) {
+	e := newExponential(t, wide, vectors)
+	arg("base", RDI)
+	arg("s", RAX)
+	to := RAX
+	if wide {
+		to = RBX
+		arg("p", to)
+	}
+	arg("keys", RSI)
+	if first > 0 {
+		ADDQ(U32(first*t.Bytes), RAX)
+		ADDQ(U32(first*t.Bytes), RDI)
+	}
+	e.loadConstants()
+	label := fmt.Sprintf("softmax%dfrom%d", lanes, first)
+	Label(label)
+	for from := 0; from < vectors; from += len(e.work) {
+		end := min(vectors, from+len(e.work))
+		for v := from; v < end; v++ {
+			if wide {
+				e.argumentWide(v)
+			} else {
+				e.argument(v)
+			}
+		}
+		e.exp2(from, end)
+		for v := from; v < end; v++ {
+			y := t.V(e.work[v%len(e.work)][0])
+			VMOVUPS(y, Mem{Base: to, Disp: v * t.Bytes})
+			VADDPS(y, t.V(e.sums[v]), t.V(e.sums[v]))
+		}
+	}
+	ADDQ(U32(lanes*size), RAX)
+	if wide {
+		ADDQ(U32(lanes*4), RBX)
+	}
+	DECQ(RSI)
+	JNZ(LabelRef(label))
+	arg("l", RBX)
+	arg("alpha", RCX)
+	for v, sum := range e.sums {
+		addSum(t, sum, first+v)
+	}
 }
