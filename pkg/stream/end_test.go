@@ -120,7 +120,7 @@ func TestBudgets(t *testing.T) {
 	p := medium(60, 150_000, 8, attention.BottomRight)
 	p.Hq, p.Hkv = 1, 1
 	if stream.Long() {
-		p = medium(12500, 12500, 8, attention.BottomRight)
+		p = medium(50000, 50000, 8, attention.BottomRight)
 		p.Hq, p.Hkv = 1, 1
 	}
 	p.Layout = attention.BHND

@@ -211,7 +211,7 @@ func (s *search) cqs(heads int) []candidate {
 }
 
 // rows lists divisions by key chunk length; for each, the longest query chunk
-// that fits.
+// that fits, and a shorter one.
 func (s *search) rows(heads int) []candidate {
 	p := s.req.Problem
 	finest := func(n int) int { return min(max(1, n/s.shortest), limitChunks) }
@@ -238,8 +238,14 @@ func (s *search) rows(heads int) []candidate {
 			}
 			most := finest(p.Nq)
 			queries := 1 + sort.Search(most, func(i int) bool { return s.fits(at(i + 1)) })
-			if queries <= most {
-				list = append(list, at(queries))
+			if queries > most {
+				continue
+			}
+			list = append(list, at(queries))
+			// Where transfers set the pace, what nothing overlaps counts: the first
+			// chunk in and the last one out.
+			if finer := 8 * queries; finer <= most && combo.queryAhead > 0 {
+				list = append(list, at(finer))
 			}
 		}
 	}
