@@ -145,7 +145,7 @@ func rowFormats(k rowKernels) []rowFormat {
 }
 
 func eachRowFormat(t *testing.T, f func(t *testing.T, k rowKernels, e rowFormat)) {
-	for _, k := range rowTiers() {
+	for _, k := range testedRowTiers() {
 		for _, e := range rowFormats(k) {
 			t.Run(k.name+"/"+e.name, func(t *testing.T) { f(t, k, e) })
 		}
@@ -182,6 +182,14 @@ func randomFloats(r *rand.Rand, x []float32) {
 }
 
 var rowSizes = []int{1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 31, 32, 33, 40, 47, 63, 64, 65, 80, 127, 128, 129, 200, 256, 257, 300}
+
+// testedRowTiers are none under the race detector, which would see nothing.
+func testedRowTiers() []rowKernels {
+	if raceDetector {
+		return nil
+	}
+	return rowTiers()
+}
 
 func TestRowDots(t *testing.T) {
 	eachRowFormat(t, func(t *testing.T, _ rowKernels, e rowFormat) {
@@ -309,7 +317,7 @@ func TestRowDotsSpecial(t *testing.T) {
 			}
 		}
 	})
-	for _, k := range rowTiers() { // nothing but NaN leaves top as it is
+	for _, k := range testedRowTiers() { // nothing but NaN leaves top as it is
 		s, q, kv, top := make([]float32, 3), []float32{1}, []float32{nan, nan, nan}, []float32{-7}
 		k.dotsF32(&s[0], 3, &top[0], &q[0], 1, 1, &kv[0], 4, 3)
 		if top[0] != -7 {
@@ -418,7 +426,7 @@ func TestRowNormPeak(t *testing.T) {
 			}
 		}
 	})
-	for _, k := range rowTiers() { // overflow
+	for _, k := range testedRowTiers() { // overflow
 		x := []float32{3e38, 1}
 		if n, p := k.normF32(&x[0], 8, 1, 2), k.peakF32(&x[0], 8, 1, 2); n != inf || p != 3e38 {
 			t.Errorf("%s: norm %g, peak %g", k.name, n, p)
@@ -461,7 +469,7 @@ func TestRowWiden(t *testing.T) {
 }
 
 func TestRowWeights(t *testing.T) {
-	for _, k := range rowTiers() {
+	for _, k := range testedRowTiers() {
 		t.Run(k.name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(13, 14))
 			f := newFence(t, 4096)
@@ -498,7 +506,7 @@ func TestRowWeightsSpecial(t *testing.T) {
 	inf, nan := float32(math.Inf(1)), float32(math.NaN())
 	lost := func(x float32) bool { return x != x || x == inf }
 	zero := func(x float32) bool { return x == 0 }
-	for _, k := range rowTiers() {
+	for _, k := range testedRowTiers() {
 		for _, c := range []struct {
 			s, base, hi, lo float32
 			ok              func(float32) bool
@@ -529,7 +537,7 @@ func TestRowExp2(t *testing.T) {
 	if testing.Short() {
 		step = 997
 	}
-	for _, k := range rowTiers() {
+	for _, k := range testedRowTiers() {
 		ranges := []struct{ from, to, worst, allowed float64 }{
 			{-151, -126, 0, 0}, {-126, -64, 0, 1.5}, {-64, -8, 0, 1.5}, {-8, -1, 0, 1.5}, {-1, -1e-3, 0, 1.5},
 			{-1e-3, 0, 0, 1.5}, {0, 1e-3, 0, 1.5}, {1e-3, 1, 0, 1.5}, {1, 2, 0, 1.5},
@@ -580,7 +588,7 @@ func TestRowExp2(t *testing.T) {
 }
 
 func TestRowReadPeak(t *testing.T) {
-	for _, k := range rowTiers() {
+	for _, k := range testedRowTiers() {
 		f := newFence(t, 4096)
 		for n := 1; n <= 4096; n++ {
 			k.readPeak(&f.mem[4096-n], n)
