@@ -119,10 +119,6 @@ func TestBudgets(t *testing.T) {
 	// holds the device's scratch.
 	p := medium(60, 150_000, 8, attention.BottomRight)
 	p.Hq, p.Hkv = 1, 1
-	if stream.Long() {
-		p = medium(50000, 50000, 8, attention.BottomRight)
-		p.Hq, p.Hkv = 1, 1
-	}
 	p.Layout = attention.BHND
 	in := tensors(rand.New(rand.NewPCG(2, 31)), p, true)
 	resident := planned(t, stream.Request{Problem: p, LSE: true, Budget: 1 << 40, Divide: "cqs", Chunks: 1})

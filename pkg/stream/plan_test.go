@@ -202,7 +202,7 @@ func TestPlanMonotonic(t *testing.T) {
 	t.Parallel()
 	n := uint64(6)
 	if *long {
-		n = 100
+		n = 40
 	}
 	for seed := range n {
 		r := rand.New(rand.NewPCG(seed, 22))

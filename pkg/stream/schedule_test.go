@@ -12,9 +12,6 @@ import (
 
 var long = flag.Bool("long", false, "run the slow tests too")
 
-// Long says so to the tests outside of the package.
-func Long() bool { return *long }
-
 // shape is a schedule to test and the slots to run it in.
 type shape struct {
 	nq, nk    int
@@ -272,7 +269,7 @@ func TestScheduleRandom(t *testing.T) {
 	t.Parallel()
 	n := uint64(1000)
 	if *long {
-		n = 20000
+		n = 5000
 	}
 	for seed := range n {
 		checkTokens(t, randomShape(rand.New(rand.NewPCG(seed, 1)), 400, 90))

@@ -178,7 +178,7 @@ func TestSequencerInvariants(t *testing.T) {
 	t.Parallel()
 	n := uint64(800)
 	if *long {
-		n = 40000
+		n = 8000
 	}
 	for seed := range n {
 		checkSteps(t, randomShape(rand.New(rand.NewPCG(seed, 4)), 400, 60))
