@@ -8,7 +8,7 @@ DEMO    := .cache/demo
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help build test test-short test-race test-long test-interop test-torch fuzz lint generate check-generated vet-ports demo bench notices clean
+.PHONY: help build test test-short test-race test-long test-arm64 test-interop test-torch fuzz lint generate check-generated vet-ports demo bench notices clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ test-race: ## the quick tests under the race detector (needs a C compiler)
 
 test-long: ## the slow tests too: large files, memory limits, real devices' limits (Linux, as root for all of them)
 	$(GO) test -timeout 60m ./pkg/stream ./cmd/streamcqsa -args -long
+
+# Emulation does not report the address of a fault, which TestFault is about.
+QEMU ?= qemu-aarch64-static
+test-arm64: ## the quick tests of the portable kernel on an emulated arm64 (needs qemu-user-static)
+	CGO_ENABLED=0 GOARCH=arm64 $(GO) test -short -exec $(QEMU) -skip 'TestFault|TestRowsFarApart' ./pkg/cpu ./pkg/divide ./pkg/attention
 
 test-interop: ## against real NumPy, safetensors and ml_dtypes (needs Python 3.9 or later)
 	bash interop/run.sh
