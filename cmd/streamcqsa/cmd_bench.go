@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,8 +35,8 @@ func newBenchCommand() *cobra.Command {
 		Long: `Measure what the machine can do (multiply-adds in registers, reading memory, and
 with --dir reading a disk) and what the kernel makes of it, for each element type:
 with many queries, where arithmetic sets the pace, and with four, where reading K and
-V does. A GFLOP is 2 (D + Dv) for each query-key pair. Each figure is the best of
-several runs; percentages compare with the peak measured beside it.
+V does. A GFLOP is 2 (D + Dv) for each query-key pair. What the machine can do is the
+best of several stretches, what the kernel does the median of several runs.
 
 The result is kept under the user's cache directory, and plan predicts times with it.
 It changes predictions, never a plan.`,
@@ -183,21 +184,29 @@ func benchKernel(ctx context.Context, dev *cpu.Device, typ attention.DType, fast
 		if err != nil {
 			return row, err
 		}
-		for start, n := time.Now(), 0; time.Since(start) < t/2 || n < 2; n++ {
+		var apply, in, out []float64 // seconds
+		var s attention.Stats
+		for start := time.Now(); time.Since(start) < t/2 || len(apply) < 3; {
 			rep, err := stream.Run(ctx, plan, dev, x, stream.Options{})
 			if err != nil {
 				return row, err
 			}
-			s := rep.Stats
-			if chunks == 1 {
-				row.FLOPS = max(row.FLOPS, p.FLOPs()/s.ApplySeconds)
-				row.Bytes = max(row.Bytes, float64(len(sources[1].b)+len(sources[2].b))/s.ApplySeconds)
-			}
-			row.Load = max(row.Load, float64(s.InBytes)/s.InSeconds)
-			row.Store = max(row.Store, float64(s.OutBytes)/s.OutSeconds)
+			s = rep.Stats
+			apply, in, out = append(apply, s.ApplySeconds), append(in, s.InSeconds), append(out, s.OutSeconds)
 		}
+		if chunks == 1 {
+			row.FLOPS = p.FLOPs() / middle(apply)
+			row.Bytes = float64(len(sources[1].b)+len(sources[2].b)) / middle(apply)
+		}
+		row.Load, row.Store = float64(s.InBytes)/middle(in), float64(s.OutBytes)/middle(out)
 	}
 	return row, nil
+}
+
+// middle is the median.
+func middle(x []float64) float64 {
+	slices.Sort(x)
+	return x[len(x)/2]
 }
 
 // benchDisk reads a file that was just written, after asking the system to forget
