@@ -177,7 +177,7 @@ func benchKernel(ctx context.Context, dev *cpu.Device, typ attention.DType, fast
 		defer func() { err = errors.Join(err, sources[i].Close()) }()
 	}
 	x := stream.Tensors{Q: sources[0], K: sources[1], V: sources[2], O: make(benchSink, queries*d*typ.Size())}
-	row = cpu.KernelRate{DType: typ.String(), D: d, Fast: fast, Threads: dev.Threads()}
+	row = cpu.KernelRate{DType: typ.String(), D: d, Fast: fast}
 	// Whole, for the kernel; in chunks, for loads into slots that were used before.
 	for _, chunks := range []int{1, min(16, keys)} {
 		plan, _, err := stream.New(stream.Request{Problem: p, Budget: 1 << 40, Divide: "rows", Chunks: chunks, Host: stream.Host{Cache: 1 << 40, Disk: 1e9}}, dev)

@@ -245,7 +245,7 @@ func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) bool {
 		}
 	}
 	d.lane.rebase(&t.m[0], &sc.alpha[0], &sc.base32[0], &top[0], lanes, d.exp.c)
-	if g.Fast && g.DType == attention.BF16 && d.lane.pairValues != nil {
+	if d.roundsWeights(g) {
 		sc.ran[fast]++
 		p := (*uint32)(unsafe.Pointer(s))
 		d.lane.softmaxPairs(p, s, lanes, n, &sc.base32[0], d.exp.hi, d.exp.lo, &t.l[0], &sc.alpha[0])
@@ -255,6 +255,11 @@ func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) bool {
 	d.lane.softmax(s, lanes, n, &sc.base32[0], d.exp.hi, d.exp.lo, &t.l[0], &sc.alpha[0])
 	d.lane.values(&t.acc[0], &sc.alpha[0], lanes, s, n, sc.values32(g, kv, k0, d.row), g.Dv*4, g.Dv)
 	return true
+}
+
+// roundsWeights says whether weights are rounded to bfloat16: allowed, and of use.
+func (d *Device) roundsWeights(g attention.Geometry) bool {
+	return g.Fast && g.DType == attention.BF16 && d.lane.pairValues != nil
 }
 
 // wideTile takes up to wideKeys keys.

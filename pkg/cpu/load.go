@@ -87,25 +87,22 @@ func copyRows(dst []byte, r attention.Rows) error {
 // norm is the largest |k|^2 and peak the largest |v| of rows in a slot, infinite
 // if an element is not finite.
 func (d *Device) norm(rows []byte, n, width int) float32 {
-	stride := width * d.geo.DType.Size()
-	switch d.geo.DType {
-	case attention.F16:
-		return d.row.normF16(at[uint16](rows), stride, n, width)
-	case attention.BF16:
-		return d.row.normBF16(at[uint16](rows), stride, n, width)
-	}
-	return d.row.normF32(at[float32](rows), stride, n, width)
+	return d.measure(rows, n, width, d.row.normF32, d.row.normF16, d.row.normBF16)
 }
 
 func (d *Device) peak(rows []byte, n, width int) float32 {
+	return d.measure(rows, n, width, d.row.peakF32, d.row.peakF16, d.row.peakBF16)
+}
+
+func (d *Device) measure(rows []byte, n, width int, f32 func(*float32, int, int, int) float32, f16, bf16 func(*uint16, int, int, int) float32) float32 {
 	stride := width * d.geo.DType.Size()
 	switch d.geo.DType {
 	case attention.F16:
-		return d.row.peakF16(at[uint16](rows), stride, n, width)
+		return f16(at[uint16](rows), stride, n, width)
 	case attention.BF16:
-		return d.row.peakBF16(at[uint16](rows), stride, n, width)
+		return bf16(at[uint16](rows), stride, n, width)
 	}
-	return d.row.peakF32(at[float32](rows), stride, n, width)
+	return f32(at[float32](rows), stride, n, width)
 }
 
 // LoadQuery loads one query chunk, one entry of q per query head, and its

@@ -50,9 +50,8 @@ func (d *Device) plainTile(sc *scratch, t *tile, kv keys, k0, k1 int) {
 		}
 	}
 	for ; k0 < k1; k0 += plainKeys {
-		if sc.holds != kv64 || p.k0 != k0 {
+		if !sc.claim(kv64) || p.k0 != k0 {
 			p.widen(g, kv, k0)
-			sc.holds = kv64
 		}
 		for r := 0; r < t.rows; r += rowBlock {
 			n := min(rowBlock, t.rows-r)

@@ -28,14 +28,13 @@ type Measurement struct {
 // KernelRate is how fast the kernel is for one type and head dimension. FLOPS are
 // 2 (D + Dv) for a query-key pair.
 type KernelRate struct {
-	DType   string  `json:"dtype"`
-	D       int     `json:"d"`
-	Fast    bool    `json:"fast,omitempty"`
-	Threads int     `json:"threads"`
-	FLOPS   float64 `json:"flops"`
-	Bytes   float64 `json:"kv_bytes"` // of K and V that the kernel goes through
-	Load    float64 `json:"load_bytes"`
-	Store   float64 `json:"store_bytes"`
+	DType string  `json:"dtype"`
+	D     int     `json:"d"`
+	Fast  bool    `json:"fast,omitempty"`
+	FLOPS float64 `json:"flops"`
+	Bytes float64 `json:"kv_bytes"` // of K and V that the kernel goes through
+	Load  float64 `json:"load_bytes"`
+	Store float64 `json:"store_bytes"`
 }
 
 // Calibrate makes predictions count with a measurement of the same kernel. It
@@ -85,7 +84,7 @@ func (d *Device) nominal(g attention.Geometry) speed {
 	if d.lane != nil {
 		s.flops, s.few = nominal*100e9, nominal*10e9
 		switch {
-		case g.DType == attention.BF16 && d.lane.pairValues != nil && g.Fast:
+		case d.roundsWeights(g):
 			s.flops = nominal * 170e9
 		case g.DType == attention.BF16 && d.lane.scoresBF16 != nil:
 			s.flops = nominal * 130e9

@@ -47,6 +47,24 @@ const (
 // next begins with another tile of keys.
 func (sc *scratch) next(k0, keys int) { sc.k0, sc.keys, sc.holds = k0, keys, nothing }
 
+// claim reports whether the scratch holds something already, and counts it as held
+// from now on, in place of what shares its memory.
+func (sc *scratch) claim(what content) (held bool) {
+	held = sc.holds&what != 0
+	switch what {
+	case kv64:
+		sc.holds = nothing
+	case v32:
+		sc.holds &^= kv64 | vPairs
+	case vPairs:
+		sc.holds &^= kv64 | v32
+	default:
+		sc.holds &^= kv64
+	}
+	sc.holds |= what
+	return held
+}
+
 // carve takes n elements from the front of *b.
 func carve[T float32 | float64](b *[]byte, n int) []T {
 	size := roundUp8(n * int(unsafe.Sizeof(T(0))))
@@ -97,14 +115,8 @@ func (sc *scratch) widened(what content, to []float32, from []byte, t attention.
 	if !sc.narrow {
 		return at[float32](from[key*width*t.Size():])
 	}
-	if sc.holds&kv64 != 0 {
-		sc.holds = nothing
-	}
 	k0 := sc.k0
-	if sc.holds&what == 0 {
-		if what == v32 {
-			sc.holds &^= vPairs
-		}
+	if !sc.claim(what) {
 		from = from[k0*width*t.Size():]
 		n = min(sc.keys, n-k0) * width
 		if t == attention.BF16 {
@@ -112,20 +124,15 @@ func (sc *scratch) widened(what content, to []float32, from []byte, t attention.
 		} else {
 			row.widenF16(&to[0], at[uint16](from), n)
 		}
-		sc.holds |= what
 	}
 	return &to[(key-k0)*width]
 }
 
 // valuePairs is the tile of V in bfloat16, two keys to a word.
 func (sc *scratch) valuePairs(g attention.Geometry, kv keys, lane *laneKernels) *uint32 {
-	if sc.holds&kv64 != 0 {
-		sc.holds = nothing
-	}
 	to := (*uint32)(unsafe.Pointer(&sc.v32[0]))
-	if sc.holds&vPairs == 0 {
+	if !sc.claim(vPairs) {
 		lane.pairValues(to, at[uint16](kv.v[sc.k0*g.Dv*2:]), g.Dv*2, min(sc.keys, kv.n-sc.k0), g.Dv)
-		sc.holds = sc.holds&^v32 | vPairs
 	}
 	return to
 }
