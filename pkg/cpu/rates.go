@@ -37,12 +37,25 @@ type KernelRate struct {
 	Store float64 `json:"store_bytes"`
 }
 
-// Calibrate makes predictions count with a measurement of the same kernel. It
-// changes no plan.
+// Calibrate makes predictions count with a measurement of the same kernel, if
+// there is a rate for everything in it. It changes no plan.
 func (d *Device) Calibrate(m *Measurement) {
-	if m != nil && m.Kernel == d.Kernel() && m.Threads > 0 && len(m.Many) > 0 && len(m.Few) > 0 {
+	if m != nil && m.Kernel == d.Kernel() && m.Threads > 0 && usable(m.Many) && usable(m.Few) {
 		d.measured = m
 	}
+}
+
+// usable says whether predictions can divide by all rates: a measurement comes
+// from a file, which may hold anything.
+func usable(list []KernelRate) bool {
+	for _, r := range list {
+		for _, x := range []float64{float64(r.D), r.FLOPS, r.Bytes, r.Load, r.Store} {
+			if !(x > 0) {
+				return false
+			}
+		}
+	}
+	return len(list) > 0
 }
 
 // Measured is what Calibrate was given, if that was of this kernel; else nil.
