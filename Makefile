@@ -8,7 +8,8 @@ DEMO    := .cache/demo
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help build test test-short test-race test-long test-arm64 test-interop test-torch fuzz lint generate check-generated vet-ports demo bench notices clean
+.PHONY: help build test test-short test-race test-long test-arm64 test-interop test-torch fuzz lint generate check-generated vet-ports demo bench notices clean \
+  cuda check-cuda remake-cuda build-cuda vet-cuda test-cuda gpu-tests cuda-symbols
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,7 +53,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 	done
 
 lint: ## gofmt, vet, staticcheck
-	@out=$$(gofmt -l cmd pkg); if [ -n "$$out" ]; then echo "not gofmted: $$out"; exit 1; fi
+	@out=$$(gofmt -l cmd pkg cuda); if [ -n "$$out" ]; then echo "not gofmted: $$out"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
 	$(GO) run $(STATICCHECK) ./...
@@ -67,6 +68,38 @@ check-generated: generate ## fail if the assembly is not what its generator make
 vet-ports: ## vet for the other systems and processors that should build
 	GOOS=linux GOARCH=arm64 $(GO) vet ./...
 	GOOS=darwin GOARCH=arm64 $(GO) vet ./...
+
+# The environment of `go ... -tags cuda`: where cuda.h is, which is fetched if the
+# machine has none. See cuda/toolkit.sh.
+WITH_CUDA = env=$$(bash cuda/toolkit.sh env) && eval "$$env" &&
+CUDA_PACKAGES := ./cuda/... ./pkg/gpu/... ./cmd/streamcqsa
+
+build-cuda: ## build bin/streamcqsa with the CUDA device (needs a C compiler; no GPU, no nvcc)
+	$(WITH_CUDA) $(GO) build -tags cuda -trimpath -o $(BIN) $(PACKAGE)
+
+vet-cuda: ## vet and staticcheck with the CUDA device
+	$(WITH_CUDA) $(GO) vet -tags cuda ./... && $(GO) run $(STATICCHECK) -tags cuda ./...
+
+test-cuda: ## the tests of the CUDA device; skipped without a driver, unless STREAMCQSA_TEST_GPU=1
+	$(WITH_CUDA) $(GO) test -tags cuda $(CUDA_PACKAGES)
+
+gpu-tests: ## the same tests as binaries, in .cache/gpu-tests, to copy to a machine with a GPU
+	$(WITH_CUDA) bash cuda/gpu-tests.sh .cache/gpu-tests
+
+cuda: ## compile the CUDA kernels that have changed (fetches nvcc if there is none)
+	nvcc=$$(bash cuda/toolkit.sh nvcc) && $(GO) run ./cuda/internal/compile -nvcc "$$nvcc"
+
+check-cuda: ## fail if the kernels' sources have changed since they were compiled
+	$(GO) test -count 1 ./cuda
+
+remake-cuda: ## compile all CUDA kernels again, and fail if that makes a difference
+	nvcc=$$(bash cuda/toolkit.sh nvcc) && $(GO) run ./cuda/internal/compile -all -nvcc "$$nvcc"
+	git diff --exit-code -- cuda/kernels
+
+DRIVER := pkg/gpu/internal/driver
+cuda-symbols: ## list again what the binary wants of libcuda, after a change of gorgonia.org/cu or of its use
+	include=$$(bash cuda/toolkit.sh include) && bash $(DRIVER)/symbols.sh "$$include" $(CUDA_INCLUDES) > $(DRIVER)/symbols.h.new
+	mv $(DRIVER)/symbols.h.new $(DRIVER)/symbols.h
 
 demo: build ## generate tensors, plan, run divided under a small budget, verify
 	@mkdir -p $(DEMO)
