@@ -5,8 +5,11 @@ import (
 	"io"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/streamcqsa/streamcqsa/pkg/gpu"
 )
 
 // release is set by the linker for released binaries.
@@ -20,11 +23,17 @@ type versionDoc struct {
 	OS      string   `json:"os"`
 	Arch    string   `json:"arch"`
 	Devices []string `json:"devices"`
+	CUDA    bool     `json:"cuda"`                   // whether CUDA is built in
+	Kernels string   `json:"cuda_kernels,omitempty"` // SHA-256 over the CUDA kernels, and their sources
 }
 
 // version reads what the build recorded.
 func version() versionDoc {
-	v := versionDoc{Version: release, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, Devices: []string{"cpu"}}
+	v := versionDoc{Version: release, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, Devices: []string{"cpu"},
+		CUDA: gpu.Built, Kernels: gpu.Hash()}
+	if gpu.Built {
+		v.Devices = append(v.Devices, "cuda")
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return v
@@ -59,6 +68,6 @@ func runVersion(w io.Writer, asJSON bool) error {
 	if asJSON {
 		return writeJSON(w, v)
 	}
-	_, err := fmt.Fprintf(w, "streamcqsa %s (%s, %s/%s)\n", v.Version, v.Go, v.OS, v.Arch)
+	_, err := fmt.Fprintf(w, "streamcqsa %s (%s, %s/%s, %s)\n", v.Version, v.Go, v.OS, v.Arch, strings.Join(v.Devices, " and "))
 	return err
 }

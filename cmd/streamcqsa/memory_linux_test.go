@@ -39,6 +39,9 @@ var program = sync.OnceValues(func() (string, error) {
 
 func buildProgram(t *testing.T) string {
 	t.Helper()
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skip("needs Go, to build the program")
+	}
 	path, err := program()
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 	"github.com/streamcqsa/streamcqsa/pkg/cpu"
+	"github.com/streamcqsa/streamcqsa/pkg/gpu"
 	"github.com/streamcqsa/streamcqsa/pkg/stream"
 	"github.com/streamcqsa/streamcqsa/pkg/tensorfile"
 )
@@ -76,7 +76,7 @@ func (o *planFlags) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.divide, "divide", "auto", "how to divide: auto, cqs or rows")
 	f.IntVar(&o.chunks, "chunks", 0, "chunks of each axis (default: planned)")
 	f.IntVar(&o.depth, "depth", 0, "how often CQS Divide is applied, 1 to 3 (default 1)")
-	f.StringVar(&o.device, "device", "auto", "auto, cpu or cuda")
+	f.StringVar(&o.device, "device", "auto", deviceWords)
 	f.IntVar(&o.threads, "threads", 0, "threads of the cpu device (default: one for each core)")
 	addKernelFlag(f, &o.kernel)
 }
@@ -87,18 +87,40 @@ func addKernelFlag(f *pflag.FlagSet, kernel *string) {
 
 // open returns the device asked for.
 func (o *planFlags) open() (stream.Device, error) {
-	switch o.device {
-	case "auto", "cpu":
-		dev, err := openCPU(o.threads, o.kernel)
+	c, err := parseDevice(o.device)
+	if err != nil {
+		return nil, err
+	}
+	if c.cuda {
+		dev, err := openGPUs(c)
 		if err != nil {
+			return nil, classify(errTemporary, fmt.Errorf("--device %s: %w", o.device, err))
+		}
+		return dev, nil
+	}
+	dev, err := openCPU(o.threads, o.kernel)
+	if err != nil {
+		return nil, err
+	}
+	calibrate(dev)
+	return dev, nil
+}
+
+func openGPUs(c deviceChoice) (stream.Device, error) {
+	have, err := gpu.Devices()
+	if err != nil {
+		return nil, err
+	}
+	chosen, err := c.choose(have)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range chosen {
+		if _, err := gpu.Target(d); err != nil {
 			return nil, err
 		}
-		calibrate(dev)
-		return dev, nil
-	case "cuda":
-		return nil, classify(errTemporary, fmt.Errorf("--device cuda: this binary was built without CUDA support (%s/%s)", runtime.GOOS, runtime.GOARCH))
 	}
-	return nil, usagef("--device %q: want auto, cpu or cuda", o.device)
+	return openCUDA(chosen)
 }
 
 func openCPU(threads int, kernel string) (*cpu.Device, error) {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/streamcqsa/streamcqsa/pkg/gpu"
 	"github.com/streamcqsa/streamcqsa/pkg/tensorfile"
 )
 
@@ -64,6 +65,9 @@ func TestScript(t *testing.T) {
 		},
 		Condition: func(cond string) (bool, error) {
 			switch cond {
+			case "gpu":
+				list, err := gpu.Devices()
+				return err == nil && len(list) > 0, nil
 			case "root":
 				return os.Geteuid() == 0, nil
 			case "smalldisk":
