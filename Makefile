@@ -9,10 +9,10 @@ DEMO    := .cache/demo
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: help build test test-short test-race test-long test-arm64 test-interop test-torch fuzz lint generate check-generated vet-ports demo bench notices clean \
-  cuda check-cuda remake-cuda build-cuda vet-cuda test-cuda gpu-tests cuda-symbols
+  cuda check-cuda remake-cuda build-cuda vet-cuda test-cuda test-cuda12 gpu-tests cuda-symbols
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/streamcqsa
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) $(PACKAGE)
@@ -83,6 +83,9 @@ vet-cuda: ## vet and staticcheck with the CUDA device
 test-cuda: ## the tests of the CUDA device; skipped without a driver, unless STREAMCQSA_TEST_GPU=1
 	$(WITH_CUDA) $(GO) test -tags cuda $(CUDA_PACKAGES)
 
+test-cuda12: ## build and test the driver layer with the headers of CUDA 12 (fetches them)
+	env=$$(bash cuda/toolkit.sh env12) && eval "$$env" && $(GO) test -tags cuda ./pkg/gpu/...
+
 gpu-tests: ## the same tests as binaries, in .cache/gpu-tests, to copy to a machine with a GPU
 	$(WITH_CUDA) bash cuda/gpu-tests.sh .cache/gpu-tests
 
@@ -97,8 +100,8 @@ remake-cuda: ## compile all CUDA kernels again, and fail if that makes a differe
 	git diff --exit-code -- cuda/kernels
 
 DRIVER := pkg/gpu/internal/driver
-cuda-symbols: ## list again what the binary wants of libcuda, after a change of gorgonia.org/cu or of its use
-	include=$$(bash cuda/toolkit.sh include) && bash $(DRIVER)/symbols.sh "$$include" $(CUDA_INCLUDES) > $(DRIVER)/symbols.h.new
+cuda-symbols: ## list again what the binary wants of libcuda: after a change of gorgonia.org/cu or of its use
+	bash $(DRIVER)/symbols.sh > $(DRIVER)/symbols.h.new
 	mv $(DRIVER)/symbols.h.new $(DRIVER)/symbols.h
 
 demo: build ## generate tensors, plan, run divided under a small budget, verify

@@ -6,6 +6,7 @@
 #	toolkit.sh include   print the folder that has cuda.h
 #	toolkit.sh env       print what `go build -tags cuda` needs in the environment:
 #	                     eval "$(bash cuda/toolkit.sh env)"
+#	toolkit.sh env12     the same, with a cuda.h of CUDA 12, always fetched
 #
 # nvcc is looked for on PATH; cuda.h beside that nvcc, then in $CUDA_HOME and in
 # /usr/local/cuda. Fetching takes Python 3 with pip.
@@ -16,6 +17,7 @@ cache=$root/.cache/cuda
 # The kernels in cuda/kernels were compiled with these.
 compiler=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
 headers=(nvidia-cuda-runtime==13.0.96)
+headers12=(nvidia-cuda-runtime-cu12==12.0.146)
 
 # fetch NAME PACKAGE... unpacks packages once, all or nothing.
 fetch() {
@@ -54,18 +56,27 @@ find_include() {
   echo "$cache/headers/nvidia/cu13/include"
 }
 
+# print_env INCLUDE
 print_env() {
   local driver=$root/pkg/gpu/internal/driver
   echo "export CGO_ENABLED=1"
-  echo "export CGO_CFLAGS='-O2 -g -I$driver/include -I$(find_include)'"
+  echo "export CGO_CFLAGS='-O2 -g -I$driver/include -I$1'"
   echo "export CGO_LDFLAGS='-L$driver/lib'"
 }
 
 case ${1:-} in
-nvcc | include) "find_$1" ;;
-env) print_env ;;
+nvcc) find_nvcc ;;
+include) find_include ;;
+env)
+  dir=$(find_include)
+  print_env "$dir"
+  ;;
+env12)
+  fetch headers12 "${headers12[@]}"
+  print_env "$cache/headers12/nvidia/cuda_runtime/include"
+  ;;
 *)
-  echo "usage: toolkit.sh nvcc|include|env" >&2
+  echo "usage: toolkit.sh nvcc|include|env|env12" >&2
   exit 2
   ;;
 esac

@@ -92,11 +92,7 @@ func (o *planFlags) open() (stream.Device, error) {
 		return nil, err
 	}
 	if c.cuda {
-		dev, err := openGPUs(c)
-		if err != nil {
-			return nil, classify(errTemporary, fmt.Errorf("--device %s: %w", o.device, err))
-		}
-		return dev, nil
+		return o.openGPUs(c)
 	}
 	dev, err := openCPU(o.threads, o.kernel)
 	if err != nil {
@@ -106,7 +102,14 @@ func (o *planFlags) open() (stream.Device, error) {
 	return dev, nil
 }
 
-func openGPUs(c deviceChoice) (stream.Device, error) {
+// openGPUs opens what --device chose. Whatever is missing may be there on another
+// machine.
+func (o *planFlags) openGPUs(c deviceChoice) (dev stream.Device, err error) {
+	defer func() {
+		if err != nil {
+			err = classify(errTemporary, fmt.Errorf("--device %s: %w", o.device, err))
+		}
+	}()
 	have, err := gpu.Devices()
 	if err != nil {
 		return nil, err

@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
 # Prints symbols.h: the functions of libcuda that gorgonia.org/cu and this package
-# refer to when they are compiled against the cuda.h in each of the given folders.
-# A link error about a cu function means that this must be done again.
-#
-#	bash symbols.sh INCLUDE...
+# refer to when they are compiled against CUDA 12 or CUDA 13. A link error about a
+# cu function means that this must be done again: make cuda-symbols.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-for include in "$@"; do
-  export CGO_ENABLED=1 CGO_CFLAGS="-O1 -I$PWD/include -I$include" CGO_LDFLAGS="-L$PWD/lib"
+for cuda in env env12; do
+  environment=$(bash ../../../../cuda/toolkit.sh "$cuda")
+  eval "$environment"
   go list -export -deps -tags cuda -f '{{if .CgoFiles}}{{.ImportPath}} {{.Export}}{{end}}' . |
     awk '$1 ~ /^gorgonia.org\/cu$|\/driver$/ { print $2 }' |
     while read -r archive; do
