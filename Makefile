@@ -89,8 +89,8 @@ test-cuda12: ## build and test the driver layer with the headers of CUDA 12 (fet
 gpu-tests: ## the same tests as binaries, in .cache/gpu-tests, to copy to a machine with a GPU
 	$(WITH_CUDA) bash cuda/gpu-tests.sh .cache/gpu-tests
 
-cuda: ## compile the CUDA kernels that have changed (fetches nvcc if there is none)
-	nvcc=$$(bash cuda/toolkit.sh nvcc) && $(GO) run ./cuda/internal/compile -nvcc "$$nvcc"
+cuda: ## compile the CUDA kernels that have changed; V=1 tells what they take (fetches nvcc if there is none)
+	nvcc=$$(bash cuda/toolkit.sh nvcc) && $(GO) run ./cuda/internal/compile $(if $(V),-v) -nvcc "$$nvcc"
 
 check-cuda: ## fail if the kernels' sources have changed since they were compiled
 	$(GO) test -count 1 ./cuda

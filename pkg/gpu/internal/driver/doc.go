@@ -13,9 +13,10 @@
 //
 // # Threads
 //
-// A CUDA context is current to an OS thread. Everything but Load, Devices and Open
-// must be called where the context is current: in a function given to Thread.Do,
-// or after Context.Bind. Methods may be called by several such threads at once.
+// A CUDA context is current to an OS thread. Load, Devices, Open, and of Context the
+// methods Info, Bind, NewThread and Close can be called anywhere. Everything else must
+// be called where the context is current: in a function given to Thread.Do, or after
+// Context.Bind. Several such threads may do so at once.
 //
 // # Sizes
 //

@@ -21,11 +21,13 @@ static CUresult not_found(void) { return CUDA_ERROR_NOT_SUPPORTED; }
 
 // For each symbol a pointer to its function in libcuda, and a jump through it, which
 // leaves the arguments where they are whatever their types. Callers are C code, and
-// the pointers are written once, before any of them calls.
+// the pointers are written once, before any of them calls. Hidden, because libcuda must
+// not find these symbols instead of its own.
 #define SYMBOL(name)                                                           \
 	__attribute__((visibility("hidden"), used)) function at_##name = not_open; \
 	__asm__(".text\n"                                                          \
 	        ".globl " #name "\n"                                               \
+	        ".hidden " #name "\n"                                              \
 	        ".type " #name ", @function\n"                                     \
 	        #name ":\n"                                                        \
 	        "\tjmp *at_" #name "(%rip)\n"                                      \
@@ -47,6 +49,7 @@ CUresult CUDAAPI cuInit(unsigned int flags) {
 	(void)flags;
 	return CUDA_SUCCESS;
 }
+__asm__(".hidden cuInit\n"); // cuda.h has declared it otherwise
 
 const char *driver_open(int *init) {
 	void *lib = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
