@@ -81,10 +81,10 @@ vet-cuda: ## vet and staticcheck with the CUDA device
 	$(WITH_CUDA) $(GO) vet -tags cuda ./... && $(GO) run $(STATICCHECK) -tags cuda ./...
 
 test-cuda: ## the tests of the CUDA device; skipped without a driver, unless STREAMCQSA_TEST_GPU=1
-	$(WITH_CUDA) $(GO) test -tags cuda $(CUDA_PACKAGES)
+	$(WITH_CUDA) $(GO) test -count 1 -tags cuda $(CUDA_PACKAGES)
 
 test-cuda12: ## build and test the driver layer with the headers of CUDA 12 (fetches them)
-	env=$$(bash cuda/toolkit.sh env12) && eval "$$env" && $(GO) test -tags cuda ./pkg/gpu/...
+	env=$$(bash cuda/toolkit.sh env12) && eval "$$env" && $(GO) test -count 1 -tags cuda ./pkg/gpu/...
 
 gpu-tests: ## the same tests as binaries, in .cache/gpu-tests, to copy to a machine with a GPU
 	$(WITH_CUDA) bash cuda/gpu-tests.sh .cache/gpu-tests
