@@ -58,11 +58,11 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) mod tidy -diff
 	$(GO) run $(STATICCHECK) ./...
 
-generate: ## generate the assembly of pkg/cpu again
-	$(GO) generate ./pkg/cpu
+generate: ## generate the assembly of pkg/cpu and the wrappers of cuda again
+	$(GO) generate ./pkg/cpu ./cuda
 
 check-generated: generate ## fail if the assembly is not what its generator makes
-	git diff --exit-code -- pkg/cpu
+	git diff --exit-code -- pkg/cpu cuda
 	cd pkg/cpu/_generate && $(GO) vet ./... && test -z "$$(gofmt -l .)"
 
 vet-ports: ## vet for the other systems and processors that should build

@@ -7,3 +7,5 @@
 // kernel need nvcc. `make cuda` compiles what has changed, and a test fails if that
 // was forgotten.
 package cuda
+
+//go:generate go run _generate/wgmma.go

@@ -1,0 +1,104 @@
+// The ends of a state: empty, merged from parts, turned into results.
+#include "ptx.cuh"
+#include "state.cuh"
+
+namespace {
+
+// FinishJob is one query head whose rows are complete.
+struct FinishJob {
+    uint64_t head, out, lse;  // addresses: the head of the query slot, rows of O, lse
+    int32_t rows, empty;      // rows of the chunk; the first empty ones see no key
+    int32_t width, type;      // of O: elements of a row, 0 float32, 1 float16, 2 bfloat16
+};
+
+// finish writes O = acc / l and lse. out may be where acc or Q was: an element is
+// read and written by one thread.
+template <bool Two>
+__device__ __forceinline__ void finish(const Pool* pool, const FinishJob& job, float offset) {
+    const int warps = blockDim.x / 32, lane = threadIdx.x & 31;
+    for (int row = blockIdx.x * warps + threadIdx.x / 32; row < job.rows; row += gridDim.x * warps) {
+        const bool empty = row < job.empty;
+        for (int i = 2 * lane; i < job.width; i += 64) {
+            const State<Two> s((uint8_t*)job.head, pool, 0);
+            float l = s.l[row];
+            float2 x = *(const float2*)(s.acc + (int64_t)row * s.dv + i);
+            if constexpr (Two) {
+                const float2 y = *(const float2*)(s.low + (int64_t)row * s.dv + i);
+                l += s.l[s.rows + row];
+                x.x += y.x, x.y += y.y;
+            }
+            x.x = empty ? 0.f : x.x / l;
+            x.y = empty ? 0.f : x.y / l;
+            if (job.type == 0) {
+                float* to = (float*)job.out + (int64_t)row * job.width + i;
+                to[0] = x.x;
+                if (i + 1 < job.width) to[1] = x.y;
+            } else {
+                const uint32_t u = job.type == 1 ? F16::pack(x.x, x.y) : BF16::pack(x.x, x.y);
+                uint16_t* to = (uint16_t*)job.out + (int64_t)row * job.width + i;
+                to[0] = (uint16_t)u;
+                if (i + 1 < job.width) to[1] = (uint16_t)(u >> 16);
+            }
+        }
+        if (job.lse && lane == 0) {
+            const State<Two> s((uint8_t*)job.head, pool, 0);
+            float l = s.l[row];
+            if constexpr (Two) l += s.l[s.rows + row];
+            ((float*)job.lse)[row] = empty ? -INFINITY : (float)(((double)s.m[row] - offset + log2((double)l)) * 0.69314718055994530942);
+        }
+    }
+}
+
+// merge adds the partial states of all splits to a state, in order. A warp takes a
+// row; blockIdx.y is the head, over all works.
+template <bool Two>
+__device__ __forceinline__ void merge(const Pool* pool, const Batch* batch) {
+    const Work w = batch->work()[blockIdx.y / batch->heads];
+    const int lane = threadIdx.x & 31, warps = blockDim.x / 32;
+    const uint64_t head = blockIdx.y % batch->heads;
+    for (int row = blockIdx.x * warps + threadIdx.x / 32; row < w.rows; row += gridDim.x * warps) {
+        for (int block = 0; block < pool->valueBlocks; block++) {
+            const State<Two> to((uint8_t*)pool->query + w.slot * pool->qSlot + head * pool->qHead, pool, block);
+            for (int split = 0; split < batch->splits; split++) {
+                const State<Two> from((uint8_t*)pool->partial + split * pool->pSplit + blockIdx.y * pool->pHead - pool->qAcc, pool, block);
+                const float m = from.m[row], old = to.m[row];
+                if (m == kNoKey) continue;
+                const Rebase r(old, m);
+                const int last = min(pool->dv, (block + 1) * pool->columns);
+                for (int i = block * pool->columns + 2 * lane; i < last; i += 64) {
+                    const float2 x = *(const float2*)(from.acc + (int64_t)row * from.dv + i);
+                    to.add2(row, i, x.x * r.f1, x.y * r.f1, r, old != kNoKey);
+                    if constexpr (Two) {
+                        const float2 y = *(const float2*)(from.low + (int64_t)row * from.dv + i);
+                        to.add2(row, i, y.x * r.f1, y.y * r.f1, Rebase(0.f, 0.f), true);
+                    }
+                }
+                __syncwarp();
+                if (lane == 0) {
+                    to.addSum(row, from.l[row] * r.f1, r, old != kNoKey);
+                    if constexpr (Two) to.addSum(row, from.l[from.rows + row] * r.f1, Rebase(r.m, r.m), true);
+                }
+                __syncwarp();
+            }
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(256) merge_one(const Pool* pool, const Batch* batch) { merge<false>(pool, batch); }
+extern "C" __global__ void __launch_bounds__(256) merge_two(const Pool* pool, const Batch* batch) { merge<true>(pool, batch); }
+
+// empty makes the states of a query slot those of no key.
+extern "C" __global__ void empty_state(const Pool* pool, uint64_t slot, uint64_t heads) {
+    const int n = pool->rows * pool->valueBlocks;
+    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < heads * n; i += (int64_t)gridDim.x * blockDim.x)
+        ((float*)(pool->query + slot * pool->qSlot + i / n * pool->qHead + pool->qMax))[i % n] = kNoKey;
+}
+
+extern "C" __global__ void __launch_bounds__(256) finish_one(const Pool* pool, const FinishJob* jobs, uint64_t offset) {
+    finish<false>(pool, jobs[blockIdx.y], (float)offset);
+}
+extern "C" __global__ void __launch_bounds__(256) finish_two(const Pool* pool, const FinishJob* jobs, uint64_t offset) {
+    finish<true>(pool, jobs[blockIdx.y], (float)offset);
+}
