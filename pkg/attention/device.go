@@ -58,6 +58,9 @@ type Rates struct {
 // side, reading them beats touching the mapping: a read costs no page faults,
 // keeps the file's own order for the system's read-ahead, and turns a lost page
 // into an error.
+//
+// Mapping, if not nil, is the whole shared mapping of a file, for reading only, that
+// Data is part of: a device may page-lock parts of it, to fetch rows without a copy.
 type Rows struct {
 	Data   []byte
 	Stride int // bytes between the starts of consecutive rows
@@ -66,6 +69,8 @@ type Rows struct {
 	DType  DType
 	File   io.ReaderAt
 	At     int64
+
+	Mapping []byte
 }
 
 // RowBytes is the number of bytes in one row.

@@ -9,4 +9,8 @@ type Stats struct {
 
 	Batches int64
 	Pairs   float64 // (query row, key) pairs applied, over all query heads
+
+	// Of devices with memory of their own.
+	Path   string // how inputs were fetched: registered, pinned ring, or both
+	Pinned int64  // most bytes of host memory that were page-locked for it at once
 }

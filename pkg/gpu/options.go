@@ -1,0 +1,38 @@
+package gpu
+
+import (
+	"fmt"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+)
+
+// Options of a device. None changes a bit of a result.
+type Options struct {
+	// HostMemory bounds the bytes of mapped files that are page-locked at once, so
+	// that the device fetches rows from the page cache itself. What does not fit goes
+	// through a ring of page-locked buffers; 0 sends everything there.
+	HostMemory int64
+}
+
+// NoMemoryError says that a device had less memory than a plan takes: other processes
+// have it.
+type NoMemoryError struct {
+	Device string
+	Want   int64 // bytes that were asked for
+	Free   int64 // bytes that the driver says are free
+	Err    error // the driver's
+}
+
+func (e *NoMemoryError) Error() string {
+	return fmt.Sprintf("%s: take %d bytes of device memory, of which %d are free: %v", e.Device, e.Want, e.Free, e.Err)
+}
+
+func (e *NoMemoryError) Unwrap() error { return e.Err }
+
+// supports says why kernels can't compute a problem, if they can't.
+func supports(device string, p attention.Problem) error {
+	if max(p.D, p.Dv) > maxFeatures {
+		return fmt.Errorf("%s takes head dimensions up to %d, the problem has D=%d and Dv=%d: --device cpu takes them", device, maxFeatures, p.D, p.Dv)
+	}
+	return nil
+}
