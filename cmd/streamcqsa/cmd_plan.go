@@ -72,9 +72,9 @@ func runPlan(w io.Writer, o *planOptions) error {
 		}
 	}
 	if o.json {
-		return writeJSON(w, planDocument(plan, others, basisOf(dev)))
+		return writeJSON(w, planDocument(plan, others, basisOf(dev, plan)))
 	}
-	return writePlan(w, plan, others, basisOf(dev))
+	return writePlan(w, plan, others, basisOf(dev, plan))
 }
 
 func drawPlan(path string, plan *stream.Plan) error {

@@ -6,10 +6,12 @@ import (
 	"errors"
 
 	"github.com/streamcqsa/streamcqsa/pkg/gpu"
-	"github.com/streamcqsa/streamcqsa/pkg/stream"
 )
 
-// openCUDA opens GPUs as one device.
-func openCUDA(devices []gpu.Info) (stream.Device, error) {
-	return nil, errors.New("attention on CUDA devices is not implemented; --device cpu is")
+// openCUDA opens a GPU. It may page-lock that many bytes of host memory for transfers.
+func openCUDA(devices []gpu.Info, hostMemory int64) (gpuDevice, error) {
+	if len(devices) != 1 {
+		return nil, errors.New("several CUDA devices at once are not implemented: want one")
+	}
+	return gpu.Open(devices[0], gpu.Options{HostMemory: hostMemory})
 }

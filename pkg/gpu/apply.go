@@ -3,6 +3,8 @@
 package gpu
 
 import (
+	"time"
+
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 	"github.com/streamcqsa/streamcqsa/pkg/gpu/internal/driver"
 )
@@ -22,6 +24,7 @@ type apply struct {
 
 // launch submits applies to the GPU, in order.
 func (s *session) launch() {
+	var first time.Time
 	for o := range s.applies {
 		err := s.stopped()
 		if err == nil {
@@ -36,6 +39,10 @@ func (s *session) launch() {
 		if s.fail(err) != nil {
 			o.ev.refuse(err)
 			continue
+		}
+		if first.IsZero() {
+			first = time.Now()
+			s.d.book(func(st *attention.Stats) { st.First = first })
 		}
 		o.ev.submitted(o.end)
 		s.applied <- o

@@ -205,6 +205,20 @@ func (d *Device) StateBytes(g attention.Geometry) int64 {
 	return d.layout(g).stateBytes(g.QueryRows, g.QueryHeads())
 }
 
+// Rates are nominal for such a device, whatever the host.
+func (d *Device) Rates(g attention.Geometry) attention.Rates {
+	return rates(d.info, d.layout(g), linkRate)
+}
+
+// Expected are the rates with this host's way to the device.
+func (d *Device) Expected(g attention.Geometry) attention.Rates {
+	in := min(linkRate, float64(workersOf())*workerRate)
+	if d.opt.HostMemory > 0 && d.info.ReadOnlyHostRegister {
+		in = linkRate
+	}
+	return rates(d.info, d.layout(g), in)
+}
+
 // Reserve takes all memory, on the device and for transfers on the host, and starts
 // the queues. The error is a NoMemoryError where others took what was to be had.
 func (d *Device) Reserve(g attention.Geometry) error {

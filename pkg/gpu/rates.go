@@ -1,0 +1,40 @@
+package gpu
+
+import "github.com/streamcqsa/streamcqsa/pkg/attention"
+
+// The rates of an H100 with 132 multiprocessors at 1.98 GHz, FLOP/s. They are those
+// of a kernel that runs long enough to be held back by power.
+var hopper = map[mode]map[int]float64{
+	half:   {64: 500e12, 128: 620e12, 256: 690e12},
+	fast:   {64: 540e12, 128: 680e12, 256: 690e12},
+	split:  {64: 350e12, 128: 420e12, 256: 300e12},
+	triple: {64: 220e12, 128: 235e12, 256: 120e12},
+}
+
+const (
+	hopperClocks = 132 * 1.98e9 // multiprocessors times Hz
+	ampereShare  = 0.5          // of Hopper's rates: what mma.sync reaches of wgmma's
+
+	linkRate   = 54e9 // from page-locked memory to the device, bytes/s
+	workerRate = 7e9  // of one thread of the host that copies
+	outRate    = 20e9
+	launchCost = 10e-6
+)
+
+// rates are those of a geometry on a device.
+func rates(info Info, l *layout, in float64) attention.Rates {
+	g := l.geo
+	bucket := bucketOf(g)
+	flops := hopper[modeOf(g)][bucket] * float64(info.SMs) * float64(info.Clock) / hopperClocks
+	if info.Major != 9 {
+		flops *= ampereShare
+	}
+	// Features that are only there to fill a tile cost as much as others.
+	flops *= float64(g.D+g.Dv) / float64(bucket+l.blocks*int(l.kernel.Columns))
+	flops *= float64(g.QueryRows) / float64(l.queryTiles*int(l.kernel.Rows)) * float64(g.KeyRows) / float64(l.keyTiles*int(l.kernel.Keys))
+	units := l.units(g.QueryHeads())
+	units *= l.splits(units)
+	waves := ceilDiv(units, info.SMs)
+	flops *= float64(units) / float64(waves*info.SMs)
+	return attention.Rates{FLOPS: flops, In: in, Out: outRate, Launch: launchCost}
+}
