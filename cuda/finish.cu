@@ -14,7 +14,7 @@ struct FinishJob {
 // finish writes O = acc / l and lse. out may be where acc or Q was: an element is
 // read and written by one thread.
 template <bool Two>
-__device__ __forceinline__ void finish(const Pool* pool, const FinishJob& job, float offset) {
+__device__ __forceinline__ void finish(const Pool* pool, const FinishJob& job) {
     const int warps = blockDim.x / 32, lane = threadIdx.x & 31;
     for (int row = blockIdx.x * warps + threadIdx.x / 32; row < job.rows; row += gridDim.x * warps) {
         const bool empty = row < job.empty;
@@ -34,7 +34,7 @@ __device__ __forceinline__ void finish(const Pool* pool, const FinishJob& job, f
                 to[0] = x.x;
                 if (i + 1 < job.width) to[1] = x.y;
             } else {
-                const uint32_t u = job.type == 1 ? F16::pack(x.x, x.y) : BF16::pack(x.x, x.y);
+                const uint32_t u = job.type == 1 ? packHalves(x.x, x.y) : packBrainHalves(x.x, x.y);
                 uint16_t* to = (uint16_t*)job.out + (int64_t)row * job.width + i;
                 to[0] = (uint16_t)u;
                 if (i + 1 < job.width) to[1] = (uint16_t)(u >> 16);
@@ -44,7 +44,7 @@ __device__ __forceinline__ void finish(const Pool* pool, const FinishJob& job, f
             const State<Two> s((uint8_t*)job.head, pool, 0);
             float l = s.l[row];
             if constexpr (Two) l += s.l[s.rows + row];
-            ((float*)job.lse)[row] = empty ? -INFINITY : (float)(((double)s.m[row] - offset + log2((double)l)) * 0.69314718055994530942);
+            ((float*)job.lse)[row] = empty ? -INFINITY : (float)(((double)s.m[row] - pool->offset + log2((double)l)) * 0.69314718055994530942);
         }
     }
 }
@@ -66,11 +66,11 @@ __device__ __forceinline__ void merge(const Pool* pool, const Batch* batch) {
                 const Rebase r(old, m);
                 const int last = min(pool->dv, (block + 1) * pool->columns);
                 for (int i = block * pool->columns + 2 * lane; i < last; i += 64) {
-                    const float2 x = *(const float2*)(from.acc + (int64_t)row * from.dv + i);
-                    to.add2(row, i, x.x * r.f1, x.y * r.f1, r, old != kNoKey);
+                    const float2 x[1] = {*(const float2*)(from.acc + (int64_t)row * from.dv + i)};
+                    to.addColumns(row, i, x, r.f1, r, old != kNoKey);
                     if constexpr (Two) {
-                        const float2 y = *(const float2*)(from.low + (int64_t)row * from.dv + i);
-                        to.add2(row, i, y.x * r.f1, y.y * r.f1, Rebase(0.f, 0.f), true);
+                        const float2 y[1] = {*(const float2*)(from.low + (int64_t)row * from.dv + i)};
+                        to.addColumns(row, i, y, r.f1, Rebase(0.f, 0.f), true);
                     }
                 }
                 __syncwarp();
@@ -96,9 +96,9 @@ extern "C" __global__ void empty_state(const Pool* pool, uint64_t slot, uint64_t
         ((float*)(pool->query + slot * pool->qSlot + i / n * pool->qHead + pool->qMax))[i % n] = kNoKey;
 }
 
-extern "C" __global__ void __launch_bounds__(256) finish_one(const Pool* pool, const FinishJob* jobs, uint64_t offset) {
-    finish<false>(pool, jobs[blockIdx.y], (float)offset);
+extern "C" __global__ void __launch_bounds__(256) finish_one(const Pool* pool, const FinishJob* jobs) {
+    finish<false>(pool, jobs[blockIdx.y]);
 }
-extern "C" __global__ void __launch_bounds__(256) finish_two(const Pool* pool, const FinishJob* jobs, uint64_t offset) {
-    finish<true>(pool, jobs[blockIdx.y], (float)offset);
+extern "C" __global__ void __launch_bounds__(256) finish_two(const Pool* pool, const FinishJob* jobs) {
+    finish<true>(pool, jobs[blockIdx.y]);
 }

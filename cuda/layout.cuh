@@ -9,11 +9,12 @@
 // wgmma, which makes ldmatrix free of bank conflicts too). Groups are outermost,
 // so that any multiple of 8 rows is one contiguous copy. A tensor in two planes,
 // x = hi + lo, has the panels of lo behind those of hi in every group. Rows and
-// features that do not exist are zero.
+// features that do not exist are zero. Of float32 Q and K, two float16 planes hold 22
+// bits; the rest, times 2^20, is kept apart in a third, for scores in float64.
 //
-// Every element is float16 (bfloat16 where a mode says so) after multiplication
-// with a power of two that is chosen for each tile from its largest element:
-// float16 then represents bfloat16 inputs exactly down to 2^-24 of that element.
+// Every element is float16 after multiplication with a power of two that is chosen
+// for each tile from its largest element: float16 then represents bfloat16 inputs
+// exactly down to 2^-24 of that element.
 #pragma once
 #include <stdint.h>
 
@@ -24,28 +25,27 @@ constexpr int kPanelBytes = 1024;    // of one group
 // TileInfo describes a tile of K and the tile of V beside it, or a tile of Q.
 struct TileInfo {
     float scale;  // of K (or Q): a packed element is the true one times 1/scale
-    float norm;   // largest Euclidean norm of a row of K (or Q), true units
+    float norm;   // largest Euclidean norm of a row of K (or Q), true units; infinite if an element is not finite
     float unit;   // of V: as scale
-    float peak;   // largest finite |V|
-};
-
-// Head heads every KV head of a slot.
-struct SlotHead {
-    uint32_t special;  // not 0: something is not finite, or too large; only the wide kernel may touch it
-    uint32_t pad[3];
+    float peak;   // largest |V|; infinite if an element is not finite
 };
 
 // Pool says where slots lie. Offsets and strides are bytes.
 struct Pool {
     uint64_t kv, query, partial;                 // addresses
-    uint64_t kvSlot, kvHead, kvK, kvV, kvBlock, kvInfo;  // strides of slots and heads; K, V, a block of V, infos in a head
-    uint64_t qSlot, qHead, qInfo, qAcc, qLow, qMax, qSum;  // strides; infos, accumulator, its low half, maxima, sums in a head
+    uint64_t kvSlot, kvHead, kvK, kvV, kvBlock, kvInfo, kvRest;   // strides of slots and heads; K, V, a block of V, infos, the rest of K in a head
+    uint64_t qSlot, qHead, qInfo, qRest, qAcc, qLow, qMax, qSum;  // strides; infos, the rest of Q, accumulator, its low half, maxima, sums in a head
     uint64_t pSplit, pHead;                      // strides of partial states: of a split, of a query head
-    float c;                                     // |scale| log2(e)
+    double exactC;                               // |scale| log2(e)
+    float c;                                     // the same
+    float offset;                                // exponent that weights and sums carry
+    float steep;                                 // largest bound on scores, in units of log2, that float32 scores are good enough for
     int32_t dv;                                  // columns of the accumulator: Dv rounded up to 8
     int32_t rows;                                // rows of a query head, rounded up to a tile
     int32_t group;                               // query heads that share a KV head
     int32_t valueBlocks, columns;                // blocks of columns of V, each computed by itself, and columns of one
+    int32_t tileRows, tileKeys;                  // of a tile
+    int32_t features, planes;                    // of Q and K as packed; of Q, K and V
 };
 
 // Work is one query slot and its part of the refs.
@@ -62,6 +62,8 @@ struct Ref {
 // Batch is what one launch does. Works and refs follow it.
 struct Batch {
     int32_t works, heads, splits, refs;  // heads: query heads
+    int32_t wide;                        // set by an attention kernel that left tiles for the wide kernel; 0 before
+    int32_t pad[3];
 
     __device__ const Work* work() const { return (const Work*)(this + 1); }
     __device__ const Ref* ref() const { return (const Ref*)(work() + works); }
@@ -70,11 +72,12 @@ struct Batch {
 // PackJob is rows of one tensor and head, from staging to a slot.
 struct PackJob {
     uint64_t src, stride;            // address of the first row, bytes between rows
-    uint64_t dst, block, info, head; // address of the tiles, bytes between blocks of columns; addresses of TileInfos and SlotHead (or 0)
+    uint64_t dst, block, info;       // address of the tiles, bytes between blocks of columns, address of the TileInfos
+    uint64_t rest;                   // address of what two planes leave of float32 elements; 0: not kept
     int32_t rows, width;             // rows that exist, elements of each
     int32_t type;                    // 0 float32, 1 float16, 2 bfloat16
     int32_t tileRows, panels, planes, blocks;  // of a tile: rows, panels of all blocks together
-    int32_t step;                    // exponents are multiples of it; 0: elements are not scaled
+    int32_t step;                    // exponents are multiples of it
     int32_t values;                  // whether this is V
     float sign;                      // +1 or -1
 };

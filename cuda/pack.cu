@@ -9,7 +9,7 @@ __device__ __forceinline__ float element(const uint8_t* row, int i, int type) {
     case 0: return ((const float*)row)[i];
     case 1: {
         float lo, hi;
-        F16::unpack(((const uint16_t*)row)[i], lo, hi);
+        unpackHalves(((const uint16_t*)row)[i], lo, hi);
         return lo;
     }
     default: return __uint_as_float((uint32_t)((const uint16_t*)row)[i] << 16);
@@ -28,7 +28,7 @@ __device__ __forceinline__ void eight(const uint8_t* row, int i, int width, int 
         const uint4 a = ((const uint4*)row)[i / 8];
         const uint32_t u[4] = {a.x, a.y, a.z, a.w};
 #pragma unroll
-        for (int j = 0; j < 4; j++) type == 1 ? F16::unpack(u[j], x[2 * j], x[2 * j + 1]) : BF16::unpack(u[j], x[2 * j], x[2 * j + 1]);
+        for (int j = 0; j < 4; j++) type == 1 ? unpackHalves(u[j], x[2 * j], x[2 * j + 1]) : unpackBrainHalves(u[j], x[2 * j], x[2 * j + 1]);
         return;
     }
 #pragma unroll
@@ -56,22 +56,26 @@ __device__ __forceinline__ int exponentFor(float peak, int step) {
     return min(max(e, -112), 112);
 }
 
-// store writes eight elements to a tile: two planes or one.
-template <class T>
-__device__ __forceinline__ void store(uint8_t* group, int r, int column, int panels, int planes, const float (&x)[8], float f) {
-    const int piece = column / 8 % 8 ^ r;
-    uint4* at = (uint4*)(group + column / kPanel * kPanelBytes + r * 128 + piece * 16);
-    uint32_t hi[4], low[4];
+constexpr float kRest = 1048576.f;  // factor of the third plane
+
+// store writes eight elements to a group of a tile: one plane, or two, and the rest
+// to a group of its own if there is a place for it.
+__device__ __forceinline__ void store(uint8_t* group, uint8_t* rest, int r, int column, int panels, int planes, const float (&x)[8], float f) {
+    const int at = column / kPanel * kPanelBytes + r * 128 + (column / 8 % 8 ^ r) * 16;
+    uint32_t hi[4], low[4], third[4];
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         const float a = x[2 * j] * f, b = x[2 * j + 1] * f;
-        float ha, hb;
-        hi[j] = T::pack(a, b);
-        T::unpack(hi[j], ha, hb);
-        low[j] = T::pack(isfinite(ha) ? a - ha : 0.f, isfinite(hb) ? b - hb : 0.f);
+        float ha, hb, la, lb;
+        hi[j] = packHalves(a, b);
+        unpackHalves(hi[j], ha, hb);
+        low[j] = packHalves(isfinite(ha) ? a - ha : 0.f, isfinite(hb) ? b - hb : 0.f);
+        unpackHalves(low[j], la, lb);
+        third[j] = packHalves(isfinite(ha) ? (a - ha - la) * kRest : 0.f, isfinite(hb) ? (b - hb - lb) * kRest : 0.f);
     }
-    *at = make_uint4(hi[0], hi[1], hi[2], hi[3]);
-    if (planes == 2) at[panels * kPanelBytes / 16] = make_uint4(low[0], low[1], low[2], low[3]);
+    *(uint4*)(group + at) = make_uint4(hi[0], hi[1], hi[2], hi[3]);
+    if (planes == 2) *(uint4*)(group + panels * kPanelBytes + at) = make_uint4(low[0], low[1], low[2], low[3]);
+    if (rest) *(uint4*)(rest + at) = make_uint4(third[0], third[1], third[2], third[3]);
 }
 
 // Largest finite |x| and largest sum of squares of a row, over the rows of a tile.
@@ -103,9 +107,11 @@ __device__ __forceinline__ Size measure(const PackJob& job, const uint8_t* src, 
     return s;
 }
 
+}  // namespace
+
 // pack writes tile blockIdx.x of job blockIdx.y.
-template <class T>
-__device__ __forceinline__ void pack(const PackJob& job) {
+extern "C" __global__ void __launch_bounds__(256) pack(const PackJob* jobs) {
+    const PackJob& job = jobs[blockIdx.y];
     __shared__ float scratch[32];
     const int tile = blockIdx.x, first = tile * job.tileRows, n = min(job.tileRows, job.rows - first);
     if (n <= 0) return;
@@ -115,17 +121,16 @@ __device__ __forceinline__ void pack(const PackJob& job) {
     s.peak = blockMax(s.peak, scratch);
     s.squares = blockMax(s.squares, scratch);
     s.special = __syncthreads_or(s.special);
-    const int e = job.step ? exponentFor(s.peak, job.step) : 0;
+    const int e = exponentFor(s.peak, job.step);
     if (threadIdx.x == 0) {
         TileInfo* info = (TileInfo*)job.info + tile;
         if (job.values) {
             info->unit = ldexpf(1.f, -e);
-            info->peak = s.peak;
+            info->peak = s.special ? INFINITY : s.peak;
         } else {
             info->scale = ldexpf(1.f, -e);
-            info->norm = sqrtf(s.squares) * 1.0001f;  // no less, whatever the roundings above
+            info->norm = s.special ? INFINITY : sqrtf(s.squares) * 1.0001f;  // no less, whatever the roundings above
         }
-        if (s.special && job.head) atomicOr(&((SlotHead*)job.head)->special, 1u);
     }
     const float f = ldexpf(job.sign, e);
     const int width = job.panels * kPanel, panels = job.panels / job.blocks, groupBytes = job.planes * panels * kPanelBytes;
@@ -134,12 +139,7 @@ __device__ __forceinline__ void pack(const PackJob& job) {
         const int row = i / (width / 8), column = i % (width / 8) * 8, block = column / (panels * kPanel);
         float x[8] = {};
         if (row < n && column < job.width) eight(src + row * job.stride, column, job.width, job.type, aligned, x);
-        store<T>(out + block * job.block + row / kGroupRows * groupBytes, row % kGroupRows, column % (panels * kPanel), panels, job.planes, x, f);
+        uint8_t* rest = job.rest ? (uint8_t*)job.rest + ((int64_t)tile * job.tileRows + row) / kGroupRows * (panels * kPanelBytes) : nullptr;
+        store(out + block * job.block + row / kGroupRows * groupBytes, rest, row % kGroupRows, column % (panels * kPanel), panels, job.planes, x, f);
     }
 }
-
-}  // namespace
-
-// A block of threads packs a tile; blockIdx.y is the job.
-extern "C" __global__ void __launch_bounds__(256) pack_f16(const PackJob* jobs) { pack<F16>(jobs[blockIdx.y]); }
-extern "C" __global__ void __launch_bounds__(256) pack_bf16(const PackJob* jobs) { pack<BF16>(jobs[blockIdx.y]); }

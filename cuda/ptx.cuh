@@ -11,26 +11,23 @@ __device__ __forceinline__ float exp2Approx(float x) {
     return y;
 }
 
-// Two floats in one register, lo in the lower half, rounded to nearest.
-struct F16 {
-    static __device__ __forceinline__ uint32_t pack(float lo, float hi) {
-        uint32_t r;
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-        return r;
-    }
-    static __device__ __forceinline__ void unpack(uint32_t r, float& lo, float& hi) {
-        asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}" : "=f"(lo), "=f"(hi) : "r"(r));
-    }
-};
+// packHalves rounds two floats to float16, to nearest: lo is in the lower half.
+__device__ __forceinline__ uint32_t packHalves(float lo, float hi) {
+    uint32_t r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+__device__ __forceinline__ void unpackHalves(uint32_t r, float& lo, float& hi) {
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}" : "=f"(lo), "=f"(hi) : "r"(r));
+}
 
-struct BF16 {
-    static __device__ __forceinline__ uint32_t pack(float lo, float hi) {
-        uint32_t r;
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-        return r;
-    }
-    static __device__ __forceinline__ void unpack(uint32_t r, float& lo, float& hi) {
-        lo = __uint_as_float(r << 16);
-        hi = __uint_as_float(r & 0xffff0000u);
-    }
-};
+// The same for bfloat16.
+__device__ __forceinline__ uint32_t packBrainHalves(float lo, float hi) {
+    uint32_t r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+__device__ __forceinline__ void unpackBrainHalves(uint32_t r, float& lo, float& hi) {
+    lo = __uint_as_float(r << 16);
+    hi = __uint_as_float(r & 0xffff0000u);
+}

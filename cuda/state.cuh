@@ -38,27 +38,41 @@ struct State {
         : acc((float*)(head + p->qAcc)), low((float*)(head + p->qLow)), m((float*)(head + p->qMax) + block * p->rows),
           l((float*)(head + p->qSum) + block * p->rows * (Two ? 2 : 1)), dv(p->dv), rows(p->rows) {}
 
-    // add2 adds x0 and x1 to two columns of a row. was: whether the row has a sum yet.
-    __device__ __forceinline__ void add2(int64_t row, int column, float x0, float x1, const Rebase& r, bool was) const {
-        float2 hi = {0, 0}, lo = {0, 0};
-        float2 *at = (float2*)(acc + row * dv + column), *below = (float2*)(low + row * dv + column);
-        if (was) {
-            hi = *at;
-            hi.x *= r.f0, hi.y *= r.f0;
-        }
-        if constexpr (Two) {
-            if (was) {
-                lo = *below;
-                lo.x *= r.f0, lo.y *= r.f0;
+    // addColumns adds f * x to columns first, first + 1, first + 8, first + 9, ... of a
+    // row, as far as it goes: two of every 8, as fragments of products lie in a
+    // thread. was: whether the row has a sum yet. Loads go before stores, many
+    // at a time, lest each waits for the one before.
+    template <int N>
+    __device__ __forceinline__ void addColumns(int64_t row, int first, const float2 (&x)[N], float f, const Rebase& r, bool was) const {
+        constexpr int many = N < 16 ? N : 16;
+#pragma unroll
+        for (int i0 = 0; i0 < N; i0 += many) {
+            float2 hi[many], lo[many];
+            float* at = acc + row * dv + first + 8 * i0;
+            float* below = low + row * dv + first + 8 * i0;
+            const int n = (dv - first - 8 * i0 + 7) / 8;  // pairs that exist
+#pragma unroll
+            for (int i = 0; i < many; i++) {
+                hi[i] = lo[i] = {0.f, 0.f};
+                if (!was || i >= n) continue;
+                hi[i] = *(const float2*)(at + 8 * i);
+                if constexpr (Two) lo[i] = *(const float2*)(below + 8 * i);
             }
-            addTo(hi.x, lo.x, x0);
-            addTo(hi.y, lo.y, x1);
-            *below = lo;
-        } else {
-            hi.x += x0;
-            hi.y += x1;
+#pragma unroll
+            for (int i = 0; i < many; i++) {
+                if (i >= n) continue;
+                hi[i].x *= r.f0, hi[i].y *= r.f0;
+                if constexpr (Two) {
+                    lo[i].x *= r.f0, lo[i].y *= r.f0;
+                    addTo(hi[i].x, lo[i].x, x[i0 + i].x * f);
+                    addTo(hi[i].y, lo[i].y, x[i0 + i].y * f);
+                    *(float2*)(below + 8 * i) = lo[i];
+                } else {
+                    hi[i].x = fmaf(x[i0 + i].x, f, hi[i].x), hi[i].y = fmaf(x[i0 + i].y, f, hi[i].y);
+                }
+                *(float2*)(at + 8 * i) = hi[i];
+            }
         }
-        *at = hi;
     }
 
     // addSum adds x to a row's l and sets its m: by one thread, after all have read m.
