@@ -128,7 +128,32 @@ func (s *session) launchPart(list []attention.Work, first, n int) error {
 			return err
 		}
 	}
+	if err := s.launchWide(args); err != nil {
+		return err
+	}
 	return s.batches.sent(s.compute, &s.marks)
+}
+
+// The wide kernel: threads of a block, and rows and keys that a block holds.
+const (
+	wideThreads = 128
+	wideRows    = 32
+	wideKeys    = 8
+)
+
+// wideShared is the dynamic shared memory of the wide kernel; see wide.cu.
+func (l *layout) wideShared() int {
+	return 8 * ((wideRows+wideKeys)*(int(l.kernel.Features)+4) + wideKeys*(int(l.pool.Columns8)+2))
+}
+
+// launchWide launches the kernel for the tiles that the attention kernel left. Where
+// there are none, its blocks end at once.
+func (s *session) launchWide(args []driver.Arg) error {
+	wide := s.d.units.wideOne
+	if s.kernel.Two != 0 {
+		wide = s.d.units.wideTwo
+	}
+	return wide.Launch(s.compute, driver.Dim{X: 2 * s.l.sms}, driver.Dim{X: wideThreads}, s.l.wideShared(), args...)
 }
 
 // offsetOf is the offset of a Ref: that of a full pair is beyond all keys.

@@ -36,14 +36,14 @@ type Device struct {
 type attendKernel struct {
 	kernelInfo
 	driver.Kernel
-	bfloat bool // tiles are bfloat16, as they are in files
 }
 
 // unitKernels are the kernels beside attention.
 type unitKernels struct {
-	packF16, packBF16, empty driver.Kernel
-	mergeOne, mergeTwo       driver.Kernel
-	finishOne, finishTwo     driver.Kernel
+	pack, empty          driver.Kernel
+	mergeOne, mergeTwo   driver.Kernel
+	wideOne, wideTwo     driver.Kernel
+	finishOne, finishTwo driver.Kernel
 }
 
 // Open opens a GPU and loads its kernels. That takes some tenths of a second, and
@@ -94,7 +94,6 @@ func (d *Device) load(target string) error {
 			if err != nil {
 				return err
 			}
-			k.bfloat = mode == fast
 			d.attend[name] = k
 		}
 	}
@@ -103,7 +102,8 @@ func (d *Device) load(target string) error {
 		unit    string
 		kernels map[string]*driver.Kernel
 	}{
-		{"pack", map[string]*driver.Kernel{"pack_f16": &u.packF16, "pack_bf16": &u.packBF16}},
+		{"pack", map[string]*driver.Kernel{"pack": &u.pack}},
+		{"wide", map[string]*driver.Kernel{"wide_one": &u.wideOne, "wide_two": &u.wideTwo}},
 		{"finish", map[string]*driver.Kernel{"empty_state": &u.empty, "merge_one": &u.mergeOne, "merge_two": &u.mergeTwo,
 			"finish_one": &u.finishOne, "finish_two": &u.finishTwo}},
 	} {
@@ -116,7 +116,8 @@ func (d *Device) load(target string) error {
 			}
 		}
 	}
-	return nil
+	most := &layout{kernel: kernelInfo{Features: maxFeatures}, pool: pool{Columns8: maxFeatures}}
+	return errors.Join(u.wideOne.SetMaxShared(most.wideShared()), u.wideTwo.SetMaxShared(most.wideShared()))
 }
 
 func (d *Device) module(unit string) (driver.Module, error) {

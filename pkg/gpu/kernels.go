@@ -17,14 +17,13 @@ var buckets = []int{64, 128, maxFeatures}
 type mode string
 
 const (
-	half   mode = "half"   // 16-bit results
-	fast   mode = "fast"   // weights in bfloat16, sums in the tensor cores
+	half   mode = "half"   // bfloat16 results, or fast ones of 16-bit inputs
 	split  mode = "split"  // float32 or float16 results of 16-bit inputs: weights in two planes
 	triple mode = "triple" // float32 inputs: everything in two planes
 )
 
 // modes lists them all.
-var modes = []mode{half, fast, split, triple}
+var modes = []mode{half, split, triple}
 
 // modeOf is the cheapest mode whose error stays below the rounding of the output,
 // or below what Fast allows.
@@ -32,8 +31,6 @@ func modeOf(g attention.Geometry) mode {
 	switch {
 	case g.DType == attention.F32:
 		return triple
-	case g.Fast && g.DType == attention.BF16:
-		return fast
 	case g.Fast, g.OutDType == attention.BF16:
 		return half
 	}
@@ -76,4 +73,17 @@ func (k kernelInfo) check(name string, bucket int) error {
 		return fmt.Errorf("kernel %s describes itself as %+v, which the device can't be", name, k)
 	}
 	return nil
+}
+
+// steepFor bounds |q||k|, in units of log2, up to which float32 scores do; beyond it
+// the wide kernel computes in float64. The error of a float32 score is about 2^-26 of
+// it, and becomes a relative error of its weight.
+func steepFor(g attention.Geometry) float32 {
+	switch {
+	case g.Fast || g.OutDType == attention.BF16:
+		return 4096
+	case g.OutDType == attention.F16:
+		return 512
+	}
+	return 96
 }

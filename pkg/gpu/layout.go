@@ -1,6 +1,7 @@
 package gpu
 
 import (
+	"math"
 	"unsafe"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
@@ -10,7 +11,6 @@ import (
 const (
 	panelFeatures = 64
 	tileInfoBytes = 16
-	slotHeadBytes = 16
 	alignment     = 256     // of everything that has an address of its own
 	granule       = 2 << 20 // the driver hands out memory in such pieces
 )
@@ -28,26 +28,33 @@ const (
 
 // pool is struct Pool.
 type pool struct {
-	KV, Query, Partial                               uint64
-	KVSlot, KVHead, KVK, KVV, KVBlock, KVInfo        uint64
-	QSlot, QHead, QInfo, QAcc, QLow, QMax, QSum      uint64
-	PSplit, PHead                                    uint64
-	C                                                float32
-	Columns8, Rows, Group, ValueBlocks, BlockColumns int32
+	KV, Query, Partial                                 uint64
+	KVSlot, KVHead, KVK, KVV, KVBlock, KVInfo, KVRest  uint64
+	QSlot, QHead, QInfo, QRest, QAcc, QLow, QMax, QSum uint64
+	PSplit, PHead                                      uint64
+	ExactC                                             float64
+	C, Offset, Steep                                   float32
+	Columns8, Rows, Group, ValueBlocks, BlockColumns   int32
+	TileRows, TileKeys, Features, Planes               int32
+	_                                                  int32
 }
 
 // batchHead is struct Batch, work struct Work, and ref struct Ref.
 type (
-	batchHead struct{ Works, Heads, Splits, Refs int32 }
-	work      struct{ Slot, Rows, First, Count int32 }
-	ref       struct{ Slot, Keys, Offset, _ int32 }
+	batchHead struct {
+		Works, Heads, Splits, Refs int32
+		Wide                       int32
+		_                          [3]int32
+	}
+	work struct{ Slot, Rows, First, Count int32 }
+	ref  struct{ Slot, Keys, Offset, _ int32 }
 )
 
 // packJob is struct PackJob, and finishJob struct FinishJob.
 type (
 	packJob struct {
 		Src, Stride            uint64
-		Dst, Block, Info, Head uint64
+		Dst, Block, Info, Rest uint64
 		Rows, Width            int32
 		Type                   int32
 		TileRows, Panels       int32
@@ -108,6 +115,10 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 
 	p := &l.pool
 	p.Group, p.ValueBlocks, p.BlockColumns = int32(g.Group), int32(l.blocks), k.Columns
+	p.TileRows, p.TileKeys, p.Features, p.Planes, p.Offset, p.Steep = k.Rows, k.Keys, k.Features, k.Planes, k.Offset, steepFor(g)
+	// A factor of zero would make NaN of the scores that the mask hides.
+	p.ExactC = math.Abs(g.Scale) * math.Log2E
+	p.C = float32(max(p.ExactC, 1e-20))
 	l.kv = product(g.KVSlots, int(p.KVSlot))
 	l.query = product(g.QuerySlots, int(p.QSlot))
 	row := max(g.D, g.Dv) * g.DType.Size()
@@ -130,20 +141,25 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 // poolBytes is what a Pool takes.
 const poolBytes = int64((unsafe.Sizeof(pool{}) + alignment - 1) / alignment * alignment)
 
-// layKV lays out a head of a KV slot: its header, tiles of K, blocks of tiles of V,
-// and what is known of each tile.
+// layKV lays out a head of a KV slot: tiles of K, blocks of tiles of V, what is known
+// of each tile, and what two planes leave of K.
 func (l *layout) layKV() {
 	p := &l.pool
-	p.KVK = alignment // after the SlotHead
 	p.KVV = p.KVK + uint64(product(l.keyTiles, int(l.tileK)))
 	p.KVBlock = uint64(product(l.keyTiles, int(l.tileV)))
 	p.KVInfo = p.KVV + uint64(l.blocks)*p.KVBlock
-	p.KVHead = uint64(align(int64(p.KVInfo) + product(l.keyTiles, tileInfoBytes)))
+	end := int64(p.KVInfo) + product(l.keyTiles, tileInfoBytes)
+	if l.kernel.Planes == 2 {
+		p.KVRest = uint64(align(end))
+		end = int64(p.KVRest) + product(l.keyTiles, int(l.tileK/2))
+	}
+	p.KVHead = uint64(align(end))
 	p.KVSlot = uint64(product(l.geo.KVHeads, int(p.KVHead)))
 }
 
 // layQuery lays out a query head of a query slot: tiles of Q, what is known of each,
-// and the state: sums, their low halves, maxima, denominators.
+// what two planes leave of Q, and the state: sums, their low halves, maxima,
+// denominators.
 func (l *layout) layQuery(two int64) {
 	p := &l.pool
 	rows := int64(l.queryTiles) * int64(l.kernel.Rows)
@@ -152,6 +168,10 @@ func (l *layout) layQuery(two int64) {
 	maxima := product(int(rows), l.blocks, 4)
 	p.QInfo = uint64(product(l.queryTiles, int(l.tileQ)))
 	p.QAcc = uint64(align(int64(p.QInfo) + product(l.queryTiles, tileInfoBytes)))
+	if l.kernel.Planes == 2 {
+		p.QRest = p.QAcc
+		p.QAcc = uint64(align(int64(p.QRest) + product(l.queryTiles, int(l.tileQ/2))))
+	}
 	p.QLow = p.QAcc + uint64(sums)
 	p.QMax = p.QLow + uint64(two*sums)
 	p.QSum = p.QMax + uint64(maxima)

@@ -223,11 +223,7 @@ func (s *session) sendOne(p *parcel) (err error) {
 	if err := s.packing.Wait(o.end); err != nil {
 		return err
 	}
-	pack := s.d.units.packF16
-	if s.kernel.bfloat {
-		pack = s.d.units.packBF16
-	}
-	if err := pack.Launch(s.packing, driver.Dim{X: tiles, Y: len(jobs)}, driver.Dim{X: 256}, 0, driver.ArgPtr(at)); err != nil {
+	if err := s.d.units.pack.Launch(s.packing, driver.Dim{X: tiles, Y: len(jobs)}, driver.Dim{X: 256}, 0, driver.ArgPtr(at)); err != nil {
 		return err
 	}
 	if err := s.packJobs.sent(s.packing, &s.marks); err != nil {
@@ -263,11 +259,6 @@ func (s *session) begin(o *load) error {
 			driver.ArgPtr(s.poolAt), driver.ArgInt(o.slot), driver.ArgInt(o.heads))
 	}
 	s.kvRows[o.slot] = o.rows
-	for h := range o.heads {
-		if err := s.packing.Fill8(driver.Ptr(s.kvHead(o.slot, h)), 0, slotHeadBytes); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
@@ -327,20 +318,23 @@ func (s *session) packJobsOf(p *parcel, buffer uint64) (jobs []packJob, tiles in
 			case o.query:
 				at := s.queryHead(o.slot, head)
 				j.Dst, j.Info = at+tile*uint64(s.l.tileQ), at+s.pool.QInfo+tile*tileInfoBytes
+				if s.pool.QRest != 0 {
+					j.Rest = at + s.pool.QRest + tile*uint64(s.l.tileQ/2)
+				}
 				if math.Signbit(g.Scale) { // so that the largest score is that of the largest product
 					j.Sign = -1
 				}
 			case x.span.value:
 				at := s.kvHead(o.slot, head)
-				j.Dst, j.Block, j.Info, j.Head = at+s.pool.KVV+tile*uint64(s.l.tileV), s.pool.KVBlock, at+s.pool.KVInfo+tile*tileInfoBytes, at
+				j.Dst, j.Block, j.Info = at+s.pool.KVV+tile*uint64(s.l.tileV), s.pool.KVBlock, at+s.pool.KVInfo+tile*tileInfoBytes
 				j.Panels, j.Blocks = int32(s.l.blocks)*k.Columns/panelFeatures, int32(s.l.blocks)
 				j.Values, j.Step = 1, valueStep
 			default:
 				at := s.kvHead(o.slot, head)
-				j.Dst, j.Info, j.Head = at+s.pool.KVK+tile*uint64(s.l.tileK), at+s.pool.KVInfo+tile*tileInfoBytes, at
-			}
-			if k.bfloat {
-				j.Step = 0 // bfloat16 has float32's range
+				j.Dst, j.Info = at+s.pool.KVK+tile*uint64(s.l.tileK), at+s.pool.KVInfo+tile*tileInfoBytes
+				if s.pool.KVRest != 0 {
+					j.Rest = at + s.pool.KVRest + tile*uint64(s.l.tileK/2)
+				}
 			}
 			jobs = append(jobs, j)
 		}

@@ -193,7 +193,7 @@ func (s *session) finish(o *output) error {
 			return err
 		}
 		grid := driver.Dim{X: min(ceilDiv(q.rows, 8), 1024), Y: len(part)}
-		if err := kernel.Launch(s.out, grid, driver.Dim{X: 256}, 0, driver.ArgPtr(s.poolAt), driver.ArgPtr(at), driver.ArgInt(int(s.kernel.Offset))); err != nil {
+		if err := kernel.Launch(s.out, grid, driver.Dim{X: 256}, 0, driver.ArgPtr(s.poolAt), driver.ArgPtr(at)); err != nil {
 			return err
 		}
 		if err := s.finishes.sent(s.out, &s.marks); err != nil {

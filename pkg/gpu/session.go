@@ -5,7 +5,6 @@ package gpu
 import (
 	"errors"
 	"io"
-	"math"
 	"sync"
 	"sync/atomic"
 
@@ -117,8 +116,6 @@ func (s *session) reserve() error {
 		s.stage[i].at = driver.Ptr(take(l.staging))
 	}
 	s.pool.Partial = take(l.partialsAll)
-	// A factor of zero would make NaN of the scores that the mask hides.
-	s.pool.C = float32(max(math.Abs(l.geo.Scale)*math.Log2E, 1e-20))
 	s.poolAt = driver.Ptr(take(poolBytes))
 	if err := s.makeStreams(); err != nil {
 		return err
