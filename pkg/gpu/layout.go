@@ -36,7 +36,6 @@ type pool struct {
 	C, Offset, Steep                                   float32
 	Columns8, Rows, Group, ValueBlocks, BlockColumns   int32
 	TileRows, TileKeys, Features, Planes               int32
-	_                                                  int32
 }
 
 // batchHead is struct Batch, work struct Work, and ref struct Ref.
