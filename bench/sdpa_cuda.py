@@ -38,7 +38,7 @@ def timed(f, seconds):
 def peer(backend, dtype, tokens, d, causal, seconds):
     heads = max(1, PAIRS // tokens)
     q, k, v = (torch.randn(1, heads, tokens, d, device="cuda", dtype=dtype) for _ in range(3))
-    flops = 4 * heads * tokens * d * (tokens * (tokens + 1) / 2 if causal else tokens * tokens)
+    flops = 4 * heads * d * (tokens * (tokens + 1) / 2 if causal else tokens * tokens)
     with sdpa_kernel([backend]):
         times = timed(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal), seconds)
     return [flops / t / 1e12 for t in times]

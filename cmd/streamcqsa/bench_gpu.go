@@ -43,9 +43,6 @@ func runBenchGPU(w io.Writer, o *benchOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
 	tokens := o.tokens
-	if tokens == 0 {
-		tokens = 32768
-	}
 	var list []gpuBench
 	for _, x := range []struct{ in, out attention.DType }{
 		{attention.BF16, attention.BF16}, {attention.BF16, attention.F32}, {attention.F16, attention.F16}, {attention.F32, attention.F32},
