@@ -49,6 +49,23 @@ type Rates struct {
 	Out    float64 // slot to host, bytes/s
 	Launch float64 // seconds a batch costs beside its arithmetic
 	Shared float64 // share of a transfer's seconds in which the kernel loses all its cores; 0 where copies have engines of their own
+
+	// State is the rate of states to their file and back, bytes/s, where that is slower
+	// than other transfers and batches wait for it; 0 where it is like them.
+	State float64
+	// Tasks is what one query chunk of a batch is cut into, and Lanes how many run at
+	// once: while the last ones do, some lanes idle. 0 where that does not matter.
+	Tasks, Lanes int
+}
+
+// Filled is the share of the kernel's rate that a batch of so many query chunks gets.
+func (r Rates) Filled(chunks int) float64 {
+	n := r.Tasks * chunks
+	if n == 0 || r.Lanes == 0 {
+		return 1
+	}
+	rounds := (n + r.Lanes - 1) / r.Lanes
+	return float64(n) / float64(rounds*r.Lanes)
 }
 
 // Rows points at consecutive rows of one head in host memory. Row i occupies

@@ -18,7 +18,7 @@ var gaps = map[string]string{
 	"NaNDoesNotCrossTheCausalEdge": "KV heads with values that are not finite are left out",
 	"ScoresAllMinusInfinity":       "KV heads with values that are not finite are left out",
 	"InfinityTimesVanishingWeight": "KV heads with values that are not finite are left out",
-	"ExactScores":                  "scores in the thousands have float32's error, which float32 results show",
+	"ExactScores":                  "scores in the thousands have float32's error, which float32 and float16 results show",
 	"ExactSteepScores":             "scores have float32's error, which float32 results show where they are large",
 }
 

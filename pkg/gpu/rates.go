@@ -17,7 +17,9 @@ const (
 	linkRate   = 54e9 // from page-locked memory to the device, bytes/s
 	workerRate = 7e9  // of one thread of the host that copies
 	outRate    = 20e9
-	launchCost = 10e-6
+	stateRate  = 2.5e9 // of states to a file and back
+	launchCost = 12e-6 // of a launch, seconds
+	memoryRate = 2e12  // of the device's memory, bytes/s
 )
 
 // rates are those of a geometry on a device.
@@ -32,8 +34,10 @@ func rates(info Info, l *layout, in float64) attention.Rates {
 	flops *= float64(g.D+g.Dv) / float64(bucket+l.blocks*int(l.kernel.Columns))
 	flops *= float64(g.QueryRows) / float64(l.queryTiles*int(l.kernel.Rows)) * float64(g.KeyRows) / float64(l.keyTiles*int(l.kernel.Keys))
 	units := l.units(g.QueryHeads())
-	units *= l.splits(units)
-	waves := ceilDiv(units, info.SMs)
-	flops *= float64(units) / float64(waves*info.SMs)
-	return attention.Rates{FLOPS: flops, In: in, Out: outRate, Launch: launchCost}
+	sums := product(l.queryTiles, int(l.kernel.Rows), g.QueryHeads(), int(l.pool.Columns8), 4) * int64(1+l.kernel.Two)
+	return attention.Rates{
+		FLOPS: flops, In: in, Out: outRate, State: stateRate,
+		Launch: launchCost + 2*float64(sums)/memoryRate, // which adds to the sums in memory
+		Tasks:  units * l.splits(units), Lanes: info.SMs,
+	}
 }

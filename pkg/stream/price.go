@@ -228,9 +228,16 @@ func (s *search) predict(plan *Plan, c candidate, r attention.Rates, disk float6
 	t := plan.Traffic
 	batches := plan.ChunkPairs / float64(plan.Active.Query*plan.Active.KV)
 	sec := Prediction{
-		Kernel: plan.FLOPs/r.FLOPS + batches*r.Launch,
+		Kernel: plan.FLOPs/(r.FLOPS*r.Filled(plan.Active.Query)) + batches*r.Launch,
 		In:     float64(t.In) / r.In,
 		Out:    float64(t.Out) / r.Out,
+	}
+	var waits float64 // for states
+	if r.State > 0 {
+		in, out := float64(t.StateIn)/r.State, float64(t.StateOut)/r.State
+		sec.In += in - float64(t.StateIn)/r.In
+		sec.Out += out - float64(t.StateOut)/r.Out
+		waits = in + out
 	}
 	if disk > 0 {
 		sec.Disk = float64(t.Disk) / disk
@@ -251,7 +258,7 @@ func (s *search) predict(plan *Plan, c candidate, r attention.Rates, disk float6
 		// The first chunks come in before, and the last go out after, anything
 		// else happens.
 		fill := (float64(t.In)/r.In + sec.Disk) / max(plan.ChunkPairs, 1)
-		sec.Total = longest + fill
+		sec.Total = longest + fill + waits
 	} else {
 		sec.Total = sec.Kernel + (1-r.Shared)*(sec.In+sec.Out) + sec.Disk
 	}

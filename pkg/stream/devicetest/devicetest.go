@@ -34,7 +34,7 @@ func Run(t *testing.T, subject Subject) {
 		{"Exact", s.exact},
 		{"ExactTypesAndDimensions", s.exactTypesAndDimensions},
 		{"ExactScores", s.exactScores},
-		{"ExactScores16Bit", s.exactScores16Bit},
+		{"ExactScoresBF16", s.exactScoresBF16},
 		{"ExactSteepScores", s.exactSteepScores},
 		{"Fast", s.fast},
 		{"RowsWithoutKeys", s.rowsWithoutKeys},
