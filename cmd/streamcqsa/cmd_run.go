@@ -74,7 +74,7 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
-	plan, others, dev, err := o.plan(p, in, &o.outFlags)
+	plan, others, devs, err := o.plan(p, in, &o.outFlags)
 	if err != nil {
 		return err
 	}
@@ -83,14 +83,14 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, out.abort()) }()
-	say.plan(plan, others, basisOf(dev, plan))
+	say.plan(plan, others, basisOf(devs, plan))
 	t := stream.Tensors{Q: in.q, K: in.k, V: in.v, O: out.o}
 	if out.lse != nil {
 		t.LSE = out.lse
 	}
 	peak := watchAnonymous()
 	compute := func() (*stream.Report, error) {
-		return stream.Run(ctx, plan, dev, t, stream.Options{
+		return stream.RunAll(ctx, plan, devs, t, stream.Options{
 			StatePath: o.statePath(), Prefetch: o.prefetch,
 			Progress: func(p stream.Progress) {
 				peak.sample() // the last call comes while the device still has its memory
@@ -103,8 +103,8 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	if scarce := (*gpu.NoMemoryError)(nil); errors.As(err, &scarce) {
 		// Others took memory since the plan was made: plan again with what there is.
 		say.note(fmt.Sprintf("%v; planning again", scarce))
-		if plan, others, err = o.planFor(p, in, &o.outFlags, dev, scarce.Free/20*19); err == nil {
-			say.plan(plan, others, basisOf(dev, plan))
+		if plan, others, err = o.planFor(p, in, &o.outFlags, devs, scarce.Free/20*19); err == nil {
+			say.plan(plan, others, basisOf(devs, plan))
 			rep, err = compute()
 		}
 	}

@@ -87,9 +87,9 @@ func addKernelFlag(f *pflag.FlagSet, kernel *string) {
 	f.StringVar(kernel, "kernel", "auto", "kernel of the cpu device: auto, avx512, avx2, or portable, which computes in float64")
 }
 
-// open returns the device asked for. auto is a GPU if there is one that can compute
-// the problem.
-func (o *planFlags) open(p attention.Problem) (stream.Device, error) {
+// open returns the devices asked for, all of one kind. auto is a GPU if there is one
+// that can compute the problem.
+func (o *planFlags) open(p attention.Problem) ([]stream.Device, error) {
 	c, err := parseDevice(o.device)
 	if err != nil {
 		return nil, err
@@ -107,7 +107,7 @@ func (o *planFlags) open(p attention.Problem) (stream.Device, error) {
 		return nil, err
 	}
 	calibrate(dev)
-	return dev, nil
+	return []stream.Device{dev}, nil
 }
 
 // gpuDevice is what the command asks of a GPU beside what streaming does.
@@ -122,18 +122,25 @@ type gpuDevice interface {
 
 // openGPUs opens what --device chose. Whatever is missing may be there on another
 // machine.
-func (o *planFlags) openGPUs(c deviceChoice, p attention.Problem) (stream.Device, error) {
-	dev, err := o.openChosen(c)
+func (o *planFlags) openGPUs(c deviceChoice, p attention.Problem) ([]stream.Device, error) {
+	chosen, err := o.openChosen(c)
 	if err != nil {
 		return nil, classify(errTemporary, fmt.Errorf("--device %s: %w", o.device, err))
 	}
-	if err := dev.Supports(p); err != nil {
-		return nil, classify(errUsage, errors.Join(err, dev.Close()))
+	if err := chosen[0].Supports(p); err != nil {
+		for _, d := range chosen {
+			err = errors.Join(err, d.Close())
+		}
+		return nil, classify(errUsage, err)
 	}
-	return dev, nil
+	devs := make([]stream.Device, len(chosen))
+	for i, d := range chosen {
+		devs[i] = d
+	}
+	return devs, nil
 }
 
-func (o *planFlags) openChosen(c deviceChoice) (gpuDevice, error) {
+func (o *planFlags) openChosen(c deviceChoice) ([]gpuDevice, error) {
 	have, err := gpu.Devices()
 	if err != nil {
 		return nil, err
@@ -172,13 +179,17 @@ func openCPU(threads int, kernel string) (*cpu.Device, error) {
 	return nil, usagef("--kernel %q: want auto, avx512, avx2 or portable", kernel)
 }
 
-// defaultDisk is the disk rate that plans assume, bytes/s.
-const defaultDisk = 1.5e9
+// Disk rates that plans are chosen for, bytes/s: what a disk delivers, and for GPUs what
+// a fast one does. A slower one would make all plans for a GPU look alike.
+const (
+	defaultDisk = 1.5e9
+	fastDisk    = 6e9
+)
 
 // request turns the flags into a planner's request.
-func (o *planFlags) request(p attention.Problem, to *outFlags, dev stream.Device) (stream.Request, error) {
+func (o *planFlags) request(p attention.Problem, to *outFlags, devs []stream.Device) (stream.Request, error) {
 	m := readHostMemory()
-	budget, err := o.budgetOf(m, dev)
+	budget, err := o.budgetOf(m, devs)
 	if err != nil {
 		return stream.Request{}, err
 	}
@@ -193,14 +204,17 @@ func (o *planFlags) request(p attention.Problem, to *outFlags, dev stream.Device
 	}
 	cache := o.hostBudget.resolve(m)
 	if o.hostBudget.auto {
-		if cache = m.available; !isGPU(dev) {
+		if cache = m.available; !isGPU(devs[0]) {
 			cache = max(0, cache-budget)
 		}
 	}
+	host := stream.Host{State: to.stateRoom(p), Cache: cache, Disk: defaultDisk}
+	if isGPU(devs[0]) {
+		host.Disk, host.MeasuredDisk = fastDisk, defaultDisk
+	}
 	return stream.Request{
-		Problem: p, LSE: to.lse != "", Budget: budget,
-		Divide: o.divide, Chunks: o.chunks, Depth: o.depth,
-		Host: stream.Host{State: to.stateRoom(p), Cache: cache, Disk: defaultDisk},
+		Problem: p, LSE: to.lse != "", Budget: budget, Devices: len(devs),
+		Divide: o.divide, Chunks: o.chunks, Depth: o.depth, Host: host,
 	}, nil
 }
 
@@ -210,19 +224,25 @@ func isGPU(dev stream.Device) bool {
 	return ok
 }
 
+// names are those of all devices.
+func (b basis) names() string { return strings.Join(b.devices, ",") }
+
 // gpuReserve is what auto leaves of a GPU's free memory to others, beside a tenth.
 const gpuReserve = 512 << 20
 
 // budgetOf is --mem-budget in bytes. A percentage, and auto, are of the memory in
 // which the device's slots are.
-func (o *planFlags) budgetOf(m hostMemory, dev stream.Device) (int64, error) {
-	d, ok := dev.(gpuDevice)
-	if !ok || !o.budget.auto && o.budget.percent == 0 {
+func (o *planFlags) budgetOf(m hostMemory, devs []stream.Device) (int64, error) {
+	if !isGPU(devs[0]) || !o.budget.auto && o.budget.percent == 0 {
 		return o.budget.resolve(m), nil
 	}
-	free, total, err := d.Memory()
-	if err != nil {
-		return 0, classify(errTemporary, err)
+	free, total := int64(math.MaxInt64), int64(math.MaxInt64) // of the device that has least
+	for _, d := range devs {
+		f, t, err := d.(gpuDevice).Memory()
+		if err != nil {
+			return 0, classify(errTemporary, err)
+		}
+		free, total = min(free, f), min(total, t)
 	}
 	if o.budget.auto {
 		return free/10*9 - gpuReserve, nil
@@ -236,10 +256,14 @@ type basis struct {
 	threads  int
 	measured time.Time // zero if never
 	model    string    // of a GPU
+	devices  []string
 }
 
-func basisOf(dev stream.Device, p *stream.Plan) (b basis) {
-	switch d := dev.(type) {
+func basisOf(devs []stream.Device, p *stream.Plan) (b basis) {
+	for _, d := range devs {
+		b.devices = append(b.devices, d.Name())
+	}
+	switch d := devs[0].(type) {
 	case *cpu.Device:
 		b.kernel, b.threads = d.Kernel(), d.Threads()
 		if m := d.Measured(); m != nil {
@@ -271,29 +295,29 @@ func (b basis) rates() string {
 	return "by rates measured on this machine, " + ageText(b.measured)
 }
 
-// plan opens the device asked for and plans the problem for it, and gives the
+// plan opens the devices asked for and plans the problem for them, and gives the
 // best plan of each other division for comparison. in is nil for a plan without
 // files.
-func (o *planFlags) plan(p attention.Problem, in *inputs, to *outFlags) (plan *stream.Plan, others []*stream.Plan, dev stream.Device, err error) {
-	if dev, err = o.open(p); err != nil {
+func (o *planFlags) plan(p attention.Problem, in *inputs, to *outFlags) (plan *stream.Plan, others []*stream.Plan, devs []stream.Device, err error) {
+	if devs, err = o.open(p); err != nil {
 		return nil, nil, nil, err
 	}
-	plan, others, err = o.planFor(p, in, to, dev, math.MaxInt64)
-	return plan, others, dev, err
+	plan, others, err = o.planFor(p, in, to, devs, math.MaxInt64)
+	return plan, others, devs, err
 }
 
-// planFor plans for a device that is open, and has at most so many bytes.
-func (o *planFlags) planFor(p attention.Problem, in *inputs, to *outFlags, dev stream.Device, most int64) (plan *stream.Plan, others []*stream.Plan, err error) {
-	req, err := o.request(p, to, dev)
+// planFor plans for devices that are open, each with at most so many bytes.
+func (o *planFlags) planFor(p attention.Problem, in *inputs, to *outFlags, devs []stream.Device, most int64) (plan *stream.Plan, others []*stream.Plan, err error) {
+	req, err := o.request(p, to, devs)
 	if err != nil {
 		return nil, nil, err
 	}
 	req.Budget = min(req.Budget, most)
-	if d, ok := dev.(*cpu.Device); ok && d.Measured() != nil {
+	if d, ok := devs[0].(*cpu.Device); ok && d.Measured() != nil {
 		req.Host.MeasuredDisk = d.Measured().Disk
 	}
 	if in != nil {
 		req.Host.Resident = in.q.Cached() + in.k.Cached() + in.v.Cached()
 	}
-	return stream.New(req, dev)
+	return stream.New(req, devs[0])
 }

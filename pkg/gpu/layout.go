@@ -19,7 +19,6 @@ const (
 	stagingBuffers = 3
 	leastStaging   = 256 << 10
 	mostStaging    = 8 << 20
-	stagingShare   = 48 // a staging buffer is this part of the slots
 
 	uploadSlots = 8    // uploads of one queue that may be under way
 	mostJobs    = 512  // of one launch that packs or finishes
@@ -121,7 +120,9 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 	l.kv = product(g.KVSlots, int(p.KVSlot))
 	l.query = product(g.QuerySlots, int(p.QSlot))
 	row := max(g.D, g.Dv) * g.DType.Size()
-	l.staging = min(max((l.kv+l.query)/stagingShare, leastStaging), mostStaging)
+	// Packing waits for blocks of threads of attention to end. Meanwhile copies go on if
+	// all staging buffers together take what a KV slot does.
+	l.staging = min(max(int64(p.KVSlot)/stagingBuffers, leastStaging), mostStaging)
 	l.staging = align(max(l.staging, 2*int64(max(k.Rows, k.Keys))*int64(row)+alignment))
 	l.stagingAll = stagingBuffers * l.staging
 

@@ -4,6 +4,7 @@ package gpu
 
 import (
 	"os"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 
@@ -58,7 +59,7 @@ func newWindows(ctx *driver.Context, limit int64) *windows {
 func (w *windows) register() {
 	for x := range w.jobs {
 		if resident(x.mem) {
-			x.err = w.ctx.RegisterHost(x.mem, true)
+			x.err = lock(w.ctx, x.mem)
 		} else {
 			x.err = errNotCached
 		}
@@ -149,7 +150,7 @@ func (w *windows) drop(x *window) error {
 	if <-x.ready; x.err != nil {
 		return nil
 	}
-	return w.ctx.UnregisterHost(x.mem)
+	return unlock(w.ctx, x.mem)
 }
 
 // dropAll lets go of everything.
@@ -185,6 +186,54 @@ func (w *windows) copyIn(s driver.Stream, buffer driver.Ptr, p piece) error {
 		}
 		return s.CopyIn2D(to, int(bytes), r.Mapping[from:], int(stride), driver.Rows{N: rows, Width: int(bytes)})
 	})
+}
+
+// locks are the windows that any device of this process has locked: the driver locks
+// memory for all of them, and once only.
+var locks = struct {
+	sync.Mutex
+	holders map[uintptr]*lockHolders // by address
+}{holders: make(map[uintptr]*lockHolders)}
+
+type lockHolders struct {
+	n    int
+	done sync.Once
+	err  error
+}
+
+// lock locks memory unless that was done.
+func lock(ctx *driver.Context, mem []byte) error {
+	at := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
+	locks.Lock()
+	h := locks.holders[at]
+	if h == nil {
+		h = new(lockHolders)
+		locks.holders[at] = h
+	}
+	h.n++
+	locks.Unlock()
+	h.done.Do(func() { h.err = ctx.RegisterHost(mem, true) })
+	if h.err != nil {
+		locks.Lock()
+		defer locks.Unlock()
+		if h.n--; h.n == 0 {
+			delete(locks.holders, at)
+		}
+	}
+	return h.err
+}
+
+// unlock undoes a lock that succeeded; the last one releases the memory.
+func unlock(ctx *driver.Context, mem []byte) error {
+	at := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
+	locks.Lock()
+	defer locks.Unlock()
+	h := locks.holders[at]
+	if h.n--; h.n > 0 {
+		return nil
+	}
+	delete(locks.holders, at)
+	return ctx.UnregisterHost(mem)
 }
 
 // resident reports whether nearly all of a mapping is in the page cache. Locking it

@@ -16,6 +16,8 @@ type Request struct {
 	LSE     bool  // write lse too
 	Budget  int64 // bytes that the device may hold
 
+	Devices int // of one kind that share the work, each with the budget; 0 means 1
+
 	Divide string // auto, cqs or rows; empty means auto
 	Chunks int    // chunks per axis at depth 1; 0 lets the planner choose
 	Depth  int    // of CQS Divide, 1 to 3; 0 means 1
@@ -64,6 +66,7 @@ type Prediction struct {
 type Plan struct {
 	Problem attention.Problem
 	Device  string
+	Devices int
 	Budget  int64
 
 	Divide      string             // cqs or rows
@@ -183,6 +186,21 @@ func choose(plans []*Plan) *Plan {
 		}
 	}
 	return best
+}
+
+// Parts is the number of parts of the schedule that have nothing to do with each
+// other: no two touch one state. Devices share them out.
+func (p *Plan) Parts() int {
+	if p.Divide == divideCQS {
+		return p.Groups
+	}
+	return p.Groups * p.QueryAxis.Chunks
+}
+
+// share is the part of the work that the busiest of the plan's devices has.
+func (p *Plan) share() float64 {
+	parts := p.Parts()
+	return float64((parts+p.Devices-1)/p.Devices) / float64(parts)
 }
 
 const (

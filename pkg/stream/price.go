@@ -16,7 +16,7 @@ func (s *search) price(c candidate) (*Plan, error) {
 	p := s.req.Problem
 	g := s.geometry(c)
 	plan := &Plan{
-		Problem: p, Device: s.dev.Name(), Budget: s.req.Budget,
+		Problem: p, Device: s.dev.Name(), Devices: max(1, s.req.Devices), Budget: s.req.Budget,
 		Divide: c.kind, Set: c.set, Depth: 1,
 		Groups:    (p.KVHeads() + c.heads - 1) / c.heads,
 		Geometry:  g,
@@ -243,6 +243,8 @@ func (s *search) predict(plan *Plan, c candidate, r attention.Rates, disk float6
 		sec.Disk = float64(t.Disk) / disk
 	}
 	sec.Kernel += r.Shared * (sec.In + sec.Out)
+	share := plan.share()
+	sec.Kernel, sec.In, sec.Out, waits = sec.Kernel*share, sec.In*share, sec.Out*share, waits*share
 	sec.Bound = "kernel"
 	longest := sec.Kernel
 	for _, l := range []struct {

@@ -245,6 +245,13 @@ func (s *search) rows(heads int) []candidate {
 			if full := s.fullRounds(at(queries)); full > queries && full <= most {
 				list = append(list, at(full))
 			}
+			if n := s.req.Devices; n > 1 { // as many chunks for each
+				for _, q := range []int{queries, s.fullRounds(at(queries))} {
+					if q = (q + n - 1) / n * n; q >= queries && q <= most {
+						list = append(list, at(q))
+					}
+				}
+			}
 			// Where transfers set the pace, what nothing overlaps counts: the first
 			// chunk in and the last one out.
 			if finer := 8 * queries; finer <= most && combo.queryAhead > 0 {

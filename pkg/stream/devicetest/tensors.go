@@ -231,7 +231,7 @@ func (r result) row(p attention.Problem, b, h, i int) (o []float32, lse float32)
 // errors accumulates what separates results from the exact ones.
 type errors struct {
 	sum, norm, rounding float64 // squares: of errors, of exact values, of the errors of rounding these once
-	worst               float64 // largest error
+	worst, worstOnce    float64 // largest error, and largest error of rounding once
 	n                   int
 	lse                 float64 // largest error of lse relative to max(1, |lse|)
 }
@@ -239,9 +239,10 @@ type errors struct {
 // frobenius is the relative error in the Frobenius norm; worstElement is the
 // largest error relative to the root mean square of the exact output. (Relative
 // to max |V| it would be far smaller: averages of many values are small.)
-func (e errors) frobenius() float64    { return math.Sqrt(e.sum / e.norm) }
-func (e errors) once() float64         { return math.Sqrt(e.rounding / e.norm) }
-func (e errors) worstElement() float64 { return e.worst / math.Sqrt(e.norm/float64(e.n)) }
+func (e errors) frobenius() float64     { return math.Sqrt(e.sum / e.norm) }
+func (e errors) once() float64          { return math.Sqrt(e.rounding / e.norm) }
+func (e errors) worstElement() float64  { return e.worst / math.Sqrt(e.norm/float64(e.n)) }
+func (e errors) worstRounding() float64 { return e.worstOnce / math.Sqrt(e.norm/float64(e.n)) }
 
 // sample is at most n rows of total: the first, the last, and some between.
 func sample(total, n int) []int {
@@ -282,6 +283,7 @@ func (e *errors) add(t testing.TB, p attention.Problem, r result, b, h int, rows
 			e.norm += exact * exact
 			e.rounding += once * once
 			e.worst = worse(e.worst, math.Abs(err))
+			e.worstOnce = worse(e.worstOnce, math.Abs(once))
 			e.n++
 		}
 	}
