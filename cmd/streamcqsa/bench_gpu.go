@@ -37,11 +37,16 @@ func runBenchGPU(w io.Writer, o *benchOptions) (err error) {
 	if !c.cuda {
 		return usagef("--device %q: want cpu, cuda or cuda:N", o.device)
 	}
-	dev, err := flags.openChosen(c)
+	devs, err := flags.openChosen(c)
 	if err != nil {
 		return classify(errTemporary, fmt.Errorf("--device %s: %w", o.device, err))
 	}
-	defer func() { err = errors.Join(err, dev.Close()) }()
+	dev := devs[0]
+	defer func() {
+		for _, d := range devs {
+			err = errors.Join(err, d.Close())
+		}
+	}()
 	tokens := o.tokens
 	var list []gpuBench
 	for _, x := range []struct{ in, out attention.DType }{
