@@ -15,12 +15,13 @@ const (
 	hopperClocks = 132 * 1.98e9 // multiprocessors times Hz
 	ampereShare  = 0.5          // of Hopper's rates: what mma.sync reaches of wgmma's
 
-	linkRate   = 54e9 // from page-locked memory to the device, bytes/s
-	workerRate = 7e9  // of one thread of the host that copies
-	outRate    = 20e9
-	stateRate  = 2.5e9 // of states to a file and back
-	launchCost = 12e-6 // of a launch, seconds
-	memoryRate = 2e12  // of the device's memory, bytes/s
+	linkRate    = 50e9 // from page-locked memory to the device, bytes/s
+	workerRate  = 7e9  // of one thread of the host that copies
+	outRate     = 20e9
+	stateRate   = 2.5e9 // of states to a file and back
+	launchCost  = 12e-6 // of a launch, seconds
+	longestPair = 0.5   // seconds
+	memoryRate  = 2e12  // of the device's memory, bytes/s
 )
 
 // rates are those of a geometry on a device.
@@ -40,5 +41,6 @@ func rates(info Info, l *layout, in float64) attention.Rates {
 		FLOPS: flops, In: in, Out: outRate, State: stateRate,
 		Launch: launchCost + 2*float64(sums)/memoryRate, // which adds to the sums in memory
 		Tasks:  units * l.splits(units), Lanes: info.SMs,
+		Longest: longestPair,
 	}
 }
