@@ -179,12 +179,8 @@ func openCPU(threads int, kernel string) (*cpu.Device, error) {
 	return nil, usagef("--kernel %q: want auto, avx512, avx2 or portable", kernel)
 }
 
-// Disk rates that plans are chosen for, bytes/s: what a disk delivers, and for GPUs what
-// a fast one does. A slower one would make all plans for a GPU look alike.
-const (
-	defaultDisk = 1.5e9
-	fastDisk    = 6e9
-)
+// defaultDisk is the disk rate that plans assume, bytes/s.
+const defaultDisk = 1.5e9
 
 // request turns the flags into a planner's request.
 func (o *planFlags) request(p attention.Problem, to *outFlags, devs []stream.Device) (stream.Request, error) {
@@ -208,10 +204,8 @@ func (o *planFlags) request(p attention.Problem, to *outFlags, devs []stream.Dev
 			cache = max(0, cache-budget)
 		}
 	}
-	host := stream.Host{State: to.stateRoom(p), Cache: cache, Disk: defaultDisk}
-	if isGPU(devs[0]) {
-		host.Disk, host.MeasuredDisk = fastDisk, defaultDisk
-	}
+	// A GPU outruns any disk: by cold inputs all plans for it would look alike.
+	host := stream.Host{State: to.stateRoom(p), Cache: cache, Disk: defaultDisk, Warm: isGPU(devs[0])}
 	return stream.Request{
 		Problem: p, LSE: to.lse != "", Budget: budget, Devices: len(devs),
 		Divide: o.divide, Chunks: o.chunks, Depth: o.depth, Host: host,

@@ -56,7 +56,14 @@ type Rates struct {
 	// Tasks is what one query chunk of a batch is cut into, and Lanes how many run at
 	// once: while the last ones do, some lanes idle. 0 where that does not matter.
 	Tasks, Lanes int
+	// Longest is the longest that the kernel should be at one pair of chunks, seconds,
+	// where it can't be interrupted there; 0 where it can.
+	Longest float64
 }
+
+// lastTasks is the part of a round of tasks that is lost at the end of a batch: those
+// of the last round do not end together.
+const lastTasks = 0.1
 
 // Filled is the share of the kernel's rate that a batch of so many query chunks gets.
 func (r Rates) Filled(chunks int) float64 {
@@ -64,8 +71,8 @@ func (r Rates) Filled(chunks int) float64 {
 	if n == 0 || r.Lanes == 0 {
 		return 1
 	}
-	rounds := (n + r.Lanes - 1) / r.Lanes
-	return float64(n) / float64(rounds*r.Lanes)
+	rounds := float64((n+r.Lanes-1)/r.Lanes) + lastTasks
+	return float64(n) / (rounds * float64(r.Lanes))
 }
 
 // Rows points at consecutive rows of one head in host memory. Row i occupies

@@ -53,8 +53,9 @@ func TestConformance(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := device(t, opt)
 			devicetest.Run(t, devicetest.Subject{
-				Open:   func(testing.TB, int) stream.Device { return d },
-				Poison: poison,
+				Open:     func(testing.TB, int) stream.Device { return d },
+				Poison:   poison,
+				PerScore: 0x1p-23,
 			})
 		})
 	}

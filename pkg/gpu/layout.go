@@ -16,9 +16,10 @@ const (
 )
 
 const (
-	stagingBuffers = 3
-	leastStaging   = 256 << 10
-	mostStaging    = 8 << 20
+	leastBuffers = 3 // of staging
+	mostBuffers  = 16
+	leastStaging = 256 << 10
+	mostStaging  = 8 << 20
 
 	uploadSlots = 8    // uploads of one queue that may be under way
 	mostJobs    = 512  // of one launch that packs or finishes
@@ -90,6 +91,7 @@ type layout struct {
 	blocks                  int   // of columns of V
 	pool                    pool  // with addresses from 0
 	staging                 int64 // bytes of one buffer
+	buffers                 int   // of staging
 	refs                    int   // capacity of one launch
 	partials                int   // partial states of a query head, over all heads and splits of a launch
 	batchBytes              int64 // of one upload: a Pool, and a batch with its works and refs
@@ -122,9 +124,10 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 	row := max(g.D, g.Dv) * g.DType.Size()
 	// Packing waits for blocks of threads of attention to end. Meanwhile copies go on if
 	// all staging buffers together take what a KV slot does.
-	l.staging = min(max(int64(p.KVSlot)/stagingBuffers, leastStaging), mostStaging)
+	l.staging = min(max(int64(p.KVSlot)/leastBuffers, leastStaging), mostStaging)
 	l.staging = align(max(l.staging, 2*int64(max(k.Rows, k.Keys))*int64(row)+alignment))
-	l.stagingAll = stagingBuffers * l.staging
+	l.buffers = min(max(ceilDiv(int(p.KVSlot), int(l.staging)), leastBuffers), mostBuffers)
+	l.stagingAll = int64(l.buffers) * l.staging
 
 	works := g.QuerySlots
 	one := l.units(1)

@@ -235,7 +235,7 @@ func (s *session) sendOne(p *parcel) (err error) {
 		}
 		b.used = true
 	}
-	s.next = (s.next + 1) % stagingBuffers
+	s.next = (s.next + 1) % len(s.stage)
 	o.bytes += bytesOfRows(p.pieces)
 	return s.packing.Record(b.free)
 }

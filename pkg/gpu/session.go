@@ -39,7 +39,7 @@ type session struct {
 	streams                               []driver.Stream
 	marks                                 marks
 
-	stage   [stagingBuffers]staging
+	stage   []staging
 	next    int
 	windows *windows
 	in      *ring // buffers on the way in, and out
@@ -112,8 +112,8 @@ func (s *session) reserve() error {
 	take := func(n int64) uint64 { at += uint64(n); return at - uint64(n) }
 	s.pool = l.pool
 	s.pool.KV, s.pool.Query = take(l.kv), take(l.query)
-	for i := range s.stage {
-		s.stage[i].at = driver.Ptr(take(l.staging))
+	for range l.buffers {
+		s.stage = append(s.stage, staging{at: driver.Ptr(take(l.staging))})
 	}
 	s.pool.Partial = take(l.partialsAll)
 	s.poolAt = driver.Ptr(take(poolBytes))
