@@ -49,7 +49,7 @@ func poison(t testing.TB, d stream.Device) {
 }
 
 func TestConformance(t *testing.T) {
-	for name, opt := range map[string]Options{"registered": {HostMemory: 1 << 30}, "ring": {}} {
+	for name, opt := range map[string]Options{"registered": {HostMemory: 1 << 30, LockFirst: true}, "ring": {}} {
 		t.Run(name, func(t *testing.T) {
 			d := device(t, opt)
 			devicetest.Run(t, devicetest.Subject{

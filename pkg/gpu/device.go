@@ -189,7 +189,12 @@ func (d *Device) Memory() (free, total int64, err error) {
 }
 
 // Supports says why the device can't compute a problem, if it can't.
-func (d *Device) Supports(p attention.Problem) error { return supports(d.Name(), p) }
+func (d *Device) Supports(p attention.Problem) error {
+	if max(p.D, p.Dv) > maxFeatures {
+		return fmt.Errorf("%s takes head dimensions up to %d, the problem has D=%d and Dv=%d: --device cpu takes them", d.Name(), maxFeatures, p.D, p.Dv)
+	}
+	return nil
+}
 
 // layout lays out a geometry that Supports allows.
 func (d *Device) layout(g attention.Geometry) *layout {
@@ -274,5 +279,5 @@ func (d *Device) Release() error {
 }
 
 // workersOf is how many goroutines copy between files and page-locked memory: one
-// core moves some 7 GB/s, and the link takes 55.
-func workersOf() int { return min(runtime.GOMAXPROCS(0), 8) }
+// core moves some 5 to 7 GB/s, and the link takes 55. Some cores are left to others.
+func workersOf() int { return max(1, min(runtime.GOMAXPROCS(0)*3/4, 12)) }

@@ -1,10 +1,6 @@
 package gpu
 
-import (
-	"fmt"
-
-	"github.com/streamcqsa/streamcqsa/pkg/attention"
-)
+import "fmt"
 
 // Options of a device. None changes a bit of a result.
 type Options struct {
@@ -12,6 +8,9 @@ type Options struct {
 	// that the device fetches rows from the page cache itself. What does not fit goes
 	// through a ring of page-locked buffers; 0 sends everything there.
 	HostMemory int64
+	// LockFirst page-locks rows before they are used, and waits for it, instead of when
+	// they have come through the ring a few times.
+	LockFirst bool
 }
 
 // NoMemoryError says that a device had less memory than a plan takes: other processes
@@ -28,11 +27,3 @@ func (e *NoMemoryError) Error() string {
 }
 
 func (e *NoMemoryError) Unwrap() error { return e.Err }
-
-// supports says why kernels can't compute a problem, if they can't.
-func supports(device string, p attention.Problem) error {
-	if max(p.D, p.Dv) > maxFeatures {
-		return fmt.Errorf("%s takes head dimensions up to %d, the problem has D=%d and Dv=%d: --device cpu takes them", device, maxFeatures, p.D, p.Dv)
-	}
-	return nil
-}

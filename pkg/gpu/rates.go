@@ -1,3 +1,5 @@
+//go:build cuda
+
 package gpu
 
 import "github.com/streamcqsa/streamcqsa/pkg/attention"

@@ -14,7 +14,7 @@ import (
 
 const (
 	queueDepth = 256 // operations that may wait in a queue; hazards are ordered by events
-	outBuffers = 6
+	outBuffers = 8
 	mostPiece  = 4 << 20 // bytes of a buffer on the way out
 )
 
@@ -165,7 +165,7 @@ func (s *session) reserveHost(take func(int64) uint64) error {
 			(*u.to).slots[i] = uploadSlot{host: cut(u.bytes), at: driver.Ptr(take(u.bytes))}
 		}
 	}
-	s.windows = newWindows(s.d.ctx, s.d.opt.HostMemory)
+	s.windows = newWindows(s.d.ctx, s.d.opt)
 	p := cut(poolBytes)
 	copy(p, bytesOf([]pool{s.pool}))
 	if err := s.copyIn.CopyIn(s.poolAt, p); err != nil {

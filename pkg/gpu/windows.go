@@ -16,15 +16,19 @@ const (
 	mostWindow  = 256 << 20
 	leastWindow = 4 << 20
 	registrars  = 2 // threads that register: the kernel pins some 30 GB/s on one
+	// Locking and unlocking a window takes about as long as copying it twice. So rows
+	// that are read once or twice are better off in the ring.
+	ringPasses = 2
 )
 
 // windows are the parts of mappings that are page-locked, so that the GPU fetches
-// rows from the page cache itself. They are made when they are first needed, and the
-// one after next to them ahead of that; the least recently used one goes when more
-// than a limit would be locked. All methods but release belong to one thread.
+// rows from the page cache itself. They are locked beside the run, when they have been
+// used some times; the least recently used one goes when more than a limit would be
+// locked. All methods but register belong to one thread.
 type windows struct {
 	ctx   *driver.Context
 	limit int64 // bytes
+	first bool  // lock before the first use, and wait
 	size  int64 // of a window
 	held  int64
 	most  atomic.Int64 // of held
@@ -40,16 +44,17 @@ type windowID struct {
 
 type window struct {
 	mem   []byte
-	ready chan struct{}
-	err   error // why it is not locked; set before ready
-	used  int64 // tick
+	came  int64         // bytes of it that were fetched
+	ready chan struct{} // nil if nobody has asked to lock it
+	err   error         // why it is not locked; set before ready
+	used  int64         // tick
 	users atomic.Int32
 }
 
-func newWindows(ctx *driver.Context, limit int64) *windows {
-	w := &windows{ctx: ctx, limit: limit, table: make(map[windowID]*window), jobs: make(chan *window, 64)}
+func newWindows(ctx *driver.Context, opt Options) *windows {
+	w := &windows{ctx: ctx, limit: opt.HostMemory, first: opt.LockFirst, table: make(map[windowID]*window), jobs: make(chan *window, 64)}
 	w.size = mostWindow
-	for w.size > leastWindow && w.size > limit/8 { // K and V, the next of both, and what is under way
+	for w.size > leastWindow && w.size > w.limit/8 {
 		w.size /= 2
 	}
 	return w
@@ -67,31 +72,53 @@ func (w *windows) register() {
 	}
 }
 
-// hold locks all windows that rows lie in and returns them, or false where that can't
-// be done.
+// hold keeps all windows that rows lie in locked and returns them, or false where they
+// are not locked. The rows are about to be fetched, one way or the other.
 func (w *windows) hold(r attention.Rows) (list []*window, ok bool) {
 	if r.Mapping == nil || w.limit < w.size || r.N == 0 {
 		return nil, false
 	}
 	lo, hi := place(r)
-	first, last := lo/w.size, (hi-1)/w.size
-	for i := first; i <= last; i++ {
-		x := w.get(r.Mapping, i)
-		if x == nil {
-			release(list)
-			return nil, false
+	ok = true
+	n := int64(r.N) * int64(r.RowBytes())
+	for i := lo / w.size; i <= (hi-1)/w.size; i++ {
+		x := w.at(r.Mapping, i)
+		x.came += n * (min(hi, (i+1)*w.size) - max(lo, i*w.size)) / (hi - lo)
+		if ok = w.locked(x) && ok; ok {
+			x.users.Add(1)
+			list = append(list, x)
 		}
-		x.users.Add(1)
-		list = append(list, x)
 	}
-	w.get(r.Mapping, last+1) // by the time it is needed it will be ready
-	for _, x := range list {
-		if <-x.ready; x.err != nil {
-			release(list)
-			return nil, false
-		}
+	if !ok {
+		release(list)
+		return nil, false
 	}
 	return list, true
+}
+
+// locked reports whether a window is locked, and begins to lock it if it is time.
+func (w *windows) locked(x *window) bool {
+	w.tick++
+	x.used = w.tick
+	if x.ready == nil {
+		n := int64(len(x.mem))
+		if !w.first && x.came <= ringPasses*n || !w.makeRoom(n) {
+			return false
+		}
+		x.ready = make(chan struct{})
+		w.held += n
+		w.most.Store(max(w.most.Load(), w.held))
+		w.jobs <- x
+	}
+	if w.first {
+		<-x.ready
+	}
+	select {
+	case <-x.ready:
+		return x.err == nil
+	default:
+		return false
+	}
 }
 
 // place is where rows lie in their mapping.
@@ -100,66 +127,53 @@ func place(r attention.Rows) (lo, hi int64) {
 	return int64(at), int64(at) + int64(len(r.Data))
 }
 
-// get returns a window, made if need be; nil if there is no such part of the mapping
-// or no room.
-func (w *windows) get(mapping []byte, index int64) *window {
+// at returns a window of a mapping.
+func (w *windows) at(mapping []byte, index int64) *window {
 	id := windowID{uintptr(unsafe.Pointer(unsafe.SliceData(mapping))), index}
 	x := w.table[id]
 	if x == nil {
-		lo := index * w.size
-		if lo >= int64(len(mapping)) {
-			return nil
-		}
-		x = &window{mem: mapping[lo:min(lo+w.size, int64(len(mapping)))], ready: make(chan struct{})}
-		if !w.makeRoom(int64(len(x.mem))) {
-			return nil
-		}
+		x = &window{mem: mapping[index*w.size : min((index+1)*w.size, int64(len(mapping)))]}
 		w.table[id] = x
-		w.held += int64(len(x.mem))
-		w.most.Store(max(w.most.Load(), w.held))
-		w.jobs <- x
 	}
-	w.tick++
-	x.used = w.tick
 	return x
 }
 
 // makeRoom lets go of windows that nobody uses until n more bytes may be locked.
 func (w *windows) makeRoom(n int64) bool {
 	for w.held+n > w.limit {
-		var oldest windowID
-		var found *window
-		for id, x := range w.table {
-			if x.users.Load() == 0 && (found == nil || x.used < found.used) {
-				oldest, found = id, x
+		var oldest *window
+		for _, x := range w.table {
+			if x.ready != nil && x.users.Load() == 0 && (oldest == nil || x.used < oldest.used) {
+				oldest = x
 			}
 		}
-		if found == nil {
-			return false
-		}
-		delete(w.table, oldest)
-		w.held -= int64(len(found.mem))
-		if err := w.drop(found); err != nil {
+		if oldest == nil || w.drop(oldest) != nil {
 			return false
 		}
 	}
 	return true
 }
 
+// drop unlocks a window.
 func (w *windows) drop(x *window) error {
-	if <-x.ready; x.err != nil {
+	<-x.ready
+	x.ready, x.came = nil, 0
+	w.held -= int64(len(x.mem))
+	if x.err != nil {
 		return nil
 	}
 	return unlock(w.ctx, x.mem)
 }
 
-// dropAll lets go of everything.
+// dropAll unlocks everything.
 func (w *windows) dropAll() (first error) {
-	for id, x := range w.table {
+	for _, x := range w.table {
+		if x.ready == nil {
+			continue
+		}
 		if err := w.drop(x); err != nil && first == nil {
 			first = err
 		}
-		delete(w.table, id)
 	}
 	return first
 }
