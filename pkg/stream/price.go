@@ -268,13 +268,19 @@ func (s *search) predict(plan *Plan, c candidate, r attention.Rates, disk float6
 			longest, sec.Bound = l.t, l.name
 		}
 	}
-	overlap := c.slots.queryAhead > 0 && c.slots.kvAhead > 0
-	if overlap || plan.ChunkPairs == 1 {
-		// The first chunks come in before, and the last go out after, anything
-		// else happens.
-		fill := (float64(t.In)/r.In + once) / max(plan.ChunkPairs, 1)
+	// The first chunks come in before, and the last go out after, anything else
+	// happens.
+	fill := (float64(t.In)/r.In + once) / max(plan.ChunkPairs, 1)
+	switch {
+	case c.slots.queryAhead > 0 && c.slots.kvAhead > 0, plan.ChunkPairs == 1:
 		sec.Total = longest + fill + waits
-	} else {
+	case c.slots.kvAhead > 0 && c.kind == divideRows:
+		// Keys come in while others are in work; queries come alone, and results leave
+		// alone.
+		p := plan.Problem
+		queries := tensorBytes(p.B, p.Hq, p.Nq, p.D, p.DType)
+		sec.Total = longest + fill + (1-r.Shared)*(float64(queries)/r.In+float64(plan.OutputBytes+plan.LSEBytes)/r.Out)
+	default:
 		sec.Total = sec.Kernel + (1-r.Shared)*(sec.In+sec.Out) + once
 	}
 	return sec
