@@ -37,6 +37,9 @@ var programs = map[string]func(){
 // The test binary is also the program: scripts and the tests of signals and
 // memory run it as a process of its own.
 func TestMain(m *testing.M) {
+	if os.Getenv(envPrefix+"DEVICE") == "" { // budgets are the CPU device's
+		os.Setenv(envPrefix+"DEVICE", "cpu")
+	}
 	testscript.Main(thenTidy{m}, programs)
 }
 
@@ -61,6 +64,7 @@ func TestScript(t *testing.T) {
 			// A variable of the user's must not reach a script.
 			e.Vars = slices.DeleteFunc(e.Vars, func(v string) bool { return strings.HasPrefix(v, envPrefix) })
 			e.Setenv("XDG_CACHE_HOME", filepath.Join(e.WorkDir, ".cache"))
+			e.Setenv(envPrefix+"DEVICE", "cpu") // budgets are the CPU device's, unless a script says otherwise
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
