@@ -3,9 +3,9 @@
 
 One head of --n tokens in /dev/shm, bfloat16. For each budget both programs run --reps times,
 alternating. Told are medians: seconds from open files to written output, and for ours
-the seconds of the kernel, those before the first launch, the rate over the rest of the
-run as a share of the kernel's own, and the most device memory that the driver saw the
-process hold, less what a context takes.
+the seconds in which the GPU ran the kernel, those from the start of the process to the first
+launch, and the most device memory that the driver saw in use, which counts the driver's
+own context too.
 
   ooc_cuda.py --bin bin/streamcqsa --n 2000000 --budgets 4GiB,512MiB,128MiB
 """
@@ -76,7 +76,7 @@ def main():
     a = ap.parse_args()
     subprocess.run([a.bin, "gen", "--shape", f"1,1,{a.n},{a.d}", "--dtype", "bf16", "--seed", "1", "--force", a.dir], check=True, stdout=subprocess.DEVNULL)
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}; N = {a.n}, D = {a.d}, bf16")
-    print("| budget | division | seconds | kernel s | to first launch s | rest / kernel's rate | device MiB: planned | seen | PyTorch s | PyTorch / ours |")
+    print("| budget | division | seconds | TFLOP/s | kernel busy s | start to first launch s | device MiB: planned | seen | PyTorch s | PyTorch / ours |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for budget in a.budgets.split(","):
         mine, theirs = [], []
@@ -91,8 +91,8 @@ def main():
         seen = max(m for _, _, m in mine)
         d = plan["division"]
         other = statistics.median(theirs) if theirs else float("nan")
-        print(f"| {budget} | {d.get('kind', '')} {d.get('query_chunks', '')} x {d.get('key_chunks', '')} | {total:.2f} | {kernel:.2f} | {first:.2f} | "
-              f"{kernel / (total - first):.2f} | {s['memory_total'] / 2**20:.0f} | {seen / 2**20:.0f} | {other:.2f} | {other / total:.2f} |", flush=True)
+        print(f"| {budget} | {d.get('kind', '')} {d.get('query_chunks', '')} x {d.get('key_chunks', '')} | {total:.2f} | {plan['problem']['flops'] / total / 1e12:.0f} | {kernel:.2f} | {first:.2f} | "
+              f"{s['memory_total'] / 2**20:.0f} | {seen / 2**20:.0f} | {other:.2f} | {other / total:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
