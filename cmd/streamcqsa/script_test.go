@@ -64,7 +64,10 @@ func TestScript(t *testing.T) {
 			// A variable of the user's must not reach a script.
 			e.Vars = slices.DeleteFunc(e.Vars, func(v string) bool { return strings.HasPrefix(v, envPrefix) })
 			e.Setenv("XDG_CACHE_HOME", filepath.Join(e.WorkDir, ".cache"))
-			e.Setenv(envPrefix+"DEVICE", "cpu") // budgets are the CPU device's, unless a script says otherwise
+			// Budgets are those of the CPU device with a few threads, unless a script says
+			// otherwise.
+			e.Setenv(envPrefix+"DEVICE", "cpu")
+			e.Setenv(envPrefix+"THREADS", "2")
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {

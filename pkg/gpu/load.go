@@ -169,42 +169,34 @@ func (s *session) letGo(p *parcel) {
 }
 
 // sendOne submits one parcel. What it holds is given back when it is copied.
-func (s *session) sendOne(p *parcel) (err error) {
-	o, stream := p.load, s.copyIn
+func (s *session) sendOne(p *parcel) error {
+	stream, submit := s.copyIn, s.sendRows
 	if p.state {
-		stream = s.packing // which waits for the slot
+		stream, submit = s.packing, s.sendState
 	}
-	defer func() {
-		if err != nil { // some copy may be under way
-			err = joinIfNew(err, stream.Synchronize())
-			s.letGo(p)
-			return
-		}
-		var m driver.Event
-		if m, err = s.marks.record(stream); err == nil {
-			s.copied <- copied{m, p}
-		}
-	}()
-	if p.state {
-		if err := s.begin(o); err != nil {
-			return err
-		}
-		return s.copyState(p)
+	err := submit(p)
+	if err != nil {
+		err = joinIfNew(err, stream.Synchronize()) // some copy may be under way
+		s.letGo(p)
+		return err
 	}
-	b := &s.stage[s.next]
+	m, err := s.marks.record(stream)
+	if err == nil {
+		s.copied <- copied{m, p}
+	}
+	return err
+}
+
+// sendRows submits the copies of rows to a staging buffer, and their packing.
+func (s *session) sendRows(p *parcel) error {
+	o, b := p.load, &s.stage[s.next]
 	if b.used {
 		if err := s.copyIn.Wait(b.free); err != nil {
 			return err
 		}
 	}
-	if !o.timed {
-		if o.start, err = s.marks.record(s.copyIn); err != nil {
-			return err
-		}
-		if o.end, err = s.marks.take(); err != nil {
-			return err
-		}
-		o.timed = true
+	if err := s.time(o); err != nil {
+		return err
 	}
 	if err := s.copyPieces(p, b.at); err != nil {
 		return err
@@ -229,6 +221,25 @@ func (s *session) sendOne(p *parcel) (err error) {
 	if err := s.packJobs.sent(s.packing, &s.marks); err != nil {
 		return err
 	}
+	o.bytes += bytesOfRows(p.pieces)
+	return s.packed(b)
+}
+
+// time marks the start of a load's copies, once.
+func (s *session) time(o *load) (err error) {
+	if o.timed {
+		return nil
+	}
+	if o.start, err = s.marks.record(s.copyIn); err != nil {
+		return err
+	}
+	o.end, err = s.marks.take()
+	o.timed = err == nil
+	return err
+}
+
+// packed marks the end of what reads a staging buffer, and turns to the next.
+func (s *session) packed(b *staging) (err error) {
 	if !b.used {
 		if b.free, err = s.marks.take(); err != nil {
 			return err
@@ -236,8 +247,22 @@ func (s *session) sendOne(p *parcel) (err error) {
 		b.used = true
 	}
 	s.next = (s.next + 1) % len(s.stage)
-	o.bytes += bytesOfRows(p.pieces)
 	return s.packing.Record(b.free)
+}
+
+// sendState submits the copies of a part of a state to the slot, in the stream that
+// waits for it.
+func (s *session) sendState(p *parcel) error {
+	o := p.load
+	if err := s.begin(o); err != nil {
+		return err
+	}
+	slot := s.queryHead(o.slot, 0)
+	o.bytes += p.bytes
+	b := p.buffer.b[:p.bytes]
+	return within(s.l.stateSegments(o.rows, o.heads), p.at, p.bytes, func(at uint64, from, n int64) error {
+		return s.packing.CopyIn(driver.Ptr(slot+at), b[from:from+n])
+	})
 }
 
 // begin makes packing wait for what used the slot, once, and readies the slot.
@@ -281,17 +306,6 @@ func (s *session) copyPieces(p *parcel, buffer driver.Ptr) error {
 		}
 	}
 	return nil
-}
-
-// copyState submits the copies of a part of a state to the slot.
-func (s *session) copyState(p *parcel) error {
-	o := p.load
-	slot := s.queryHead(o.slot, 0)
-	o.bytes += p.bytes
-	b := p.buffer.b[:p.bytes]
-	return within(s.l.stateSegments(o.rows, o.heads), p.at, p.bytes, func(at uint64, from, n int64) error {
-		return s.packing.CopyIn(driver.Ptr(slot+at), b[from:from+n])
-	})
 }
 
 // packJobsOf says how the pieces of a parcel in a staging buffer become tiles, and of
