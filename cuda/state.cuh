@@ -10,9 +10,10 @@
 #define kNoKey (-INFINITY)  // m of a row that has met no key
 
 // addTo adds x to the sum hi + low without losing what hi can't hold (Knuth's two-sum).
+// What is infinite or NaN is so in hi alone.
 __device__ __forceinline__ void addTo(float& hi, float& low, float x) {
-    float s = hi + x, part = s - hi;
-    low += (hi - (s - part)) + (x - part);
+    const float s = hi + x, part = s - hi, lost = (hi - (s - part)) + (x - part);
+    if (isfinite(lost)) low += lost;
     hi = s;
 }
 

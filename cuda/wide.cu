@@ -108,10 +108,12 @@ __device__ __forceinline__ void add(const Pool* pool, uint8_t* head, const Sums&
     l += __shfl_xor_sync(~0u, l, 1);
     l += __shfl_xor_sync(~0u, l, 2);
     l *= factor;
+    // A row whose scores are all NaN has met keys, whatever its maximum.
+    const float m = isnan(l) && z.m == -INFINITY ? 0.f : (float)z.m;
     for (int block = 0; block < pool->valueBlocks; block++) {
         const State<Two> to(head, pool, block);
         const float old = to.m[row];
-        const Rebase r(old, (float)z.m);
+        const Rebase r(old, m);
         const bool was = old != kNoKey;
 #pragma unroll
         for (int n = 0; n < kMostColumns / 8; n++) {

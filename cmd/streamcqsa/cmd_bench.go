@@ -25,6 +25,7 @@ type benchOptions struct {
 	dir     string
 	save    bool
 	json    bool
+	device  string
 }
 
 func newBenchCommand() *cobra.Command {
@@ -39,15 +40,22 @@ V does. A GFLOP is 2 (D + Dv) for each query-key pair. What the machine can do i
 best of several stretches, what the kernel does the median of several runs.
 
 The result is kept under the user's cache directory, and plan predicts times with it.
-It changes predictions, never a plan.`,
+It changes predictions, never a plan.
+
+With --device cuda it measures a GPU's kernels instead, chunks being in its memory, and
+keeps nothing.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.device != "cpu" && !cmd.Flags().Changed("tokens") {
+				o.tokens = 32768
+			}
 			return runBench(cmd.Context(), cmd.OutOrStdout(), &o)
 		},
 	}
 	f := cmd.Flags()
 	f.IntVar(&o.threads, "threads", 0, "threads (default: one for each core)")
 	addKernelFlag(f, &o.kernel)
-	f.IntVar(&o.tokens, "tokens", 4096, "queries and keys where there are many")
+	f.StringVar(&o.device, "device", "cpu", "cpu, cuda or cuda:N")
+	f.IntVar(&o.tokens, "tokens", 4096, "queries and keys where there are many; on a GPU 32768 unless given")
 	f.Float64Var(&o.seconds, "seconds", 0.5, "time for each figure")
 	f.StringVar(&o.dir, "dir", "", "measure the disk of this directory too, with a file of 1 GiB")
 	f.BoolVar(&o.save, "save", true, "keep the result for plan")
@@ -58,6 +66,9 @@ It changes predictions, never a plan.`,
 func runBench(ctx context.Context, w io.Writer, o *benchOptions) error {
 	if o.tokens < 1 || o.tokens > 1<<20 || !(o.seconds > 0) {
 		return usagef("--tokens %d, --seconds %g: want 1 to 2^20 tokens, and a time above 0", o.tokens, o.seconds)
+	}
+	if o.device != "cpu" {
+		return runBenchGPU(w, o)
 	}
 	dev, err := openCPU(o.threads, o.kernel)
 	if err != nil {

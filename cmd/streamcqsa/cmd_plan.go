@@ -62,7 +62,7 @@ func runPlan(w io.Writer, o *planOptions) error {
 	} else if p, err = o.fromShape(); err != nil {
 		return err
 	}
-	plan, others, dev, err := o.plan(p, in, &o.outFlags)
+	plan, others, devs, err := o.plan(p, in, &o.outFlags)
 	if err != nil {
 		return err
 	}
@@ -72,9 +72,9 @@ func runPlan(w io.Writer, o *planOptions) error {
 		}
 	}
 	if o.json {
-		return writeJSON(w, planDocument(plan, others, basisOf(dev)))
+		return writeJSON(w, planDocument(plan, others, basisOf(devs, plan)))
 	}
-	return writePlan(w, plan, others, basisOf(dev))
+	return writePlan(w, plan, others, basisOf(devs, plan))
 }
 
 func drawPlan(path string, plan *stream.Plan) error {
@@ -98,7 +98,7 @@ func writePlan(out io.Writer, p *stream.Plan, others []*stream.Plan, from basis)
 	line := func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
 	line("problem\t%s", problemLine(p.Problem))
 	line("arithmetic\t%s, %s query-key pairs", quantity(p.FLOPs, "FLOP"), quantity(p.Problem.Pairs()*float64(p.Problem.B*p.Problem.Hq), ""))
-	line("device\t%s%s, budget %s (%s bytes)", p.Device, from.text(), sizeText(p.Budget), grouped(p.Budget))
+	line("device\t%s%s, budget %s (%s bytes)", from.names(), from.text(), sizeText(p.Budget), grouped(p.Budget))
 	line("division\t%s", divisionLine(p))
 	line("\t%s; %d of %d query slots and %d of %d KV slots in one batch", subproblemLine(p),
 		p.Active.Query, p.Geometry.QuerySlots, p.Active.KV, p.Geometry.KVSlots)

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
+	"github.com/streamcqsa/streamcqsa/pkg/gpu"
 	"github.com/streamcqsa/streamcqsa/pkg/stream"
 	"github.com/streamcqsa/streamcqsa/pkg/tensorfile"
 )
@@ -73,7 +74,7 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
-	plan, others, dev, err := o.plan(p, in, &o.outFlags)
+	plan, others, devs, err := o.plan(p, in, &o.outFlags)
 	if err != nil {
 		return err
 	}
@@ -82,20 +83,31 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, out.abort()) }()
-	say.plan(plan, others, basisOf(dev))
+	say.plan(plan, others, basisOf(devs, plan))
 	t := stream.Tensors{Q: in.q, K: in.k, V: in.v, O: out.o}
 	if out.lse != nil {
 		t.LSE = out.lse
 	}
 	peak := watchAnonymous()
-	rep, err := stream.Run(ctx, plan, dev, t, stream.Options{
-		StatePath: o.statePath(), Prefetch: o.prefetch,
-		Progress: func(p stream.Progress) {
-			peak.sample() // the last call comes while the device still has its memory
-			say.progress(p)
-		},
-		ProgressEvery: say.every(),
-	})
+	compute := func() (*stream.Report, error) {
+		return stream.RunAll(ctx, plan, devs, t, stream.Options{
+			StatePath: o.statePath(), Prefetch: o.prefetch,
+			Progress: func(p stream.Progress) {
+				peak.sample() // the last call comes while the device still has its memory
+				say.progress(p)
+			},
+			ProgressEvery: say.every(),
+		})
+	}
+	rep, err := compute()
+	if scarce := (*gpu.NoMemoryError)(nil); errors.As(err, &scarce) {
+		// Others took memory since the plan was made: plan again with what there is.
+		say.note(fmt.Sprintf("%v; planning again", scarce))
+		if plan, others, err = o.planFor(p, in, &o.outFlags, devs, scarce.Free/20*19); err == nil {
+			say.plan(plan, others, basisOf(devs, plan))
+			rep, err = compute()
+		}
+	}
 	memory := peak.stop()
 	if err != nil {
 		return err

@@ -4,12 +4,30 @@ package main
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/streamcqsa/streamcqsa/pkg/gpu"
-	"github.com/streamcqsa/streamcqsa/pkg/stream"
 )
 
-// openCUDA opens GPUs as one device.
-func openCUDA(devices []gpu.Info) (stream.Device, error) {
-	return nil, errors.New("attention on CUDA devices is not implemented; --device cpu is")
+// openCUDA opens GPUs of one kind. Together they may page-lock that many bytes of host
+// memory for transfers.
+func openCUDA(devices []gpu.Info, hostMemory int64) (list []gpuDevice, err error) {
+	defer func() {
+		if err != nil {
+			for _, d := range list {
+				err = errors.Join(err, d.Close())
+			}
+		}
+	}()
+	for _, info := range devices {
+		if a := devices[0]; info.Name != a.Name || info.SMs != a.SMs {
+			return list, fmt.Errorf("cuda:%d is a %s and cuda:%d a %s: devices that share the work must be alike", a.Ordinal, a.Name, info.Ordinal, info.Name)
+		}
+		d, err := gpu.Open(info, gpu.Options{HostMemory: hostMemory / int64(len(devices))})
+		if err != nil {
+			return list, err
+		}
+		list = append(list, d)
+	}
+	return list, nil
 }

@@ -2,10 +2,7 @@
 
 package main
 
-import (
-	"github.com/streamcqsa/streamcqsa/pkg/gpu"
-	"github.com/streamcqsa/streamcqsa/pkg/stream"
-)
+import "github.com/streamcqsa/streamcqsa/pkg/gpu"
 
 // openCUDA returns gpu.ErrNotBuilt.
-func openCUDA([]gpu.Info) (stream.Device, error) { return nil, gpu.ErrNotBuilt }
+func openCUDA([]gpu.Info, int64) ([]gpuDevice, error) { return nil, gpu.ErrNotBuilt }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -71,8 +73,8 @@ type planFlags struct {
 
 func (o *planFlags) addFlags(f *pflag.FlagSet) {
 	o.budget, o.hostBudget = size{auto: true}, size{auto: true}
-	f.Var(&o.budget, "mem-budget", "memory that the device may hold: 2GiB, 500MB, 80% of the memory limit, or auto (half of what is free)")
-	f.Var(&o.hostBudget, "host-mem-budget", "page cache that the inputs may count on, for the plan's disk traffic; auto is what is free")
+	f.Var(&o.budget, "mem-budget", "memory that the device may hold: 2GiB, 500MB, 80% of its limit, or auto (cpu: half of what is free; cuda: nearly all)")
+	f.Var(&o.hostBudget, "host-mem-budget", "page cache that the inputs may count on; half of it may be page-locked for transfers to GPUs; auto is what is free")
 	f.StringVar(&o.divide, "divide", "auto", "how to divide: auto, cqs or rows")
 	f.IntVar(&o.chunks, "chunks", 0, "chunks of each axis (default: planned)")
 	f.IntVar(&o.depth, "depth", 0, "how often CQS Divide is applied, 1 to 3 (default 1)")
@@ -85,31 +87,60 @@ func addKernelFlag(f *pflag.FlagSet, kernel *string) {
 	f.StringVar(kernel, "kernel", "auto", "kernel of the cpu device: auto, avx512, avx2, or portable, which computes in float64")
 }
 
-// open returns the device asked for.
-func (o *planFlags) open() (stream.Device, error) {
+// open returns the devices asked for, all of one kind. auto is a GPU if there is one
+// that can compute the problem.
+func (o *planFlags) open(p attention.Problem) ([]stream.Device, error) {
 	c, err := parseDevice(o.device)
 	if err != nil {
 		return nil, err
 	}
 	if c.cuda {
-		return o.openGPUs(c)
+		return o.openGPUs(c, p)
+	}
+	if !c.cpu && gpu.Built {
+		if dev, err := o.openGPUs(deviceChoice{cuda: true, list: []int{0}}, p); err == nil {
+			return dev, nil
+		}
 	}
 	dev, err := openCPU(o.threads, o.kernel)
 	if err != nil {
 		return nil, err
 	}
 	calibrate(dev)
-	return dev, nil
+	return []stream.Device{dev}, nil
+}
+
+// gpuDevice is what the command asks of a GPU beside what streaming does.
+type gpuDevice interface {
+	stream.Device
+	Info() gpu.Info
+	Kernel(attention.Geometry) string
+	Memory() (free, total int64, err error)
+	Supports(attention.Problem) error
+	Close() error
 }
 
 // openGPUs opens what --device chose. Whatever is missing may be there on another
 // machine.
-func (o *planFlags) openGPUs(c deviceChoice) (dev stream.Device, err error) {
-	defer func() {
-		if err != nil {
-			err = classify(errTemporary, fmt.Errorf("--device %s: %w", o.device, err))
+func (o *planFlags) openGPUs(c deviceChoice, p attention.Problem) ([]stream.Device, error) {
+	chosen, err := o.openChosen(c)
+	if err != nil {
+		return nil, classify(errTemporary, fmt.Errorf("--device %s: %w", o.device, err))
+	}
+	if err := chosen[0].Supports(p); err != nil {
+		for _, d := range chosen {
+			err = errors.Join(err, d.Close())
 		}
-	}()
+		return nil, classify(errUsage, err)
+	}
+	devs := make([]stream.Device, len(chosen))
+	for i, d := range chosen {
+		devs[i] = d
+	}
+	return devs, nil
+}
+
+func (o *planFlags) openChosen(c deviceChoice) ([]gpuDevice, error) {
 	have, err := gpu.Devices()
 	if err != nil {
 		return nil, err
@@ -123,7 +154,12 @@ func (o *planFlags) openGPUs(c deviceChoice) (dev stream.Device, err error) {
 			return nil, err
 		}
 	}
-	return openCUDA(chosen)
+	m := readHostMemory()
+	host := o.hostBudget.resolve(m)
+	if !o.hostBudget.auto {
+		host /= 2
+	}
+	return openCUDA(chosen, host)
 }
 
 func openCPU(threads int, kernel string) (*cpu.Device, error) {
@@ -147,9 +183,12 @@ func openCPU(threads int, kernel string) (*cpu.Device, error) {
 const defaultDisk = 1.5e9
 
 // request turns the flags into a planner's request.
-func (o *planFlags) request(p attention.Problem, to *outFlags) (stream.Request, error) {
+func (o *planFlags) request(p attention.Problem, to *outFlags, devs []stream.Device) (stream.Request, error) {
 	m := readHostMemory()
-	budget := o.budget.resolve(m)
+	budget, err := o.budgetOf(m, devs)
+	if err != nil {
+		return stream.Request{}, err
+	}
 	if budget <= 0 {
 		return stream.Request{}, usagef("--mem-budget %s is %d bytes: want more than 0", o.budget.String(), budget)
 	}
@@ -161,13 +200,48 @@ func (o *planFlags) request(p attention.Problem, to *outFlags) (stream.Request, 
 	}
 	cache := o.hostBudget.resolve(m)
 	if o.hostBudget.auto {
-		cache = max(0, m.available-budget)
+		if cache = m.available; !isGPU(devs[0]) {
+			cache = max(0, cache-budget)
+		}
 	}
+	// A GPU outruns any disk: by cold inputs all plans for it would look alike.
+	host := stream.Host{State: to.stateRoom(p), Cache: cache, Disk: defaultDisk, Warm: isGPU(devs[0])}
 	return stream.Request{
-		Problem: p, LSE: to.lse != "", Budget: budget,
-		Divide: o.divide, Chunks: o.chunks, Depth: o.depth,
-		Host: stream.Host{State: to.stateRoom(p), Cache: cache, Disk: defaultDisk},
+		Problem: p, LSE: to.lse != "", Budget: budget, Devices: len(devs),
+		Divide: o.divide, Chunks: o.chunks, Depth: o.depth, Host: host,
 	}, nil
+}
+
+// isGPU says whether a device has memory of its own.
+func isGPU(dev stream.Device) bool {
+	_, ok := dev.(gpuDevice)
+	return ok
+}
+
+// names are those of all devices.
+func (b basis) names() string { return strings.Join(b.devices, ",") }
+
+// gpuReserve is what auto leaves of a GPU's free memory to others, beside a tenth.
+const gpuReserve = 512 << 20
+
+// budgetOf is --mem-budget in bytes. A percentage, and auto, are of the memory in
+// which the device's slots are.
+func (o *planFlags) budgetOf(m hostMemory, devs []stream.Device) (int64, error) {
+	if !isGPU(devs[0]) || !o.budget.auto && o.budget.percent == 0 {
+		return o.budget.resolve(m), nil
+	}
+	free, total := int64(math.MaxInt64), int64(math.MaxInt64) // of the device that has least
+	for _, d := range devs {
+		f, t, err := d.(gpuDevice).Memory()
+		if err != nil {
+			return 0, classify(errTemporary, err)
+		}
+		free, total = min(free, f), min(total, t)
+	}
+	if o.budget.auto {
+		return free/10*9 - gpuReserve, nil
+	}
+	return o.budget.resolve(hostMemory{limit: total, available: free}), nil
 }
 
 // basis is what predictions rest on.
@@ -175,49 +249,69 @@ type basis struct {
 	kernel   string
 	threads  int
 	measured time.Time // zero if never
+	model    string    // of a GPU
+	devices  []string
 }
 
-func basisOf(dev stream.Device) (b basis) {
-	if d, ok := dev.(*cpu.Device); ok {
+func basisOf(devs []stream.Device, p *stream.Plan) (b basis) {
+	for _, d := range devs {
+		b.devices = append(b.devices, d.Name())
+	}
+	switch d := devs[0].(type) {
+	case *cpu.Device:
 		b.kernel, b.threads = d.Kernel(), d.Threads()
 		if m := d.Measured(); m != nil {
 			b.measured = m.Time
 		}
+	case gpuDevice:
+		b.kernel, b.model = d.Kernel(p.Geometry), d.Info().Name
 	}
 	return b
 }
 
 func (b basis) text() string {
-	if b.kernel == "" {
+	switch {
+	case b.kernel == "":
 		return ""
+	case b.model != "":
+		return fmt.Sprintf(" (%s, %s)", b.model, b.kernel)
 	}
 	return fmt.Sprintf(" (%s, %d %s)", b.kernel, b.threads, plural(b.threads, "thread"))
 }
 
 func (b basis) rates() string {
-	if b.measured.IsZero() {
+	switch {
+	case b.model != "":
+		return "by the rates of such a device"
+	case b.measured.IsZero():
 		return "by assumed rates; streamcqsa bench measures them"
 	}
 	return "by rates measured on this machine, " + ageText(b.measured)
 }
 
-// plan opens the device asked for and plans the problem for it, and gives the
+// plan opens the devices asked for and plans the problem for them, and gives the
 // best plan of each other division for comparison. in is nil for a plan without
 // files.
-func (o *planFlags) plan(p attention.Problem, in *inputs, to *outFlags) (plan *stream.Plan, others []*stream.Plan, dev stream.Device, err error) {
-	if dev, err = o.open(); err != nil {
+func (o *planFlags) plan(p attention.Problem, in *inputs, to *outFlags) (plan *stream.Plan, others []*stream.Plan, devs []stream.Device, err error) {
+	if devs, err = o.open(p); err != nil {
 		return nil, nil, nil, err
 	}
-	req, err := o.request(p, to)
+	plan, others, err = o.planFor(p, in, to, devs, math.MaxInt64)
+	return plan, others, devs, err
+}
+
+// planFor plans for devices that are open, each with at most so many bytes.
+func (o *planFlags) planFor(p attention.Problem, in *inputs, to *outFlags, devs []stream.Device, most int64) (plan *stream.Plan, others []*stream.Plan, err error) {
+	req, err := o.request(p, to, devs)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	if d, ok := dev.(*cpu.Device); ok && d.Measured() != nil {
+	req.Budget = min(req.Budget, most)
+	if d, ok := devs[0].(*cpu.Device); ok && d.Measured() != nil {
 		req.Host.MeasuredDisk = d.Measured().Disk
 	}
 	if in != nil {
 		req.Host.Resident = in.q.Cached() + in.k.Cached() + in.v.Cached()
 	}
-	plan, others, err = stream.New(req, dev)
-	return plan, others, dev, err
+	return stream.New(req, devs[0])
 }

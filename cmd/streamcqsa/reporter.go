@@ -18,11 +18,15 @@ import (
 // minute elsewhere, JSON lines on request, nothing when quiet.
 type reporter interface {
 	plan(p *stream.Plan, others []*stream.Plan, from basis)
+	note(text string) // something that the user should know
 	every() time.Duration
 	progress(stream.Progress)
 	summary(p *stream.Plan, r *stream.Report, peak int64, commit time.Duration) error
 	failed(err error)
 }
+
+// began is when the program did.
+var began = time.Now()
 
 func terminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
@@ -42,6 +46,7 @@ func newReporter(stdout, stderr io.Writer, json, quiet bool) reporter {
 type silent struct{}
 
 func (silent) plan(*stream.Plan, []*stream.Plan, basis) {}
+func (silent) note(string)                              {}
 func (silent) every() time.Duration                     { return time.Hour }
 func (silent) progress(stream.Progress)                 {}
 func (silent) failed(error)                             {}
@@ -57,11 +62,14 @@ type lineReporter struct {
 
 func (l *lineReporter) every() time.Duration { return time.Second }
 
-func (l *lineReporter) plan(p *stream.Plan, _ []*stream.Plan, _ basis) {
+func (l *lineReporter) plan(p *stream.Plan, _ []*stream.Plan, from basis) {
 	fmt.Fprintf(l.out, "problem  %s\n", problemLine(p.Problem))
+	fmt.Fprintf(l.out, "device   %s%s\n", from.names(), from.text())
 	fmt.Fprintf(l.out, "plan     %s; %s of a budget of %s (%s bytes); %s predicted\n",
 		divisionLine(p), sizeText(p.Memory.Total()), sizeText(p.Budget), grouped(p.Budget), duration(p.Seconds.Total))
 }
+
+func (l *lineReporter) note(text string) { fmt.Fprintf(l.out, "note     %s\n", text) }
 
 func (l *lineReporter) progress(p stream.Progress) {
 	if p.Elapsed-l.last < time.Minute {
@@ -87,6 +95,9 @@ func (l *lineReporter) summary(p *stream.Plan, r *stream.Report, peak int64, com
 		duration(r.Seconds), duration(p.Seconds.Total), quantity(r.FLOPS, "FLOP"), duration(s.ApplySeconds), duration(s.InSeconds), duration(s.OutSeconds), duration(commit.Seconds()))
 	fmt.Fprintf(l.out, "         %s in, %s out; device memory %s, peak anonymous memory %s\n",
 		sizeText(s.InBytes), sizeText(s.OutBytes), sizeText(r.Memory.Total()), sizeText(peak))
+	if s.Path != "" {
+		fmt.Fprintf(l.out, "         inputs by %s; page-locked host memory %s; first kernel after %s\n", s.Path, sizeText(s.Pinned), duration(s.First.Sub(began).Seconds()))
+	}
 	return nil
 }
 
@@ -141,6 +152,13 @@ func (j *jsonReporter) line(doc any) {
 	}
 }
 
+type noteDoc struct {
+	Type    string `json:"type"` // note
+	Message string `json:"message"`
+}
+
+func (j *jsonReporter) note(text string) { j.line(noteDoc{"note", text}) }
+
 func (j *jsonReporter) every() time.Duration { return time.Second }
 func (j *jsonReporter) plan(p *stream.Plan, others []*stream.Plan, from basis) {
 	j.line(planDocument(p, others, from))
@@ -184,11 +202,16 @@ type summaryDoc struct {
 	Total     int64           `json:"memory_total"`
 	Anonymous int64           `json:"peak_anonymous_memory"`
 	State     int64           `json:"state_disk"`
+
+	// Of GPUs only.
+	Path   string  `json:"path,omitempty"`               // how inputs came: registered, pinned ring, or both
+	Pinned int64   `json:"page_locked_memory,omitempty"` // of the host, at most at once
+	First  float64 `json:"start_to_first_kernel,omitempty"`
 }
 
 func (j *jsonReporter) summary(p *stream.Plan, r *stream.Report, peak int64, commit time.Duration) error {
 	s := r.Stats
-	j.line(summaryDoc{
+	doc := summaryDoc{
 		Type: "summary",
 		Seconds: stageDoc{Total: r.Seconds + commit.Seconds(), Load: s.InSeconds, Kernel: s.ApplySeconds,
 			Store: s.OutSeconds, Sync: commit.Seconds(), Wait: max(0, r.Seconds-s.ApplySeconds)},
@@ -196,7 +219,12 @@ func (j *jsonReporter) summary(p *stream.Plan, r *stream.Report, peak int64, com
 		Bytes:     linkDoc{s.InBytes, s.OutBytes},
 		FLOPS:     r.FLOPS, Kernel: p.FLOPs / s.ApplySeconds, Batches: s.Batches,
 		Memory: r.Memory, Total: r.Memory.Total(), Anonymous: peak, State: r.State,
-	})
+		Path: s.Path, Pinned: s.Pinned,
+	}
+	if !s.First.IsZero() {
+		doc.First = s.First.Sub(began).Seconds()
+	}
+	j.line(doc)
 	if j.err != nil {
 		return fmt.Errorf("write JSON lines: %w", j.err)
 	}

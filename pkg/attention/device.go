@@ -49,6 +49,30 @@ type Rates struct {
 	Out    float64 // slot to host, bytes/s
 	Launch float64 // seconds a batch costs beside its arithmetic
 	Shared float64 // share of a transfer's seconds in which the kernel loses all its cores; 0 where copies have engines of their own
+
+	// State is the rate of states to their file and back, bytes/s, where that is slower
+	// than other transfers and batches wait for it; 0 where it is like them.
+	State float64
+	// Tasks is what one query chunk of a batch is cut into, and Lanes how many run at
+	// once: while the last ones do, some lanes idle. 0 where that does not matter.
+	Tasks, Lanes int
+	// Longest is the longest that the kernel should be at one pair of chunks, seconds,
+	// where it can't be interrupted there; 0 where it can.
+	Longest float64
+}
+
+// lastTasks is the part of a round of tasks that is lost at the end of a batch: those
+// of the last round do not end together.
+const lastTasks = 0.1
+
+// Filled is the share of the kernel's rate that a batch of so many query chunks gets.
+func (r Rates) Filled(chunks int) float64 {
+	n := r.Tasks * chunks
+	if n == 0 || r.Lanes == 0 {
+		return 1
+	}
+	rounds := float64((n+r.Lanes-1)/r.Lanes) + lastTasks
+	return float64(n) / (rounds * float64(r.Lanes))
 }
 
 // Rows points at consecutive rows of one head in host memory. Row i occupies
@@ -58,6 +82,9 @@ type Rates struct {
 // side, reading them beats touching the mapping: a read costs no page faults,
 // keeps the file's own order for the system's read-ahead, and turns a lost page
 // into an error.
+//
+// Mapping, if not nil, is the whole shared mapping of a file, for reading only, that
+// Data is part of: a device may page-lock parts of it, to fetch rows without a copy.
 type Rows struct {
 	Data   []byte
 	Stride int // bytes between the starts of consecutive rows
@@ -66,6 +93,8 @@ type Rows struct {
 	DType  DType
 	File   io.ReaderAt
 	At     int64
+
+	Mapping []byte
 }
 
 // RowBytes is the number of bytes in one row.

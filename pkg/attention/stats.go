@@ -1,5 +1,7 @@
 package attention
 
+import "time"
+
 // Stats are what a device has done since Reserve. Seconds are those in which
 // the queue of that direction was busy; the three overlap.
 type Stats struct {
@@ -9,4 +11,9 @@ type Stats struct {
 
 	Batches int64
 	Pairs   float64 // (query row, key) pairs applied, over all query heads
+
+	// Of devices with memory of their own.
+	First  time.Time // when the first launch was submitted
+	Path   string    // how inputs were fetched: registered, pinned ring, or both
+	Pinned int64     // most bytes of host memory that were page-locked for it at once
 }

@@ -201,7 +201,7 @@ func (d *Device) spread(threads, n int, f func(thread, i int) error) error {
 	errs := make([]error, min(threads, n))
 	for t := range errs {
 		wg.Go(func() {
-			errs[t] = guard(func() error {
+			errs[t] = attention.GuardFaults(func() error {
 				for i := int(next.Add(1)) - 1; i < n && !d.interrupted.Load(); i = int(next.Add(1)) - 1 {
 					if err := f(t, i); err != nil {
 						return err

@@ -1,8 +1,6 @@
 package cpu
 
 import (
-	"fmt"
-	"runtime/debug"
 	"time"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
@@ -67,26 +65,7 @@ func (q *queue) one(op operation) error {
 	}
 	start := time.Now()
 	defer func() { q.busy(time.Since(start)) }()
-	return guard(op.run)
-}
-
-// guard turns a fault on mapped memory into an error. Any other panic is a bug
-// and goes on.
-func guard(run func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		switch r := recover().(type) {
-		case nil:
-		case interface {
-			error
-			Addr() uintptr
-		}:
-			err = &attention.Fault{Addr: r.Addr()}
-		default:
-			panic(fmt.Sprintf("%v\n\n%s", r, debug.Stack()))
-		}
-	}()
-	return run()
+	return attention.GuardFaults(op.run)
 }
 
 func (q *queue) close() {

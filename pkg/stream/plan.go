@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 	"github.com/streamcqsa/streamcqsa/pkg/divide"
@@ -15,6 +16,8 @@ type Request struct {
 	Problem attention.Problem
 	LSE     bool  // write lse too
 	Budget  int64 // bytes that the device may hold
+
+	Devices int // of one kind that share the work, each with the budget; 0 means 1
 
 	Divide string // auto, cqs or rows; empty means auto
 	Chunks int    // chunks per axis at depth 1; 0 lets the planner choose
@@ -27,6 +30,10 @@ type Host struct {
 	State int64   // bytes of disk that states may take; 0: any number
 	Cache int64   // bytes of page cache that the inputs may occupy
 	Disk  float64 // sequential read rate, bytes/s; 0: reading takes no time
+	// Warm says that plans are chosen for inputs that are in the page cache when the run
+	// begins, as far as they fit: reading them once then counts only where nothing
+	// overlaps it.
+	Warm bool
 
 	// Only predicted seconds count with these, not the choice between plans.
 	MeasuredDisk float64 // bytes/s; 0: Disk
@@ -64,6 +71,7 @@ type Prediction struct {
 type Plan struct {
 	Problem attention.Problem
 	Device  string
+	Devices int
 	Budget  int64
 
 	Divide      string             // cqs or rows
@@ -86,6 +94,7 @@ type Plan struct {
 
 	division *divide.Division
 	cost     float64 // seconds by which plans are compared
+	patient  bool    // one pair of chunks takes longer than it should
 }
 
 // Division is the division that the plan chose.
@@ -146,13 +155,21 @@ func New(req Request, dev Device) (plan *Plan, others []*Plan, err error) {
 	if len(all) == 0 {
 		return nil, nil, &NoFitError{Budget: req.Budget, Smallest: s.smallest}
 	}
-	plan = choose(all)
+	plan = choose(brisk(all))
 	for _, kind := range s.kinds {
 		if kind != plan.Divide && len(of[kind]) > 0 {
-			others = append(others, choose(of[kind]))
+			others = append(others, choose(brisk(of[kind])))
 		}
 	}
 	return plan, others, nil
+}
+
+// brisk is the plans of which no pair of chunks takes too long, if there are any.
+func brisk(plans []*Plan) []*Plan {
+	if list := slices.DeleteFunc(slices.Clone(plans), func(p *Plan) bool { return p.patient }); len(list) > 0 {
+		return list
+	}
+	return plans
 }
 
 // choose returns the fastest plan. Predictions within 2% of it are equal to it;
@@ -183,6 +200,21 @@ func choose(plans []*Plan) *Plan {
 		}
 	}
 	return best
+}
+
+// Parts is the number of parts of the schedule that have nothing to do with each
+// other: no two touch one state. Devices share them out.
+func (p *Plan) Parts() int {
+	if p.Divide == divideCQS {
+		return p.Groups
+	}
+	return p.Groups * p.QueryAxis.Chunks
+}
+
+// share is the part of the work that the busiest of the plan's devices has.
+func (p *Plan) share() float64 {
+	parts := p.Parts()
+	return float64((parts+p.Devices-1)/p.Devices) / float64(parts)
 }
 
 const (

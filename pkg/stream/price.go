@@ -16,7 +16,7 @@ func (s *search) price(c candidate) (*Plan, error) {
 	p := s.req.Problem
 	g := s.geometry(c)
 	plan := &Plan{
-		Problem: p, Device: s.dev.Name(), Budget: s.req.Budget,
+		Problem: p, Device: s.dev.Name(), Devices: max(1, s.req.Devices), Budget: s.req.Budget,
 		Divide: c.kind, Set: c.set, Depth: 1,
 		Groups:    (p.KVHeads() + c.heads - 1) / c.heads,
 		Geometry:  g,
@@ -40,18 +40,25 @@ func (s *search) price(c candidate) (*Plan, error) {
 	}
 	plan.Subproblems = plan.division.Len()
 	s.traffic(plan)
-	nominal := s.predict(plan, c, s.dev.Rates(g), s.req.Host.Disk)
+	rates := s.dev.Rates(g)
+	nominal := s.predict(plan, c, rates, s.req.Host.Disk, s.req.Host.Warm)
+	plan.patient = rates.Longest > 0 && plan.FLOPs/plan.ChunkPairs > rates.FLOPS*rates.Longest
 	// Among plans that one link holds up, the one that leaves the others more
 	// slack is better: predictions are not exact.
 	const slack = 1. / 20
 	plan.cost = nominal.Total + slack*(nominal.Kernel+nominal.In+nominal.Out+nominal.Disk)
 	plan.Traffic.Disk = max(0, plan.Traffic.Disk-s.req.Host.Resident)
-	plan.Seconds = s.predict(plan, c, s.dev.Expected(g), cmp.Or(s.req.Host.MeasuredDisk, s.req.Host.Disk))
+	plan.Seconds = s.predict(plan, c, s.dev.Expected(g), cmp.Or(s.req.Host.MeasuredDisk, s.req.Host.Disk), false)
 	return plan, nil
 }
 
 func tensorBytes(b, h, n, d int, t attention.DType) int64 {
 	return int64(b) * int64(h) * int64(n) * int64(d) * int64(t.Size())
+}
+
+// inputBytes is the size of Q, K and V.
+func inputBytes(p attention.Problem) int64 {
+	return tensorBytes(p.B, p.Hq, p.Nq, p.D, p.DType) + tensorBytes(p.B, p.Hkv, p.Nk, p.D+p.Dv, p.DType)
 }
 
 // A schedule of up to this many pairs is walked whole to price a plan. Of a
@@ -106,7 +113,7 @@ func (s *search) traffic(plan *Plan) {
 	if t.StateOut > 0 || t.Sampled && mayLeave {
 		plan.StateDisk = saturate(2 * float64(plan.QueryAxis.Chunks) * float64(s.dev.StateBytes(g)))
 	}
-	inputs := tensorBytes(p.B, p.Hq, p.Nq, p.D, p.DType) + tensorBytes(p.B, p.Hkv, p.Nk, p.D+p.Dv, p.DType)
+	inputs := inputBytes(p)
 	t.Disk = inputs
 	if inputs > s.req.Host.Cache {
 		t.Disk = max(inputs, t.In-t.StateIn)
@@ -223,19 +230,34 @@ func (c *counter) states() (bytes float64) {
 
 // predict predicts time per link and in all. Links that overlap cost the
 // slowest of them; what cannot overlap, and what transfers take from the
-// kernel's own cores, is added.
-func (s *search) predict(plan *Plan, c candidate, r attention.Rates, disk float64) Prediction {
+// kernel's own cores, is added. Where inputs are warm, reading them once costs nothing
+// but what nothing overlaps.
+func (s *search) predict(plan *Plan, c candidate, r attention.Rates, disk float64, warm bool) Prediction {
 	t := plan.Traffic
 	batches := plan.ChunkPairs / float64(plan.Active.Query*plan.Active.KV)
 	sec := Prediction{
-		Kernel: plan.FLOPs/r.FLOPS + batches*r.Launch,
+		Kernel: plan.FLOPs/(r.FLOPS*r.Filled(plan.Active.Query)) + batches*r.Launch,
 		In:     float64(t.In) / r.In,
 		Out:    float64(t.Out) / r.Out,
+	}
+	var waits float64 // for states
+	if r.State > 0 {
+		in, out := float64(t.StateIn)/r.State, float64(t.StateOut)/r.State
+		sec.In += in - float64(t.StateIn)/r.In
+		sec.Out += out - float64(t.StateOut)/r.Out
+		waits = in + out
 	}
 	if disk > 0 {
 		sec.Disk = float64(t.Disk) / disk
 	}
 	sec.Kernel += r.Shared * (sec.In + sec.Out)
+	share := plan.share()
+	sec.Kernel, sec.In, sec.Out, waits = sec.Kernel*share, sec.In*share, sec.Out*share, waits*share
+	once := sec.Disk
+	if warm {
+		again := t.Disk - inputBytes(plan.Problem)
+		sec.Disk = float64(max(0, again)) / max(disk, 1)
+	}
 	sec.Bound = "kernel"
 	longest := sec.Kernel
 	for _, l := range []struct {
@@ -246,14 +268,20 @@ func (s *search) predict(plan *Plan, c candidate, r attention.Rates, disk float6
 			longest, sec.Bound = l.t, l.name
 		}
 	}
-	overlap := c.slots.queryAhead > 0 && c.slots.kvAhead > 0
-	if overlap || plan.ChunkPairs == 1 {
-		// The first chunks come in before, and the last go out after, anything
-		// else happens.
-		fill := (float64(t.In)/r.In + sec.Disk) / max(plan.ChunkPairs, 1)
-		sec.Total = longest + fill
-	} else {
-		sec.Total = sec.Kernel + (1-r.Shared)*(sec.In+sec.Out) + sec.Disk
+	// The first chunks come in before, and the last go out after, anything else
+	// happens.
+	fill := (float64(t.In)/r.In + once) / max(plan.ChunkPairs, 1)
+	switch {
+	case c.slots.queryAhead > 0 && c.slots.kvAhead > 0, plan.ChunkPairs == 1:
+		sec.Total = longest + fill + waits
+	case c.slots.kvAhead > 0 && c.kind == divideRows:
+		// Keys come in while others are in work; queries come alone, and results leave
+		// alone.
+		p := plan.Problem
+		queries := tensorBytes(p.B, p.Hq, p.Nq, p.D, p.DType)
+		sec.Total = longest + fill + (1-r.Shared)*(float64(queries)/r.In+float64(plan.OutputBytes+plan.LSEBytes)/r.Out)
+	default:
+		sec.Total = sec.Kernel + (1-r.Shared)*(sec.In+sec.Out) + once
 	}
 	return sec
 }

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
@@ -84,10 +85,15 @@ type readRange struct {
 // in any case. When ctx is cancelled, Run interrupts the device and returns
 // ctx's cause.
 func Run(ctx context.Context, plan *Plan, dev Device, t Tensors, opt Options) (rep *Report, err error) {
-	if err := t.check(plan.Problem); err != nil {
-		return nil, err
-	}
+	return RunAll(ctx, plan, []Device{dev}, t, opt)
+}
+
+// run carries out one shard of the schedule. It calls settled once, when nothing is
+// under way any more and the device still has its memory, if it got so far.
+func run(ctx context.Context, plan *Plan, dev Device, shard, shards int, t Tensors, opt Options, settled func()) (rep *Report, err error) {
 	start := time.Now()
+	settled = sync.OnceFunc(settled)
+	defer settled()
 	if err := dev.Reserve(plan.Geometry); err != nil {
 		return nil, err
 	}
@@ -96,6 +102,7 @@ func Run(ctx context.Context, plan *Plan, dev Device, t Tensors, opt Options) (r
 		kv: make([]slotEvents, plan.Geometry.KVSlots), query: make([]slotEvents, plan.Geometry.QuerySlots),
 		saves: make(map[int64]attention.Event), applied: make(map[int64]int),
 	}
+	r.sched.shard, r.sched.shards = shard, shards
 	// Release waits for the operations that use the state store.
 	defer func() { err = errors.Join(err, dev.Release(), r.store.remove()) }()
 	r.report.Memory = dev.Allocated()
@@ -105,7 +112,7 @@ func Run(ctx context.Context, plan *Plan, dev Device, t Tensors, opt Options) (r
 		}
 		r.report.State = plan.StateDisk
 	}
-	stop := r.watch(ctx, start)
+	stop := r.watch(ctx)
 	err = r.steps(ctx)
 	stop()
 	if err != nil {
@@ -113,6 +120,7 @@ func Run(ctx context.Context, plan *Plan, dev Device, t Tensors, opt Options) (r
 		r.settle() // the mappings must outlive every operation on them
 		return nil, r.explain(ctx, err)
 	}
+	settled()
 	r.report.Stats = dev.Stats()
 	r.report.Seconds = time.Since(start).Seconds()
 	r.report.FLOPS = plan.FLOPs / r.report.Seconds
@@ -131,41 +139,15 @@ func (r *runner) explain(ctx context.Context, err error) error {
 	return err
 }
 
-// watch interrupts the device when ctx ends and reports progress until stopped.
-func (r *runner) watch(ctx context.Context, start time.Time) (stop func()) {
-	every := r.opt.ProgressEvery
-	if every <= 0 {
-		every = time.Second / 2
-	}
-	total := r.plan.Problem.Pairs() * float64(r.plan.Problem.B) * float64(r.plan.Problem.Hq)
-	flops := 2 * float64(r.plan.Problem.D+r.plan.Problem.Dv)
-	quit, done := make(chan struct{}), make(chan struct{})
-	tell := func() {
-		if r.opt.Progress != nil {
-			p := Progress{Pairs: r.dev.Stats().Pairs, TotalPairs: total, Elapsed: time.Since(start)}
-			p.FLOPS = p.Pairs * flops / p.Elapsed.Seconds()
-			r.opt.Progress(p)
+// watch interrupts the device when ctx ends, until stopped.
+func (r *runner) watch(ctx context.Context) (stop func()) {
+	done := make(chan struct{})
+	off := context.AfterFunc(ctx, func() { r.dev.Interrupt(); close(done) })
+	return func() {
+		if !off() { // an interrupt must not come after Release
+			<-done
 		}
 	}
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(every)
-		defer tick.Stop()
-		cancelled := ctx.Done()
-		for {
-			select {
-			case <-cancelled:
-				r.dev.Interrupt()
-				cancelled = nil
-			case <-tick.C:
-				tell()
-			case <-quit:
-				tell()
-				return
-			}
-		}
-	}()
-	return func() { close(quit); <-done }
 }
 
 // steps submits the whole schedule and waits for it.

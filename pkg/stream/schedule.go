@@ -33,10 +33,24 @@ type schedule struct {
 	key     divide.Axis
 	groups  int
 	active  Active
+
+	shard, shards int // the part of all that this schedule is; 0 of 1 is all
 }
 
 func newSchedule(p *Plan) *schedule {
-	return &schedule{problem: p.Problem, div: p.division, query: p.QueryAxis, key: p.KeyAxis, groups: p.Groups, active: p.Active}
+	return &schedule{problem: p.Problem, div: p.division, query: p.QueryAxis, key: p.KeyAxis, groups: p.Groups, active: p.Active, shards: 1}
+}
+
+// mine says whether query chunk x of head group g is this shard's. Shards share out
+// head groups or, in the rows division, query chunks, in turn, so that under a causal
+// mask they have as much to do. No state belongs to two, and the order of a chunk's
+// pairs does not depend on the number of shards: nor do bits.
+func (s *schedule) mine(g, x int) bool {
+	part := g
+	if s.div.Kind() == divideRows {
+		part = g*s.query.Chunks + x
+	}
+	return part%s.shards == s.shard
 }
 
 // pairsOf is the number of key chunks that query chunk x meets: those that its
@@ -93,7 +107,7 @@ func (s *schedule) batches() iter.Seq[batch] {
 // ever touch them, and their output must still be written. They are the first.
 func (s *schedule) blind(g int, yield func(batch) bool) bool {
 	for x := range s.blindChunks() {
-		if !yield(batch{group: g, work: []chunkWork{{query: x}}}) {
+		if s.mine(g, x) && !yield(batch{group: g, work: []chunkWork{{query: x}}}) {
 			return false
 		}
 	}
@@ -116,6 +130,9 @@ func (s *schedule) blindChunks() int {
 func (s *schedule) subproblems(g, from, to int, yield func(batch) bool) bool {
 	var sub divide.Subproblem
 	for i := from; i < to; i++ {
+		if !s.mine(g, i) {
+			continue
+		}
 		if s.div.Kind() == divideRows {
 			if !s.row(g, i, yield) {
 				return false

@@ -242,6 +242,16 @@ func (s *search) rows(heads int) []candidate {
 				continue
 			}
 			list = append(list, at(queries))
+			if full := s.fullRounds(at(queries)); full > queries && full <= most {
+				list = append(list, at(full))
+			}
+			if n := s.req.Devices; n > 1 { // as many chunks for each
+				for _, q := range []int{queries, s.fullRounds(at(queries))} {
+					if q = (q + n - 1) / n * n; q >= queries && q <= most {
+						list = append(list, at(q))
+					}
+				}
+			}
 			// Where transfers set the pace, what nothing overlaps counts: the first
 			// chunk in and the last one out.
 			if finer := 8 * queries; finer <= most && combo.queryAhead > 0 {
@@ -250,6 +260,19 @@ func (s *search) rows(heads int) []candidate {
 		}
 	}
 	return list
+}
+
+// fullRounds is the number of query chunks, a little shorter than those of a
+// candidate, of which each keeps all lanes of the device busy; 0 if that is not how the
+// device works, or the chunks are too short for it.
+func (s *search) fullRounds(c candidate) int {
+	g := s.geometry(c)
+	r := s.dev.Rates(g)
+	if r.Lanes == 0 || r.Tasks <= r.Lanes {
+		return 0
+	}
+	rows := int(int64(g.QueryRows) * int64(r.Tasks/r.Lanes*r.Lanes) / int64(r.Tasks))
+	return (s.req.Problem.Nq + rows - 1) / rows
 }
 
 // fits says whether the candidate's footprint is within the budget, and

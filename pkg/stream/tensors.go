@@ -11,7 +11,8 @@ import (
 
 // Source is an input tensor: its elements, mapped, and hints about them. If it
 // is an io.ReaderAt of the same bytes too, devices may read instead of touching
-// the mapping.
+// the mapping. If it has a method Map() []byte, that is the whole mapping of a file,
+// shared and for reading only, that Bytes are part of.
 type Source interface {
 	Path() string
 	Bytes() []byte
@@ -61,6 +62,7 @@ type view struct {
 	dtype   attention.DType
 	advisor Source      // nil for outputs
 	file    io.ReaderAt // nil if there is none
+	mapping []byte      // that data is part of; nil if unknown
 }
 
 func (v view) rowBytes() int { return v.layout.RowStride(v.heads, v.d) * v.dtype.Size() }
@@ -68,7 +70,7 @@ func (v view) rowBytes() int { return v.layout.RowStride(v.heads, v.d) * v.dtype
 // rows are rows [lo,hi) of head u, counted over the whole batch.
 func (v view) rows(u, lo, hi int) attention.Rows {
 	start, end := v.span(u, lo, hi)
-	r := attention.Rows{Data: v.data[start:end], Stride: v.rowBytes(), N: hi - lo, Width: v.d, DType: v.dtype}
+	r := attention.Rows{Data: v.data[start:end], Stride: v.rowBytes(), N: hi - lo, Width: v.d, DType: v.dtype, Mapping: v.mapping}
 	if v.file != nil {
 		r.File, r.At = v.file, start
 	}
@@ -89,8 +91,12 @@ type views struct{ q, k, v, o, lse view }
 
 func newViews(p attention.Problem, t Tensors) views {
 	in := func(s Source, h, n, d int) view {
-		file, _ := s.(io.ReaderAt)
-		return view{data: s.Bytes(), layout: p.Layout, heads: h, n: n, d: d, dtype: p.DType, advisor: s, file: file}
+		v := view{data: s.Bytes(), layout: p.Layout, heads: h, n: n, d: d, dtype: p.DType, advisor: s}
+		v.file, _ = s.(io.ReaderAt)
+		if m, ok := s.(interface{ Map() []byte }); ok {
+			v.mapping = m.Map()
+		}
+		return v
 	}
 	w := views{
 		q: in(t.Q, p.Hq, p.Nq, p.D), k: in(t.K, p.Hkv, p.Nk, p.D), v: in(t.V, p.Hkv, p.Nk, p.Dv),

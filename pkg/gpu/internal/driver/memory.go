@@ -29,6 +29,18 @@ func (c *Context) Free(p Ptr) error {
 	return nil
 }
 
+// Read copies from src as many bytes as dst has, and returns when they are there. It
+// does not wait for streams.
+func (c *Context) Read(dst []byte, src Ptr) error {
+	if len(dst) == 0 {
+		return nil
+	}
+	if err := cu.MemcpyDtoH(unsafe.Pointer(&dst[0]), src, int64(len(dst))); err != nil {
+		return failed(c.info.Ordinal, err, "read %d bytes of the device's memory", len(dst))
+	}
+	return nil
+}
+
 // AllocHost takes n > 0 bytes of page-locked host memory, which copies of every
 // device can use. It counts against RLIMIT_MEMLOCK and can't be paged out.
 func (c *Context) AllocHost(n int64) ([]byte, error) {

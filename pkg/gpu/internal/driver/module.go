@@ -50,6 +50,16 @@ func (m Module) Kernel(name string) (Kernel, error) {
 	return Kernel{name: name, f: f, device: m.device}, nil
 }
 
+// Global finds a variable of the module, and its size in bytes. The error is NotFound
+// if there is none.
+func (m Module) Global(name string) (Ptr, int64, error) {
+	p, n, err := m.m.Global(name)
+	if err != nil {
+		return 0, 0, failed(m.device, err, "find variable %s", name)
+	}
+	return p, n, nil
+}
+
 // Resources is what a kernel takes.
 type Resources struct {
 	Registers int // of a thread

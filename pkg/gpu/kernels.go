@@ -1,0 +1,91 @@
+//go:build cuda
+
+package gpu
+
+import (
+	"fmt"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+)
+
+// maxFeatures is the largest D and Dv that kernels take.
+const maxFeatures = 256
+
+// buckets are the head dimensions that there are kernels for. Others are padded
+// with zeros up to the next.
+var buckets = []int{64, 128, maxFeatures}
+
+// mode is how a kernel computes; docs/gpu.md has what each is good for.
+type mode string
+
+const (
+	half   mode = "half"   // bfloat16 results, or fast ones of 16-bit inputs
+	split  mode = "split"  // float32 or float16 results of 16-bit inputs: weights in two planes
+	triple mode = "triple" // float32 inputs: everything in two planes
+)
+
+// modes lists them all.
+var modes = []mode{half, split, triple}
+
+// modeOf is the cheapest mode whose error stays below the rounding of the output,
+// or below what Fast allows.
+func modeOf(g attention.Geometry) mode {
+	switch {
+	case g.DType == attention.F32:
+		return triple
+	case g.Fast, g.OutDType == attention.BF16:
+		return half
+	}
+	return split
+}
+
+// bucketOf is the head dimension of the kernel for a geometry; 0 if there is none.
+func bucketOf(g attention.Geometry) int {
+	for _, b := range buckets {
+		if max(g.D, g.Dv) <= b {
+			return b
+		}
+	}
+	return 0
+}
+
+// kernelName is the name of the attention kernel of a mode and head dimension.
+func kernelName(m mode, bucket int) string { return fmt.Sprintf("attend_%s_%d", m, bucket) }
+
+// kernelInfo is struct KernelInfo of cuda/layout.cuh: what the host must know of an
+// attention kernel. It is read from the compiled code, beside the kernel.
+type kernelInfo struct {
+	Rows     int32   // of a tile of Q
+	Keys     int32   // of a tile of K and V
+	Features int32   // of Q and K, padded
+	Columns  int32   // of a block of V
+	Planes   int32   // of Q, K and V: 2 are hi + lo
+	Two      int32   // whether sums have a low half
+	Threads  int32   // of a block
+	Shared   int32   // dynamic shared memory of a block, bytes
+	Offset   float32 // exponent of two that weights carry
+}
+
+// check refuses numbers that the host's arithmetic was not made for.
+func (k kernelInfo) check(name string, bucket int) error {
+	ok := k.Rows > 0 && k.Rows%8 == 0 && k.Keys > 0 && k.Keys%8 == 0 && int(k.Features) == bucket &&
+		k.Columns > 0 && k.Columns%64 == 0 && bucket%int(k.Columns) == 0 && (k.Planes == 1 || k.Planes == 2) &&
+		(k.Two == 0 || k.Two == 1) && k.Threads > 0 && k.Shared > 0 && k.Offset >= 0 && k.Offset == float32(int32(k.Offset))
+	if !ok {
+		return fmt.Errorf("kernel %s describes itself as %+v, which the device can't be", name, k)
+	}
+	return nil
+}
+
+// steepFor bounds |q||k|, in units of log2, up to which float32 scores do; beyond it
+// the wide kernel computes in float64. The error of a float32 score is about 2^-26 of
+// it, and becomes a relative error of its weight.
+func steepFor(g attention.Geometry) float32 {
+	switch {
+	case g.Fast || g.OutDType == attention.BF16:
+		return 4096
+	case g.OutDType == attention.F16:
+		return 512
+	}
+	return 96
+}

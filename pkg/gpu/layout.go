@@ -1,0 +1,303 @@
+//go:build cuda
+
+package gpu
+
+import (
+	"math"
+	"unsafe"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+)
+
+// Sizes of what cuda/layout.cuh declares, in bytes.
+const (
+	panelFeatures = 64
+	tileInfoBytes = 16
+	alignment     = 256     // of everything that has an address of its own
+	granule       = 2 << 20 // the driver hands out memory in such pieces
+)
+
+const (
+	leastBuffers = 3 // of staging
+	mostBuffers  = 16
+	leastStaging = 256 << 10
+	mostStaging  = 8 << 20
+
+	uploadSlots = 8    // uploads of one queue that may be under way
+	mostJobs    = 512  // of one launch that packs or finishes
+	mostRefs    = 4096 // of one launch of attention, at least
+)
+
+// pool is struct Pool.
+type pool struct {
+	KV, Query, Partial                                 uint64
+	KVSlot, KVHead, KVK, KVV, KVBlock, KVInfo, KVRest  uint64
+	QSlot, QHead, QInfo, QRest, QAcc, QLow, QMax, QSum uint64
+	PSplit, PHead                                      uint64
+	ExactC                                             float64
+	C, Offset, Steep                                   float32
+	Columns8, Rows, Group, ValueBlocks, BlockColumns   int32
+	TileRows, TileKeys, Features, Planes               int32
+}
+
+// batchHead is struct Batch, work struct Work, and ref struct Ref.
+type (
+	batchHead struct {
+		Works, Heads, Splits, Refs int32
+		Wide                       int32
+		_                          [3]int32
+	}
+	work struct{ Slot, Rows, First, Count int32 }
+	ref  struct{ Slot, Keys, Offset, _ int32 }
+)
+
+// packJob is struct PackJob, and finishJob struct FinishJob.
+type (
+	packJob struct {
+		Src, Stride            uint64
+		Dst, Block, Info, Rest uint64
+		Rows, Width            int32
+		Type                   int32
+		TileRows, Panels       int32
+		Planes, Blocks         int32
+		Step, Values           int32
+		Sign                   float32
+	}
+	finishJob struct {
+		Head, Out, LSE uint64
+		Rows, Empty    int32
+		Width, Type    int32
+	}
+)
+
+// typeCode is how kernels call an element type.
+func typeCode(t attention.DType) int32 {
+	switch t {
+	case attention.F16:
+		return 1
+	case attention.BF16:
+		return 2
+	}
+	return 0
+}
+
+// layout is where everything lies in the device's memory, for one geometry. It is
+// what Footprint counts and what Reserve carries out.
+type layout struct {
+	geo    attention.Geometry
+	kernel kernelInfo
+	sms    int
+
+	queryTiles, keyTiles    int   // of the longest chunk, in one head
+	tileQ, tileK, tileV     int64 // bytes of a tile; of V, in one block
+	blocks                  int   // of columns of V
+	pool                    pool  // with addresses from 0
+	staging                 int64 // bytes of one buffer
+	buffers                 int   // of staging
+	refs                    int   // capacity of one launch
+	partials                int   // partial states of a query head, over all heads and splits of a launch
+	batchBytes              int64 // of one upload: a Pool, and a batch with its works and refs
+	kv, query               int64 // bytes of all slots
+	stagingAll, partialsAll int64
+	uploads                 int64
+}
+
+// newLayout lays a geometry out. Sizes beyond any memory come out as sizes beyond
+// any budget.
+func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
+	l := &layout{geo: g, kernel: k, sms: sms}
+	planes, two := int64(k.Planes), int64(k.Two)
+	l.queryTiles, l.keyTiles = ceilDiv(g.QueryRows, int(k.Rows)), ceilDiv(g.KeyRows, int(k.Keys))
+	l.tileQ = int64(k.Rows) * int64(k.Features) * 2 * planes
+	l.tileK = int64(k.Keys) * int64(k.Features) * 2 * planes
+	l.tileV = int64(k.Keys) * int64(k.Columns) * 2 * planes
+	l.blocks = ceilDiv(g.Dv, int(k.Columns))
+	l.layKV()
+	l.layQuery(two)
+
+	p := &l.pool
+	p.Group, p.ValueBlocks, p.BlockColumns = int32(g.Group), int32(l.blocks), k.Columns
+	p.TileRows, p.TileKeys, p.Features, p.Planes, p.Offset, p.Steep = k.Rows, k.Keys, k.Features, k.Planes, k.Offset, steepFor(g)
+	// A factor of zero would make NaN of the scores that the mask hides.
+	p.ExactC = math.Abs(g.Scale) * math.Log2E
+	p.C = float32(max(p.ExactC, 1e-20))
+	l.kv = product(g.KVSlots, int(p.KVSlot))
+	l.query = product(g.QuerySlots, int(p.QSlot))
+	row := max(g.D, g.Dv) * g.DType.Size()
+	// Packing waits for blocks of threads of attention to end. Meanwhile copies go on if
+	// all staging buffers together take what a KV slot does.
+	l.staging = min(max(int64(p.KVSlot)/leastBuffers, leastStaging), mostStaging)
+	l.staging = align(max(l.staging, 2*int64(max(k.Rows, k.Keys))*int64(row)+alignment))
+	l.buffers = min(max(ceilDiv(int(p.KVSlot), int(l.staging)), leastBuffers), mostBuffers)
+	l.stagingAll = int64(l.buffers) * l.staging
+
+	works := g.QuerySlots
+	one := l.units(1)
+	for n := 1; n <= min(works*g.QueryHeads(), sms); n++ { // query heads of a launch, over all works
+		l.partials = max(l.partials, n*l.splitsIfMany(int(product(n, one))))
+	}
+	l.partialsAll = product(l.partials, int(p.PHead))
+	l.refs = max(mostRefs, works)
+	l.batchBytes = poolBytes + align(int64(unsafe.Sizeof(batchHead{}))+product(works, int(unsafe.Sizeof(work{})))+product(l.refs, int(unsafe.Sizeof(ref{}))))
+	l.uploads = poolBytes + uploadSlots*(l.batchBytes+l.packBytes()+l.finishBytes())
+	return l
+}
+
+// poolBytes is what a Pool takes.
+const poolBytes = int64((unsafe.Sizeof(pool{}) + alignment - 1) / alignment * alignment)
+
+// layKV lays out a head of a KV slot: tiles of K, blocks of tiles of V, what is known
+// of each tile, and what two planes leave of K.
+func (l *layout) layKV() {
+	p := &l.pool
+	p.KVV = p.KVK + uint64(product(l.keyTiles, int(l.tileK)))
+	p.KVBlock = uint64(product(l.keyTiles, int(l.tileV)))
+	p.KVInfo = p.KVV + uint64(l.blocks)*p.KVBlock
+	end := int64(p.KVInfo) + product(l.keyTiles, tileInfoBytes)
+	if l.kernel.Planes == 2 {
+		p.KVRest = uint64(align(end))
+		end = int64(p.KVRest) + product(l.keyTiles, int(l.tileK/2))
+	}
+	p.KVHead = uint64(align(end))
+	p.KVSlot = uint64(product(l.geo.KVHeads, int(p.KVHead)))
+}
+
+// layQuery lays out a query head of a query slot: tiles of Q, what is known of each,
+// what two planes leave of Q, and the state: sums, their low halves, maxima,
+// denominators.
+func (l *layout) layQuery(two int64) {
+	p := &l.pool
+	rows := int64(l.queryTiles) * int64(l.kernel.Rows)
+	p.Rows, p.Columns8 = int32(min(rows, 1<<31-1)), int32((l.geo.Dv+7)/8*8)
+	sums := product(int(rows), int(p.Columns8), 4)
+	maxima := product(int(rows), l.blocks, 4)
+	p.QInfo = uint64(product(l.queryTiles, int(l.tileQ)))
+	p.QAcc = uint64(align(int64(p.QInfo) + product(l.queryTiles, tileInfoBytes)))
+	if l.kernel.Planes == 2 {
+		p.QRest = p.QAcc
+		p.QAcc = uint64(align(int64(p.QRest) + product(l.queryTiles, int(l.tileQ/2))))
+	}
+	p.QLow = p.QAcc + uint64(sums)
+	p.QMax = p.QLow + uint64(two*sums)
+	p.QSum = p.QMax + uint64(maxima)
+	p.QHead = uint64(align(int64(p.QSum) + (1+two)*maxima))
+	p.QSlot = uint64(product(l.geo.QueryHeads(), int(p.QHead)))
+	p.PHead = p.QHead - p.QAcc
+}
+
+// Footprint lists what newLayout laid out, by purpose. The driver hands out memory
+// in granules: the uploads get what is left of the last.
+func (l *layout) footprint() attention.Footprint {
+	f := attention.Footprint{
+		{Purpose: "kv_slots", Bytes: l.kv},
+		{Purpose: "query_slots", Bytes: l.query},
+		{Purpose: "staging", Bytes: l.stagingAll},
+	}
+	if l.partialsAll > 0 {
+		f = append(f, attention.Use{Purpose: "partial_states", Bytes: l.partialsAll})
+	}
+	f = append(f, attention.Use{Purpose: "uploads", Bytes: l.uploads})
+	f[len(f)-1].Bytes += (granule - f.Total()%granule) % granule
+	return f
+}
+
+func (l *layout) packBytes() int64 { return align(int64(mostJobs * unsafe.Sizeof(packJob{}))) }
+func (l *layout) finishBytes() int64 {
+	return align(int64(mostJobs * unsafe.Sizeof(finishJob{})))
+}
+
+// units is the number of blocks of threads that one query chunk makes.
+func (l *layout) units(heads int) int { return int(product(l.queryTiles, heads, l.blocks)) }
+
+// splits is the number of parts into which a launch of so many units cuts its keys,
+// so that no multiprocessor idles. It follows from the geometry and the device, so
+// that bits do.
+func (l *layout) splits(units int) int { return max(1, l.splitsIfMany(units)) }
+
+// splitsIfMany is splits, or 0 for 1.
+func (l *layout) splitsIfMany(units int) int {
+	if units <= 0 || units >= l.sms {
+		return 0
+	}
+	tiles := product(l.geo.KVSlots, l.keyTiles)
+	n := min(2*int64(l.sms)/int64(units), tiles/leastTiles)
+	if n < 2 {
+		return 0
+	}
+	return int(n)
+}
+
+// leastTiles is how many tiles of keys a split is worth its merge for.
+const leastTiles = 8
+
+// stateBytes is the size of a saved state of so many rows and query heads: of each
+// head sums, their low halves, maxima and denominators, rows side by side.
+func (l *layout) stateBytes(rows, heads int) int64 {
+	two := 1 + int(l.kernel.Two)
+	return product(heads, rows, int(l.pool.Columns8)*two+l.blocks*(1+two), 4)
+}
+
+// segment is a piece of device memory, relative to a query slot.
+type segment struct {
+	at    uint64
+	bytes int64
+}
+
+// stateSegments are the parts of a saved state, in the order in which they are saved.
+func (l *layout) stateSegments(rows, heads int) []segment {
+	var list []segment
+	p, two := &l.pool, 1+int(l.kernel.Two)
+	sums := int64(rows) * int64(p.Columns8) * 4
+	column := func(at uint64, n int) {
+		for i := range n { // of the longest chunk's rows each
+			list = append(list, segment{at + uint64(i)*uint64(p.Rows)*4, int64(rows) * 4})
+		}
+	}
+	for h := range heads {
+		head := uint64(h) * p.QHead
+		list = append(list, segment{head + p.QAcc, sums})
+		if l.kernel.Two != 0 {
+			list = append(list, segment{head + p.QLow, sums})
+		}
+		column(head+p.QMax, l.blocks)
+		column(head+p.QSum, l.blocks*two)
+	}
+	return list
+}
+
+// results is where the results of a query head are put: 16-bit ones over Q, float32
+// ones over the sums of which each replaces its own; see finish.cu. Rows are as far
+// apart as those of the sums, so that no result takes the place of another's sum.
+func (l *layout) results() uint64 {
+	switch {
+	case l.geo.OutDType != attention.F32:
+		return 0
+	case l.kernel.Two != 0:
+		return l.pool.QLow
+	}
+	return l.pool.QAcc
+}
+
+func align(n int64) int64 { return (n + alignment - 1) / alignment * alignment }
+
+func ceilDiv(a, b int) int { return (a + b - 1) / b }
+
+// product is at most 2^58, which is more than any device has: a product that
+// wrapped around could look as if it fitted, and so could a sum of a few.
+func product(factors ...int) int64 {
+	n, wide := int64(1), 1.0
+	for _, f := range factors {
+		n *= int64(f)
+		wide *= float64(f)
+	}
+	if wide >= 1<<58 {
+		return 1 << 58
+	}
+	return n
+}
+
+// bytesOf are the bytes of values as the device reads them: both are little-endian
+// and lay structs of such fields out alike.
+func bytesOf[T any](list []T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(list))), len(list)*int(unsafe.Sizeof(*new(T))))
+}
