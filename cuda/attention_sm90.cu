@@ -79,7 +79,7 @@ __device__ __forceinline__ void produce(const Pool* pool, Batch* batch, const It
     int noted = 0, sent = 0;
     bool more = walk.next(pool, it.row1);
     while (more) {
-        const bool found = walk.tile >= 0, ours = found && !wide(pool, norm, walk.info);
+        const bool found = walk.tile >= 0, ours = found && !wide(pool->steep, norm, walk.info);
         if (found && !ours) batch->wide = 1;
         const uint32_t which = __ballot_sync(~0u, ours);
         if (ours) {

@@ -33,9 +33,10 @@ struct Item {
 };
 
 // wide says whether a tile of keys is for the wide kernel: float32 scores could be
-// too coarse, or something is not finite. norm is that of the tile of Q, times c.
-__device__ __forceinline__ bool wide(const Pool* pool, float norm, const TileInfo& k) {
-    return !(norm * k.norm <= pool->steep && k.peak < INFINITY);
+// too coarse, or something is not finite. norm is that of the tile of Q, times c;
+// steep is the pool's.
+__device__ __forceinline__ bool wide(float steep, float norm, const TileInfo& k) {
+    return !(norm * k.norm <= steep && k.peak < INFINITY);
 }
 
 // visibleTiles of a ref are those of which rows before row1 see a key.

@@ -188,7 +188,7 @@ struct Block {
         const int tiles = visibleTiles(ref, it.row1, pool->tileKeys);  // as the other kernel sees them
         for (int first = 0; first < tiles; first += kThreads) {
             const int mine = first + threadIdx.x;
-            const uint32_t bits = __ballot_sync(~0u, mine < tiles && wide(pool, q.norm * pool->c, infos[min(mine, tiles - 1)]));
+            const uint32_t bits = __ballot_sync(~0u, mine < tiles && wide(pool->steep, q.norm * pool->c, infos[min(mine, tiles - 1)]));
             __syncthreads();
             if ((threadIdx.x & 31) == 0) found[threadIdx.x / 32] = bits;
             __syncthreads();
