@@ -24,29 +24,33 @@ func Oracle(out [][]float64, q [][]float32, visible []int, k, v Rows, scale floa
 	for _, n := range visible {
 		last = max(last, n)
 	}
-	scores := func(visit func(row, key int, s float64, v []float32)) {
-		kf, vf := make([]float32, k.Width), make([]float32, v.Width)
+	wide := make([][]float64, len(q))
+	for i, row := range q {
+		wide[i] = widen(make([]float64, len(row)), row)
+	}
+	scores := func(visit func(row, key int, s float64, v []float64)) {
+		narrow := make([]float32, max(k.Width, v.Width))
+		kf, vf := make([]float64, k.Width), make([]float64, v.Width)
 		for j := range last {
-			k.DType.Widen(kf, k.Row(j))
-			v.DType.Widen(vf, v.Row(j))
-			for i, row := range q {
+			k.DType.Widen(narrow[:k.Width], k.Row(j))
+			widen(kf, narrow)
+			v.DType.Widen(narrow[:v.Width], v.Row(j))
+			widen(vf, narrow)
+			for i, row := range wide {
 				if j >= visible[i] {
 					continue
 				}
-				var dot float64
-				for d, x := range row {
-					dot += float64(x) * float64(kf[d])
-				}
-				visit(i, j, dot*scale, vf)
+				visit(i, j, dot(row, kf)*scale, vf)
 			}
 		}
 	}
-	scores(func(i, _ int, s float64, _ []float32) { maxima[i] = math.Max(maxima[i], s) })
-	scores(func(i, _ int, s float64, v []float32) {
+	scores(func(i, _ int, s float64, _ []float64) { maxima[i] = math.Max(maxima[i], s) })
+	scores(func(i, _ int, s float64, v []float64) {
 		p := math.Exp(s - maxima[i])
 		sums[i] += p
+		row := out[i][:len(v)]
 		for d, x := range v {
-			out[i][d] += p * float64(x)
+			row[d] += p * x
 		}
 	})
 	lse = make([]float64, len(q))
@@ -64,4 +68,28 @@ func Oracle(out [][]float64, q [][]float32, visible []int, k, v Rows, scale floa
 		}
 	}
 	return lse
+}
+
+// widen fills a row with as many values as it has room for.
+func widen(to []float64, from []float32) []float64 {
+	for i := range to {
+		to[i] = float64(from[i])
+	}
+	return to
+}
+
+// dot has four sums under way, since each addition waits for the one before.
+func dot(a, b []float64) float64 {
+	var s0, s1, s2, s3 float64
+	for len(a) >= 4 && len(b) >= 4 {
+		s0 += a[0] * b[0]
+		s1 += a[1] * b[1]
+		s2 += a[2] * b[2]
+		s3 += a[3] * b[3]
+		a, b = a[4:], b[4:]
+	}
+	for i, x := range a {
+		s0 += x * b[i]
+	}
+	return s0 + s1 + (s2 + s3)
 }
