@@ -11,15 +11,16 @@
 
 namespace {
 
-constexpr int kStages = 2;        // tiles of K, and of V, in shared memory
+constexpr int kStages = 2;         // tiles of K, and of V, in shared memory
 constexpr int kNotes = 2 * kScan;  // kScan are written at once, while a few before them are in use
 
 // Config fixes a kernel. Half: bfloat16 results, or fast ones. Split: float32 or
 // float16 results of 16-bit inputs. Triple: float32 inputs.
 //
-// Planes: of Q, K and V. WeightPlanes: of the weights. Fold: tiles whose products the tensor cores sum before the sum is added to a
-// master in float32, rounded to nearest; 0 means no master. Window: tiles before
-// the sums are added to the state in memory; 0 means at the end alone.
+// Planes: of Q, K and V. WeightPlanes: of the weights. Fold: tiles whose products
+// the tensor cores sum before the sum is added to a master in float32, rounded to
+// nearest; 0 means no master. Window: tiles before the sums are added to the state
+// in memory; 0 means at the end alone.
 template <int DK_, int DV_, int Warpgroups, int Keys, int Planes_, int WeightPlanes_, int Fold_, int Window_>
 struct Config {
     static constexpr int DK = DK_, DV = DV_, WG = Warpgroups, BN = Keys, BM = 64 * WG;
@@ -310,7 +311,7 @@ using Triple64 = Config<64, 64, 2, 128, 2, 2, 1, 192>;
 using Triple128 = Config<128, 128, 2, 64, 2, 2, 1, 192>;
 using Triple256 = Config<256, 128, 2, 32, 2, 2, 1, 256>;
 
-#define ATTEND(name, C)                                                                                                                  \
+#define ATTEND(name, C)                                                                                                        \
     extern "C" __global__ void __launch_bounds__(C::threads, 1) name(const Pool* pool, Batch* batch) { attend<C>(pool, batch); } \
     extern "C" __device__ const KernelInfo name##_info = {C::BM, C::BN, C::DK, C::DV, C::planes, C::two, C::threads, sizeof(Shared<C>) + 1024, kOffset};
 
