@@ -114,6 +114,7 @@ func (d *Device) Reserve(g attention.Geometry) error {
 			d.unmap()
 			return fmt.Errorf("reserve %d bytes of memory for %s: %w", u.Bytes, u.Purpose, err)
 		}
+		preferHuge(m)
 		d.arenas = append(d.arenas, m)
 		d.alloc = append(d.alloc, attention.Use{Purpose: u.Purpose, Bytes: int64(len(m))})
 		arenas[u.Purpose] = m

@@ -4,6 +4,8 @@ import (
 	"math"
 	"time"
 
+	"github.com/edsrzf/mmap-go"
+
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
 
@@ -156,19 +158,25 @@ func (d *Device) Peak(threads int, t time.Duration) float64 {
 	return rate(threads, t, func(int) float64 { run(n); return n * float64(flops) })
 }
 
-// ReadRate is how many bytes a second that many threads read from memory; 0 for
-// the portable kernel.
+// ReadRate is how many bytes a second that many threads read from memory like
+// that of the slots; 0 for the portable kernel, or where there is no memory for it.
 func (d *Device) ReadRate(threads int, t time.Duration) float64 {
 	if d.row == nil {
 		return 0
 	}
 	const size = 128 << 20 // each, far more than caches hold
-	bufs := make([][]byte, threads)
+	bufs := make([]mmap.MMap, threads)
 	for i := range bufs {
-		bufs[i] = make([]byte, size)
-		for at := 0; at < size; at += 4096 {
-			bufs[i][at] = 1
+		m, err := mmap.MapRegion(nil, size, mmap.COPY, mmap.ANON, 0)
+		if err != nil {
+			return 0
 		}
+		defer m.Unmap()
+		preferHuge(m)
+		for at := 0; at < size; at += 4096 { // an untouched page is no memory
+			m[at] = 1
+		}
+		bufs[i] = m
 	}
 	return rate(threads, t, func(i int) float64 { d.row.readPeak(&bufs[i][0], size); return size })
 }
