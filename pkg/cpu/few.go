@@ -11,7 +11,7 @@ import (
 // cut into parts of a fixed length, whatever the number of threads; each part
 // fills a partial state from nothing, and partial states are merged in order.
 const (
-	fewRows  = 8    // query rows that share a KV head
+	fewRows  = 16   // query rows that share a KV head
 	partKeys = 2048 // of one part
 	fewKeys  = 512  // keys between two updates of a partial state
 )
@@ -60,9 +60,14 @@ func (d *Device) applyParts(w attention.Work) error {
 	for len(parts) > 0 { // a work may name a slot twice
 		wave := parts[:min(len(parts), most)]
 		parts = parts[len(wave):]
-		err := d.spread(d.threads, len(wave), func(thread, i int) error {
-			p := wave[i]
-			d.applyPart(&d.scratch[thread], s, w.Refs[p.ref], p.head, p.k0, d.partials[i*size:][:size])
+		// Neighbours go to one thread: what a part fetches ahead is for the next.
+		together := min(max(len(wave)/(4*d.threads), 1), 8)
+		err := d.spread(d.team.run, d.threads, ceilDiv(len(wave), together), func(thread, run int) error {
+			first := run * together
+			for i, p := range wave[first:min(first+together, len(wave))] {
+				i += first
+				d.applyPart(&d.scratch[thread], s, w.Refs[p.ref], p.head, p.k0, d.partials[i*size:][:size])
+			}
 			return nil
 		})
 		if err != nil {
@@ -101,7 +106,7 @@ func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head,
 // applyFew applies up to fewKeys keys to the few rows of a tile: with vectors
 // along features if it can, else as to any tile.
 func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
-	if d.path(t.norm, kv, k0, k1) != narrow {
+	if t.rows > 4 || d.path(t.norm, kv, k0, k1) != narrow {
 		keys := d.tileKeys()
 		for ; k0 < k1; k0 += keys {
 			sc.next(k0, keys)

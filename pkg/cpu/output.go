@@ -25,7 +25,7 @@ func (d *Device) SaveState(slot int, to io.WriterAt, after ...attention.Event) a
 func (d *Device) Finish(slot, empty int, out, lse []attention.Rows, after ...attention.Event) attention.Event {
 	return d.submit(d.out, after, func() error {
 		s, g := &d.query[slot], d.geo
-		err := d.spread(min(d.threads, loadThreads), s.heads*s.tiles(), func(_, i int) error {
+		err := d.spread(apart, min(d.threads, loadThreads), s.heads*s.tiles(), func(_, i int) error {
 			head, i := i/s.tiles(), i%s.tiles()
 			var t tile
 			s.tile(g, head, i, &t)

@@ -183,24 +183,23 @@ func (d *Device) ReadRate(threads int, t time.Duration) float64 {
 
 // rate runs work on some threads for about t and returns the best rate of all
 // together in a few stretches.
-func rate(threads int, t time.Duration, work func(thread int) float64) float64 {
+func rate(threads int, t time.Duration, work func(thread int) float64) (best float64) {
 	const stretches = 4
-	var best float64
+	team := newTeam(threads)
+	defer team.close()
+	rates := make([]float64, threads)
 	for range stretches {
-		done := make(chan float64, threads)
 		start := time.Now()
-		for i := range threads {
-			go func() {
-				var sum float64
-				for time.Since(start) < t/stretches {
-					sum += work(i)
-				}
-				done <- sum / time.Since(start).Seconds()
-			}()
-		}
+		team.run(threads, func(i int) {
+			var done float64
+			for time.Since(start) < t/stretches {
+				done += work(i)
+			}
+			rates[i] = done / time.Since(start).Seconds()
+		})
 		var sum float64
-		for range threads {
-			sum += <-done
+		for _, r := range rates {
+			sum += r
 		}
 		best = max(best, sum)
 	}

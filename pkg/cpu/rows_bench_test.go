@@ -134,11 +134,7 @@ func benchmarkFew(b *testing.B, kernel string, t attention.DType, dim, rows int)
 	slot := d.arenas[0]
 	read := func() time.Duration {
 		start := time.Now()
-		var wg sync.WaitGroup
-		for i := range threads {
-			wg.Go(func() { d.row.readPeak(&slot[i*size], size) })
-		}
-		wg.Wait()
+		d.team.run(threads, func(i int) { d.row.readPeak(&slot[i*size], size) })
 		return time.Since(start)
 	}
 	work := []attention.Work{{Query: 0, Refs: []attention.KVRef{{Slot: 0, Kind: attention.Full}}}}
@@ -153,7 +149,7 @@ func benchmarkFew(b *testing.B, kernel string, t attention.DType, dim, rows int)
 	}
 	slices.Sort(mine)
 	slices.Sort(peak)
-	rate := func(seconds []float64) float64 { return 2 * size / seconds[len(seconds)/2] }
+	rate := func(seconds []float64) float64 { return 2 * float64(size) / seconds[len(seconds)/2] }
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(rate(mine)/1e9, "GB/s")
 	b.ReportMetric(rate(peak)/1e9, "GB/s-read")
