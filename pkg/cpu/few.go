@@ -63,7 +63,7 @@ func (d *Device) applyParts(w attention.Work) error {
 		wave := parts[:min(len(parts), most)]
 		parts = parts[len(wave):]
 		// Neighbours go to one thread: what a part fetches ahead is for the next.
-		together := min(max(len(wave)/(4*d.threads), 1), 8)
+		together := min(max(len(wave)/(4*d.threads), 1), 4)
 		err := d.spread(d.team.run, d.threads, ceilDiv(len(wave), together), func(thread, run int) error {
 			first := run * together
 			for i, p := range wave[first:min(first+together, len(wave))] {
@@ -209,17 +209,21 @@ func power(x float64) float64 {
 // merge adds the first rows of a partial state. Maxima are integers, so that it
 // rounds sums and nothing else.
 func (s state) merge(from state, rows int) {
+	var mine, theirs [fewRows]float64
 	for i := range rows {
 		m := s.m[i]
-		base, mine := s.rebase(i, from.m[i])
-		theirs := power(from.m[i] - base)
+		var base float64
+		base, mine[i] = s.rebase(i, from.m[i])
+		theirs[i] = power(from.m[i] - base)
 		if math.IsInf(max(m, from.m[i]), -1) { // no finite score in either
-			theirs = 1
+			theirs[i] = 1
 		}
-		s.l[i] = s.l[i]*mine + from.l[i]*theirs
-		for x := 0; x*s.lanes < len(s.acc); x++ {
-			at := x*s.lanes + i
-			s.acc[at] = s.acc[at]*mine + from.acc[x*from.lanes+i]*theirs
+		s.l[i] = s.l[i]*mine[i] + from.l[i]*theirs[i]
+	}
+	for x := 0; x*s.lanes < len(s.acc); x++ {
+		to, more := s.acc[x*s.lanes:][:rows], from.acc[x*from.lanes:][:rows]
+		for i := range to {
+			to[i] = to[i]*mine[i] + more[i]*theirs[i]
 		}
 	}
 }
