@@ -188,7 +188,8 @@ func (o *planFlags) plan(p attention.Problem, in *inputs, to *outFlags) (plan *s
 		return nil, nil, nil, err
 	}
 	if d, ok := dev.(*cpu.Device); ok && d.Measured() != nil {
-		req.Host.MeasuredDisk = d.Measured().Disk
+		m := d.Measured()
+		req.Host.MeasuredDisk, req.Host.Start, req.Host.Touch, req.Host.Sync = m.Disk, m.Start, m.Touch, m.Sync
 	}
 	if in != nil {
 		req.Host.Resident = in.q.Cached() + in.k.Cached() + in.v.Cached()
