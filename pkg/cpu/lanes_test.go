@@ -163,7 +163,7 @@ func laneAsIs[T any](x []T) []T { return x }
 func TestLaneScores(t *testing.T) {
 	forLaneTiers(t, func(t *testing.T, k laneKernels) {
 		t.Run("float32", func(t *testing.T) {
-			checkScores(t, productCounts, []int{1, 2, 3, 5, 8, 17, 64}, 1, k.scores, func(q []float32, _, _ int) []float32 { return q }, laneAsIs[float32])
+			checkScores(t, productCounts, []int{1, 2, 3, 5, 8, 17, 33, 49, 64}, 1, k.scores, func(q []float32, _, _ int) []float32 { return q }, laneAsIs[float32])
 		})
 		t.Run("float64", func(t *testing.T) {
 			checkScores(t, laneCounts, []int{1, 2, 3, 5, 8, 17, 64}, 1, k.scoresWide, func(q []float64, _, _ int) []float64 { return q }, laneAsIs[float32])
