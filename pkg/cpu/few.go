@@ -105,10 +105,16 @@ func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head,
 	d.book(func(s *attention.Stats) { s.Pairs += float64(pairs) })
 }
 
+// alongFeatures says whether the kernels along features are the better ones: with
+// three rows and four they are not if rows of K are long.
+func alongFeatures(g attention.Geometry, rows int) bool {
+	return rows <= 2 || rows <= leastRows && g.D*g.DType.Size() <= 256
+}
+
 // applyFew applies up to leastKeys keys to the few rows of a tile: with vectors
 // along features if it can, else as to any tile.
 func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
-	if t.rows > leastRows || d.path(t.norm, kv, k0, k1) != narrow {
+	if !alongFeatures(d.geo, t.rows) || d.path(t.norm, kv, k0, k1) != narrow {
 		keys := d.tileKeys()
 		for ; k0 < k1; k0 += keys {
 			sc.next(k0, keys)
