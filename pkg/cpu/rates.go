@@ -95,7 +95,7 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 	r := attention.Rates{FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch, Shared: min(1, float64(s.inThreads)/float64(s.threads))}
 	switch share := float64(max(tasks, 1)) / float64(s.threads); {
 	case share < 1:
-		r.Idle = 1 - share
+		r.Idle, r.Launch = 1-share, s.batch*share // fewer to wake
 		if fewQueries(g) { // a thread alone has more than its share of the memory
 			share = max(share, min(1, share*float64(s.threads)*s.read1))
 		}

@@ -33,8 +33,13 @@ func newTeam(threads int) *team {
 	return t
 }
 
-// run calls f on the first n threads and returns when all are done.
+// run calls f on the first n threads and returns when all are done. One alone is
+// whoever calls: there is nobody to wake.
 func (t *team) run(n int, f func(thread int)) {
+	if n == 1 {
+		f(0)
+		return
+	}
 	var wg sync.WaitGroup
 	wg.Add(n)
 	for i, work := range t.work[:n] {
