@@ -96,7 +96,7 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 	switch share := float64(max(tasks, 1)) / float64(s.threads); {
 	case share < 1:
 		r.Idle, r.Launch = 1-share, s.batch*share // fewer to wake
-		if fewQueries(g) { // a thread alone has more than its share of the memory
+		if fewQueries(g) {                        // a thread alone has more than its share of the memory
 			share = max(share, min(1, share*float64(s.threads)*s.read1))
 		}
 		r.FLOPS *= share
