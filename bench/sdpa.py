@@ -6,9 +6,12 @@ memory, against the kernel of a streamcqsa run that holds everything.
 
 Both get the same inputs and the same number of threads, and take turns. PyTorch's
 time is that of the call alone; streamcqsa's is what its kernel took, and beside it
-the whole run from file to file, with the sync of its output. Medians of --reps. The error is of
-O against float64 NumPy on 32 sampled rows, relative Frobenius norm, each program's
-output as it gives it.
+the whole run from file to file, with the sync of its output. Medians of --reps. Shares
+are of the float32 multiply-adds that the machine does in registers, measured before
+and after: what PyTorch leaves of them is the room there is. The error is of O against
+float64 NumPy on 32 sampled rows, relative Frobenius norm, each program's output as it
+gives it. OMP_PROC_BIND=true in the environment puts PyTorch's threads on CPUs of
+their own, as streamcqsa's are.
 """
 import argparse
 import json
@@ -92,12 +95,17 @@ def run(mode, path):
     return s["kernel_flops_per_second"], s["flops_per_second"]
 
 
+def peak_flops():
+    """What the machine does in registers: of its best moments."""
+    r = subprocess.run([a.binary, "bench", "--json", "--save=false", "--tokens", "256", "--seconds", "0.2", "--threads", str(a.threads)], check=True, stdout=subprocess.PIPE)
+    return json.loads(r.stdout)["peak_flops"]
+
+
 def main():
     peer = subprocess.Popen([a.torch_python, "-c", PEER, str(a.threads), "01"[a.causal]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     print("PyTorch %s, %d threads, H = %d%s" % (peer.stdout.readline().strip(), a.threads, a.heads, ", causal" if a.causal else ""))
     print()
-    print("| type | D | N | kernel GFLOP/s | file to file | PyTorch | kernel / PyTorch | error | PyTorch's |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+    peak, results = peak_flops(), []
     for mode in a.modes.split(","):
         dtype = mode.split("-")[0]
         for d in map(int, a.dims.split(",")):
@@ -119,10 +127,19 @@ def main():
                     mine = error(widen(np.load(path + "/o.npy")[0, 0])[rows], want)
                     torchs = error(np.load(path + "/o-torch.npy")[0, 0][rows], want)
                     k, w, t = map(statistics.median, (ours, whole, theirs))
-                    print("| %s | %d | %d | %.1f | %.1f | %.1f | %.2f | %.1e | %.1e |" % (mode, d, n, k / 1e9, w / 1e9, t / 1e9, k / t, mine, torchs), flush=True)
+                    results.append((mode, d, n, k, w, t, mine, torchs))
+                    print("%s D = %d, N = %d: %.2f x" % (mode, d, n, k / t), file=sys.stderr, flush=True)
                 finally:
                     shutil.rmtree(path)
     peer.stdin.close()
+    peak = max(peak, peak_flops())
+    print("Multiply-adds: %.1f GFLOP/s" % (peak / 1e9))
+    print()
+    print("| type | D | N | kernel GFLOP/s | share | file to file | PyTorch | share | kernel / PyTorch | error | PyTorch's |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for mode, d, n, k, w, t, mine, torchs in results:
+        share = lambda x: "%.0f%%" % (100 * x / peak)
+        print("| %s | %d | %d | %.1f | %s | %.1f | %.1f | %s | %.2f | %.1e | %.1e |" % (mode, d, n, k / 1e9, share(k), w / 1e9, t / 1e9, share(t), k / t, mine, torchs))
 
 
 main()

@@ -308,7 +308,8 @@ func (o *planFlags) planFor(p attention.Problem, in *inputs, to *outFlags, devs 
 	}
 	req.Budget = min(req.Budget, most)
 	if d, ok := devs[0].(*cpu.Device); ok && d.Measured() != nil {
-		req.Host.MeasuredDisk = d.Measured().Disk
+		m := d.Measured()
+		req.Host.MeasuredDisk, req.Host.Start, req.Host.Touch, req.Host.Sync = m.Disk, m.Start, m.Touch, m.Sync
 	}
 	if in != nil {
 		req.Host.Resident = in.q.Cached() + in.k.Cached() + in.v.Cached()

@@ -47,7 +47,8 @@ type Rates struct {
 	FLOPS  float64 // kernel arithmetic, FLOP/s
 	In     float64 // host to slot, bytes/s, from the page cache
 	Out    float64 // slot to host, bytes/s
-	Launch float64 // seconds a batch costs beside its arithmetic
+	Launch float64 // seconds a batch costs beside its arithmetic, and a load beside its bytes
+	Idle   float64 // share of its cores that the kernel leaves to transfers anyway
 	Shared float64 // share of a transfer's seconds in which the kernel loses all its cores; 0 where copies have engines of their own
 
 	// State is the rate of states to their file and back, bytes/s, where that is slower

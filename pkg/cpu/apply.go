@@ -64,7 +64,7 @@ func (d *Device) applyTiles(work []attention.Work) error {
 		s := &d.query[work[i].Query]
 		left.Add(int64(s.heads * s.tiles()))
 	}
-	return d.spread(d.threads, d.threads, func(thread, _ int) error {
+	return d.spread(d.team.run, d.threads, d.threads, func(thread, _ int) error {
 		for n := left.Load(); n > 0 && !d.interrupted.Load(); n = left.Load() {
 			t := d.task(work, int(n))
 			if left.CompareAndSwap(n, n-int64(t.tiles)) {
@@ -230,10 +230,14 @@ func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) bool {
 	g, n, lanes := d.geo, k1-k0, t.lanes
 	s, top := &sc.s[0], sc.top32[:lanes]
 	reset(top)
+	used := lanes // in products
+	if t.rows <= 8 {
+		used = 8
+	}
 	if t.pairs != nil && d.lane.scoresBF16 != nil && g.D%2 == 0 {
-		d.lane.scoresBF16(s, &top[0], &t.pairs[0], g.D, lanes, at[uint16](kv.k[k0*g.D*2:]), g.D*2, n)
+		d.lane.scoresBF16(s, &top[0], &t.pairs[0], g.D, used, at[uint16](kv.k[k0*g.D*2:]), g.D*2, n)
 	} else {
-		d.lane.scores(s, &top[0], &t.q[0], g.D, lanes, sc.keys32(g, kv, k0, d.row), g.D*4, n)
+		d.lane.scores(s, &top[0], &t.q[0], g.D, used, sc.keys32(g, kv, k0, d.row), g.D*4, n)
 	}
 	if t.least < k1 {
 		reset(top)
@@ -253,7 +257,11 @@ func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) bool {
 		return true
 	}
 	d.lane.softmax(s, lanes, n, &sc.base32[0], d.exp.hi, d.exp.lo, &t.l[0], &sc.alpha[0])
-	d.lane.values(&t.acc[0], &sc.alpha[0], lanes, s, n, sc.values32(g, kv, k0, d.row), g.Dv*4, g.Dv)
+	if g.DType == attention.BF16 && d.lane.valuesBF16 != nil && used <= 16 {
+		d.lane.valuesBF16(&t.acc[0], &sc.alpha[0], used, s, n, at[uint16](kv.v[k0*g.Dv*2:]), g.Dv*2, g.Dv)
+	} else {
+		d.lane.values(&t.acc[0], &sc.alpha[0], used, s, n, sc.values32(g, kv, k0, d.row), g.Dv*4, g.Dv)
+	}
 	return true
 }
 

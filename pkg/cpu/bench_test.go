@@ -3,7 +3,9 @@ package cpu
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
@@ -86,4 +88,41 @@ func BenchmarkLoadKV(b *testing.B) {
 			})
 		}
 	}
+}
+
+// BenchmarkCausal is one chunk of queries over the same chunk of keys, beside the
+// same without a mask: a GFLOP is 4*D for each pair that is seen.
+func BenchmarkCausal(b *testing.B) {
+	for _, d := range []int{64, 128} {
+		for _, n := range []int{2048, 8192} {
+			b.Run(fmt.Sprintf("D=%d/N=%d", d, n), func(b *testing.B) { benchCausal(b, d, n) })
+		}
+	}
+}
+
+func benchCausal(b *testing.B, dim, n int) {
+	d, _, _ := benchDevice(b, 2, geometry(attention.F32, dim, n, n, 1))
+	apply := func(kind attention.MaskKind) float64 {
+		work := []attention.Work{{Query: 0, Refs: []attention.KVRef{{Slot: 0, Kind: kind}}}}
+		start := time.Now()
+		if err := d.Apply(work).Wait(); err != nil {
+			b.Fatal(err)
+		}
+		return time.Since(start).Seconds()
+	}
+	var full, causal []float64
+	for b.Loop() {
+		full, causal = append(full, apply(attention.Full)), append(causal, apply(attention.Diagonal))
+	}
+	slices.Sort(full)
+	slices.Sort(causal)
+	pairs := float64(n) * float64(n)
+	rate := func(seconds []float64, pairs float64) float64 {
+		return 4 * float64(dim) * pairs / seconds[len(seconds)/2]
+	}
+	f, c := rate(full, pairs), rate(causal, (pairs+float64(n))/2)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(f/1e9, "GFLOP/s")
+	b.ReportMetric(c/1e9, "GFLOP/s-causal")
+	b.ReportMetric(100*c/f, "%")
 }

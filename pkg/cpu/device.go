@@ -32,6 +32,7 @@ type Device struct {
 	alloc    attention.Footprint
 
 	in, apply, out *queue
+	team           *team
 
 	interrupted atomic.Bool
 	mu          sync.Mutex // guards stats
@@ -114,6 +115,7 @@ func (d *Device) Reserve(g attention.Geometry) error {
 			d.unmap()
 			return fmt.Errorf("reserve %d bytes of memory for %s: %w", u.Bytes, u.Purpose, err)
 		}
+		preferHuge(m)
 		d.arenas = append(d.arenas, m)
 		d.alloc = append(d.alloc, attention.Use{Purpose: u.Purpose, Bytes: int64(len(m))})
 		arenas[u.Purpose] = m
@@ -132,6 +134,7 @@ func (d *Device) Reserve(g attention.Geometry) error {
 	if d.lane != nil {
 		d.exp.top = float32(largestTop(d.lane.chains, g.D, g.OutDType) / d.exp.c)
 	}
+	d.team = newTeam(d.threads)
 	d.in = newQueue(func(t time.Duration) { d.book(func(s *attention.Stats) { s.InSeconds += t.Seconds() }) })
 	d.apply = newQueue(func(t time.Duration) { d.book(func(s *attention.Stats) { s.ApplySeconds += t.Seconds() }) })
 	d.out = newQueue(func(t time.Duration) { d.book(func(s *attention.Stats) { s.OutSeconds += t.Seconds() }) })
@@ -167,6 +170,9 @@ func (d *Device) Release() error {
 			q.close()
 		}
 	}
+	if d.team != nil {
+		d.team.close()
+	}
 	d.interrupted.Store(false)
 	return d.unmap()
 }
@@ -179,7 +185,7 @@ func (d *Device) unmap() error {
 		}
 	}
 	d.arenas, d.alloc, d.kv, d.query, d.scratch, d.partials = nil, nil, nil, nil, nil, nil
-	d.in, d.apply, d.out = nil, nil, nil
+	d.in, d.apply, d.out, d.team = nil, nil, nil, nil
 	return first
 }
 
@@ -193,28 +199,24 @@ func (d *Device) submit(q *queue, after []attention.Event, run func() error) att
 	})
 }
 
-// spread calls f(thread, i) for each i of 0..n-1, the threads taking the next i
-// as they come. An error or a fault in one thread stops all.
-func (d *Device) spread(threads, n int, f func(thread, i int) error) error {
+// spread calls f(thread, i) for each i of 0..n-1, the threads that run starts
+// taking the next i as they come. An error or a fault in one thread stops all.
+func (d *Device) spread(run func(n int, f func(thread int)), threads, n int, f func(thread, i int) error) error {
 	var next atomic.Int64
-	var wg sync.WaitGroup
 	errs := make([]error, min(threads, n))
-	for t := range errs {
-		wg.Go(func() {
-			errs[t] = attention.GuardFaults(func() error {
-				for i := int(next.Add(1)) - 1; i < n && !d.interrupted.Load(); i = int(next.Add(1)) - 1 {
-					if err := f(t, i); err != nil {
-						return err
-					}
+	run(len(errs), func(t int) {
+		errs[t] = attention.GuardFaults(func() error {
+			for i := int(next.Add(1)) - 1; i < n && !d.interrupted.Load(); i = int(next.Add(1)) - 1 {
+				if err := f(t, i); err != nil {
+					return err
 				}
-				return nil
-			})
-			if errs[t] != nil {
-				next.Store(int64(n))
 			}
+			return nil
 		})
-	}
-	wg.Wait()
+		if errs[t] != nil {
+			next.Store(int64(n))
+		}
+	})
 	if err := cmp.Or(errs...); err != nil {
 		return err
 	}

@@ -43,9 +43,10 @@
 //	plain   the portable kernel, float64 throughout: where V has values that
 //	        float32 sums can't take, and where the machine has no vector kernels
 //
-// Few query rows over many keys (at most 8 to a KV head) take the time in which K
-// and V come from memory: vectors then run along features and keys, and keys are
-// cut into parts of 2,048 whose partial states are merged in order.
+// Few query rows over many keys (at most 16 to a KV head) take the time in which K
+// and V come from memory: keys are then cut into parts of 2,048 whose partial states
+// are merged in order, what is next is fetched ahead at the pace of the arithmetic,
+// and with at most 4 rows vectors run along features and keys.
 //
 // # Queues and determinism
 //

@@ -11,9 +11,11 @@ import (
 // cut into parts of a fixed length, whatever the number of threads; each part
 // fills a partial state from nothing, and partial states are merged in order.
 const (
-	fewRows  = 8    // query rows that share a KV head
+	fewRows  = 16   // query rows that share a KV head
 	partKeys = 2048 // of one part
-	fewKeys  = 512  // keys between two updates of a partial state
+	// So few rows that vectors are better along features and keys than along rows.
+	leastRows = 4
+	leastKeys = 512 // keys between two updates of their partial state
 )
 
 func fewQueries(g attention.Geometry) bool { return g.Group*g.QueryRows <= fewRows }
@@ -25,21 +27,21 @@ func partsOf(g attention.Geometry) int { return g.KVHeads * ceilDiv(g.KeyRows, p
 func partialFloats(g attention.Geometry) int { return laneStep * (g.Dv + 2) }
 
 type fewScratch struct {
-	s []float32 // fewRows x fewKeys: scores, then weights
-	q []float32 // fewRows x D
-	o []float32 // fewRows x Dv
+	s []float32 // leastRows x leastKeys: scores, then weights
+	q []float32 // leastRows x D
+	o []float32 // leastRows x Dv
 }
 
 func fewBytes(g attention.Geometry) int {
 	if !fewQueries(g) {
 		return 0
 	}
-	return 4 * fewRows * (fewKeys + g.D + g.Dv)
+	return 4 * leastRows * (leastKeys + g.D + g.Dv)
 }
 
 func newFewScratch(g attention.Geometry, b []byte) (f fewScratch) {
 	if fewQueries(g) {
-		f.s, f.q, f.o = carve[float32](&b, fewRows*fewKeys), carve[float32](&b, fewRows*g.D), carve[float32](&b, fewRows*g.Dv)
+		f.s, f.q, f.o = carve[float32](&b, leastRows*leastKeys), carve[float32](&b, leastRows*g.D), carve[float32](&b, leastRows*g.Dv)
 	}
 	return f
 }
@@ -60,9 +62,14 @@ func (d *Device) applyParts(w attention.Work) error {
 	for len(parts) > 0 { // a work may name a slot twice
 		wave := parts[:min(len(parts), most)]
 		parts = parts[len(wave):]
-		err := d.spread(d.threads, len(wave), func(thread, i int) error {
-			p := wave[i]
-			d.applyPart(&d.scratch[thread], s, w.Refs[p.ref], p.head, p.k0, d.partials[i*size:][:size])
+		// Neighbours go to one thread: what a part fetches ahead is for the next.
+		together := min(max(len(wave)/(4*d.threads), 1), 4)
+		err := d.spread(d.team.run, d.threads, ceilDiv(len(wave), together), func(thread, run int) error {
+			first := run * together
+			for i, p := range wave[first:min(first+together, len(wave))] {
+				i += first
+				d.applyPart(&d.scratch[thread], s, w.Refs[p.ref], p.head, p.k0, d.partials[i*size:][:size])
+			}
 			return nil
 		})
 		if err != nil {
@@ -92,16 +99,22 @@ func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head,
 		pairs += min(max(int(see)-k0, 0), k1-k0)
 	}
 	k1 = min(k1, t.most)
-	for ; k0 < k1 && !d.interrupted.Load(); k0 += fewKeys {
-		d.applyFew(sc, t, kv, k0, min(k0+fewKeys, k1))
+	for ; k0 < k1 && !d.interrupted.Load(); k0 += leastKeys {
+		d.applyFew(sc, t, kv, k0, min(k0+leastKeys, k1))
 	}
 	d.book(func(s *attention.Stats) { s.Pairs += float64(pairs) })
 }
 
-// applyFew applies up to fewKeys keys to the few rows of a tile: with vectors
+// alongFeatures says whether the kernels along features are the better ones: with
+// three rows and four they are not if rows of K are long.
+func alongFeatures(g attention.Geometry, rows int) bool {
+	return rows <= 2 || rows <= leastRows && g.D*g.DType.Size() <= 256
+}
+
+// applyFew applies up to leastKeys keys to the few rows of a tile: with vectors
 // along features if it can, else as to any tile.
 func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
-	if d.path(t.norm, kv, k0, k1) != narrow {
+	if !alongFeatures(d.geo, t.rows) || d.path(t.norm, kv, k0, k1) != narrow {
 		keys := d.tileKeys()
 		for ; k0 < k1; k0 += keys {
 			sc.next(k0, keys)
@@ -110,7 +123,6 @@ func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
 		return
 	}
 	sc.ran[few]++
-	const together = 4 // rows that the kernels take at once
 	g, f, n := d.geo, &sc.few, k1-k0
 	reset(sc.top32[:t.rows])
 	for i := range t.rows {
@@ -118,11 +130,9 @@ func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
 			f.q[i*g.D+x] = t.q[x*t.lanes+i]
 		}
 	}
-	for i := 0; i < t.rows; i += together {
-		d.dots(&f.s[i*fewKeys], &sc.top32[i], &f.q[i*g.D], min(together, t.rows-i), kv, k0, n)
-	}
+	d.dots(&f.s[0], &sc.top32[0], &f.q[0], t.rows, kv, k0, n)
 	for i := range t.rows {
-		s := f.s[i*fewKeys:][:n]
+		s := f.s[i*leastKeys:][:n]
 		if see := int(t.see[i]) - k0; see < n {
 			sc.top32[i] = blind(s, max(see, 0))
 		}
@@ -130,9 +140,7 @@ func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
 		sc.alpha[i] = alpha
 		t.l[i] = t.l[i]*alpha + float64(d.row.weights(&s[0], n, float32(base), d.exp.hi, d.exp.lo))
 	}
-	for i := 0; i < t.rows; i += together {
-		d.combine(&f.o[i*g.Dv], &f.s[i*fewKeys], min(together, t.rows-i), kv, k0, n)
-	}
+	d.combine(&f.o[0], &f.s[0], t.rows, kv, k0, n)
 	for x := range g.Dv {
 		acc := t.acc[x*t.lanes:][:t.rows]
 		for i := range acc {
@@ -161,11 +169,11 @@ func (d *Device) dots(s, top, q *float32, rows int, kv keys, k0, n int) {
 	k := kv.k[k0*stride:]
 	switch g.DType {
 	case attention.F16:
-		d.row.dotsF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n)
+		d.row.dotsF16(s, leastKeys, top, q, g.D, rows, at[uint16](k), stride, n)
 	case attention.BF16:
-		d.row.dotsBF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n)
+		d.row.dotsBF16(s, leastKeys, top, q, g.D, rows, at[uint16](k), stride, n)
 	default:
-		d.row.dotsF32(s, fewKeys, top, q, g.D, rows, at[float32](k), stride, n)
+		d.row.dotsF32(s, leastKeys, top, q, g.D, rows, at[float32](k), stride, n)
 	}
 }
 
@@ -175,11 +183,11 @@ func (d *Device) combine(o, p *float32, rows int, kv keys, k0, n int) {
 	v := kv.v[k0*stride:]
 	switch g.DType {
 	case attention.F16:
-		d.row.combineF16(o, p, fewKeys, rows, at[uint16](v), stride, n, g.Dv)
+		d.row.combineF16(o, p, leastKeys, rows, at[uint16](v), stride, n, g.Dv)
 	case attention.BF16:
-		d.row.combineBF16(o, p, fewKeys, rows, at[uint16](v), stride, n, g.Dv)
+		d.row.combineBF16(o, p, leastKeys, rows, at[uint16](v), stride, n, g.Dv)
 	default:
-		d.row.combineF32(o, p, fewKeys, rows, at[float32](v), stride, n, g.Dv)
+		d.row.combineF32(o, p, leastKeys, rows, at[float32](v), stride, n, g.Dv)
 	}
 }
 
@@ -207,17 +215,21 @@ func power(x float64) float64 {
 // merge adds the first rows of a partial state. Maxima are integers, so that it
 // rounds sums and nothing else.
 func (s state) merge(from state, rows int) {
+	var mine, theirs [fewRows]float64
 	for i := range rows {
 		m := s.m[i]
-		base, mine := s.rebase(i, from.m[i])
-		theirs := power(from.m[i] - base)
+		var base float64
+		base, mine[i] = s.rebase(i, from.m[i])
+		theirs[i] = power(from.m[i] - base)
 		if math.IsInf(max(m, from.m[i]), -1) { // no finite score in either
-			theirs = 1
+			theirs[i] = 1
 		}
-		s.l[i] = s.l[i]*mine + from.l[i]*theirs
-		for x := 0; x*s.lanes < len(s.acc); x++ {
-			at := x*s.lanes + i
-			s.acc[at] = s.acc[at]*mine + from.acc[x*from.lanes+i]*theirs
+		s.l[i] = s.l[i]*mine[i] + from.l[i]*theirs[i]
+	}
+	for x := 0; x*s.lanes < len(s.acc); x++ {
+		to, more := s.acc[x*s.lanes:][:rows], from.acc[x*from.lanes:][:rows]
+		for i := range to {
+			to[i] = to[i]*mine[i] + more[i]*theirs[i]
 		}
 	}
 }

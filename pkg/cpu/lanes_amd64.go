@@ -21,13 +21,12 @@ func laneTiersBy(halved func() bool) (tiers []laneKernels) {
 			rebase: rebaseAVX512, rebaseWide: rebaseWideAVX512,
 			softmax: softmaxAVX512, softmaxWide: softmaxWideAVX512, values: valuesAVX512,
 		}
+		k.valuesBF16 = valuesBF16HalfAVX512
 		if x.HasAVX512BF16 {
 			k.scoresBF16, k.pairValues = scoresBF16AVX512, pairValuesAVX512
 			k.softmaxPairs, k.valuesPairs = softmaxPairsAVX512, valuesPairsAVX512
 		}
-		if halved() {
-			k.halve()
-		}
+		k.narrowFew(halved())
 		tiers = append(tiers, k)
 	}
 	if x.HasAVX2 && x.HasFMA && x.HasF16C {
@@ -41,18 +40,20 @@ func laneTiersBy(halved func() bool) (tiers []laneKernels) {
 	return tiers
 }
 
-// halve sends tiles of 16 lanes to the kernels with vectors of 256 bits. The
-// results are the same to the bit.
-func (k *laneKernels) halve() {
+// narrowFew sends tiles of few lanes to the kernels with vectors of 256 bits: 8
+// lanes, and 16 where that is no slower, being halved. The results are the same to
+// the bit.
+func (k *laneKernels) narrowFew(halved bool) {
+	half := func(lanes int) bool { return lanes == 8 || lanes == 16 && halved }
 	k.scores = func(s, top, q *float32, d, lanes int, kk *float32, stride, keys int) {
-		if lanes == 16 {
+		if half(lanes) {
 			scoresHalfAVX512(s, top, q, d, lanes, kk, stride, keys)
 		} else {
 			scoresAVX512(s, top, q, d, lanes, kk, stride, keys)
 		}
 	}
 	k.values = func(acc, alpha *float64, lanes int, p *float32, keys int, v *float32, stride, dv int) {
-		if lanes == 16 {
+		if half(lanes) {
 			valuesHalfAVX512(acc, alpha, lanes, p, keys, v, stride, dv)
 		} else {
 			valuesAVX512(acc, alpha, lanes, p, keys, v, stride, dv)
@@ -62,14 +63,14 @@ func (k *laneKernels) halve() {
 		return
 	}
 	k.scoresBF16 = func(s, top *float32, q *uint32, d, lanes int, kk *uint16, stride, keys int) {
-		if lanes == 16 {
+		if half(lanes) {
 			scoresBF16HalfAVX512(s, top, q, d, lanes, kk, stride, keys)
 		} else {
 			scoresBF16AVX512(s, top, q, d, lanes, kk, stride, keys)
 		}
 	}
 	k.valuesPairs = func(acc, alpha *float64, lanes int, p *uint32, pairs int, v *uint32, dv int) {
-		if lanes == 16 {
+		if half(lanes) {
 			valuesPairsHalfAVX512(acc, alpha, lanes, p, pairs, v, dv)
 		} else {
 			valuesPairsAVX512(acc, alpha, lanes, p, pairs, v, dv)

@@ -41,10 +41,20 @@ func TestLaneHalvesSame(t *testing.T) {
 		if !slices.Equal(s[0], s[1]) || !slices.Equal(top[0], top[1]) || !slices.Equal(acc[0], acc[1]) {
 			t.Fatalf("%d keys of %d features: bits differ", n, n)
 		}
+		short := laneTruncate(k)
+		wide := make([]float32, len(short))
+		for i, x := range short {
+			wide[i] = laneBF16(uint32(x))
+		}
+		halved.values(&acc[0][0], &alpha[0], lanes, &s[0][0], n, &wide[0], 4*n, n)
+		halved.valuesBF16(&acc[1][0], &alpha[0], lanes, &s[0][0], n, &short[0], 2*n, n)
+		if !slices.Equal(acc[0], acc[1]) {
+			t.Fatalf("%d keys of %d features: values in bfloat16 give other bits than widened ones", n, n)
+		}
 		if whole.scoresBF16 == nil || n%2 == 1 {
 			continue
 		}
-		pairs, short, v := lanePairs(q, n, lanes), laneTruncate(k), make([]uint32, n/2*n)
+		pairs, v := lanePairs(q, n, lanes), make([]uint32, n/2*n)
 		whole.pairValues(&v[0], &short[0], 2*n, n, n)
 		for i, tier := range []laneKernels{whole, halved} {
 			tier.scoresBF16(&s[i][0], &top[i][0], &pairs[0], n, lanes, &short[0], 2*n, n)

@@ -174,3 +174,9 @@ func scoresBF16HalfAVX512(s *float32, top *float32, q *uint32, d int, lanes int,
 //
 //go:noescape
 func valuesPairsHalfAVX512(acc *float64, alpha *float64, lanes int, p *uint32, pairs int, v *uint32, dv int)
+
+// valuesBF16HalfAVX512: acc[x][i] = acc[x][i]*alpha[i] + the sum over j of p[j][i]*v[j][x], for dv
+// features: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.
+//
+//go:noescape
+func valuesBF16HalfAVX512(acc *float64, alpha *float64, lanes int, p *float32, keys int, v *uint16, stride int, dv int)

@@ -78,6 +78,9 @@ func forLaneTiers(t *testing.T, f func(t *testing.T, k laneKernels)) {
 
 var laneCounts = []int{16, 32, 48}
 
+// productCounts are those of products: 8 are the first of a panel of 16.
+var productCounts = append([]int{8}, laneCounts...)
+
 // laneInts returns small integers, whose sums of products are exact in any order.
 func laneInts[T float32 | float64](rng *rand.Rand, n int) []T {
 	x := make([]T, n)
@@ -109,37 +112,42 @@ func laneRows[T any](values []T, n, d, stride int) []T {
 }
 
 func checkScores[T float32 | float64, K float32 | uint16, Q float32 | float64 | uint32](
-	t *testing.T, sizes []int, step int,
+	t *testing.T, counts, sizes []int, step int,
 	run func(s, top *T, q *Q, d, lanes int, k *K, stride, keys int),
 	packQ func(q []T, d, lanes int) []Q, packK func(k []float32) []K) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	var gs, gt, gq, gk = newLanePages(t, 1<<19), newLanePages(t, 4096), newLanePages(t, 1<<17), newLanePages(t, 1<<17)
 	size := int(unsafe.Sizeof(*new(K)))
-	for _, lanes := range laneCounts {
+	for _, lanes := range counts {
+		panel := max(lanes, 16)
 		for _, d := range sizes {
 			for keys := 1; keys <= 50; keys++ {
 				atEnd, shift, stride := keys&1 == 0, rng.IntN(16), d+step*rng.IntN(3)
-				q, k := laneInts[T](rng, d*lanes), laneInts[float32](rng, keys*d)
-				first := laneFill(lanes, T(math.Inf(-1)))
+				q, k := laneInts[T](rng, d*panel), laneInts[float32](rng, keys*d)
+				first := laneFill(panel, T(math.Inf(-1)))
 				first[3] = 1e6
 				kk, _ := lanePlace(gk, atEnd, shift, laneRows(packK(k), keys, d, stride))
-				qq, _ := lanePlace(gq, atEnd, shift, packQ(q, d, lanes))
-				s, okS := lanePlace(gs, atEnd, shift, make([]T, keys*lanes))
+				qq, _ := lanePlace(gq, atEnd, shift, packQ(q, d, panel))
+				s, okS := lanePlace(gs, atEnd, shift, laneFill(keys*panel, T(0.5)))
 				top, okT := lanePlace(gt, atEnd, shift, first)
 				run(&s[0], &top[0], &qq[0], d, lanes, &kk[0], stride*size, keys)
 				okS(t)
 				okT(t)
-				for i := range lanes {
+				for i := range panel {
 					want := first[i]
 					for j := range keys {
 						var sum T
 						for x := range d {
-							sum += T(k[j*d+x]) * q[x*lanes+i]
+							sum += T(k[j*d+x]) * q[x*panel+i]
 						}
-						if s[j*lanes+i] != sum {
-							t.Fatalf("%d lanes, d %d, %d keys: s[%d][%d] = %v, want %v", lanes, d, keys, j, i, s[j*lanes+i], sum)
+						if i >= lanes {
+							sum = 0.5 // left alone
+						} else {
+							want = max(want, sum)
 						}
-						want = max(want, sum)
+						if s[j*panel+i] != sum {
+							t.Fatalf("%d lanes, d %d, %d keys: s[%d][%d] = %v, want %v", lanes, d, keys, j, i, s[j*panel+i], sum)
+						}
 					}
 					if top[i] != want {
 						t.Fatalf("%d lanes, d %d, %d keys: top[%d] = %v, want %v", lanes, d, keys, i, top[i], want)
@@ -155,16 +163,16 @@ func laneAsIs[T any](x []T) []T { return x }
 func TestLaneScores(t *testing.T) {
 	forLaneTiers(t, func(t *testing.T, k laneKernels) {
 		t.Run("float32", func(t *testing.T) {
-			checkScores(t, []int{1, 2, 3, 5, 8, 17, 64}, 1, k.scores, func(q []float32, _, _ int) []float32 { return q }, laneAsIs[float32])
+			checkScores(t, productCounts, []int{1, 2, 3, 5, 8, 17, 33, 49, 64}, 1, k.scores, func(q []float32, _, _ int) []float32 { return q }, laneAsIs[float32])
 		})
 		t.Run("float64", func(t *testing.T) {
-			checkScores(t, []int{1, 2, 3, 5, 8, 17, 64}, 1, k.scoresWide, func(q []float64, _, _ int) []float64 { return q }, laneAsIs[float32])
+			checkScores(t, laneCounts, []int{1, 2, 3, 5, 8, 17, 64}, 1, k.scoresWide, func(q []float64, _, _ int) []float64 { return q }, laneAsIs[float32])
 		})
 		t.Run("bfloat16", func(t *testing.T) {
 			if k.scoresBF16 == nil {
 				t.Skip("no bfloat16 dot products")
 			}
-			checkScores(t, []int{2, 4, 6, 16, 34, 64}, 1, k.scoresBF16, lanePairs, laneTruncate)
+			checkScores(t, productCounts, []int{2, 4, 6, 16, 34, 64}, 1, k.scoresBF16, lanePairs, laneTruncate)
 		})
 	})
 }
@@ -538,36 +546,51 @@ func TestLaneExp2Special(t *testing.T) {
 
 func TestLaneValues(t *testing.T) {
 	forLaneTiers(t, func(t *testing.T, k laneKernels) {
-		rng := rand.New(rand.NewPCG(11, 12))
-		ga, gp, gv, gw := newLanePages(t, 1<<16), newLanePages(t, 1<<16), newLanePages(t, 1<<16), newLanePages(t, 4096)
-		for _, lanes := range laneCounts {
-			for _, keys := range []int{1, 2, 3, 17, 64} {
-				for dv := 1; dv <= 50; dv++ {
-					atEnd, shift, stride := dv&1 == 0, rng.IntN(16), dv+rng.IntN(3)
-					in, w := laneInts[float64](rng, dv*lanes), make([]float64, lanes)
-					for i := range w {
-						w[i] = math.Ldexp(1, -rng.IntN(3))
-					}
-					pIn, vIn := laneInts[float32](rng, keys*lanes), laneInts[float32](rng, keys*dv)
-					p, _ := lanePlace(gp, atEnd, shift, pIn)
-					v, _ := lanePlace(gv, atEnd, shift, laneRows(vIn, keys, dv, stride))
-					alpha, _ := lanePlace(gw, atEnd, shift, w)
-					acc, ok := lanePlace(ga, atEnd, shift, in)
-					k.values(&acc[0], &alpha[0], lanes, &p[0], keys, &v[0], 4*stride, dv)
-					ok(t)
-					for x := range dv {
-						for i := range lanes {
-							want := in[x*lanes+i] * w[i]
+		t.Run("float32", func(t *testing.T) { checkValues(t, productCounts, k.values, laneAsIs[float32]) })
+		t.Run("bfloat16", func(t *testing.T) {
+			if k.valuesBF16 == nil {
+				t.Skip("none of its own")
+			}
+			checkValues(t, []int{8, 16}, k.valuesBF16, laneTruncate)
+		})
+	})
+}
+
+func checkValues[V float32 | uint16](t *testing.T, counts []int, run func(acc, alpha *float64, lanes int, p *float32, keys int, v *V, stride, dv int), pack func([]float32) []V) {
+	rng := rand.New(rand.NewPCG(11, 12))
+	ga, gp, gv, gw := newLanePages(t, 1<<16), newLanePages(t, 1<<16), newLanePages(t, 1<<16), newLanePages(t, 4096)
+	size := int(unsafe.Sizeof(*new(V)))
+	for _, lanes := range counts {
+		panel := max(lanes, 16)
+		for _, keys := range []int{1, 2, 3, 17, 64} {
+			for dv := 1; dv <= 50; dv++ {
+				atEnd, shift, stride := dv&1 == 0, rng.IntN(16), dv+rng.IntN(3)
+				in, w := laneInts[float64](rng, dv*panel), make([]float64, panel)
+				for i := range w {
+					w[i] = math.Ldexp(1, -rng.IntN(3))
+				}
+				pIn, vIn := laneInts[float32](rng, keys*panel), laneInts[float32](rng, keys*dv)
+				p, _ := lanePlace(gp, atEnd, shift, pIn)
+				v, _ := lanePlace(gv, atEnd, shift, laneRows(pack(vIn), keys, dv, stride))
+				alpha, _ := lanePlace(gw, atEnd, shift, w)
+				acc, ok := lanePlace(ga, atEnd, shift, in)
+				run(&acc[0], &alpha[0], lanes, &p[0], keys, &v[0], size*stride, dv)
+				ok(t)
+				for x := range dv {
+					for i := range panel {
+						want := in[x*panel+i]
+						if i < lanes {
+							want *= w[i]
 							for j := range keys {
-								want += float64(pIn[j*lanes+i]) * float64(vIn[j*dv+x])
+								want += float64(pIn[j*panel+i]) * float64(vIn[j*dv+x])
 							}
-							if got := acc[x*lanes+i]; got != want {
-								t.Fatalf("%d lanes, %d keys, dv %d: acc[%d][%d] = %v, want %v", lanes, keys, dv, x, i, got, want)
-							}
+						}
+						if got := acc[x*panel+i]; got != want {
+							t.Fatalf("%d lanes, %d keys, dv %d: acc[%d][%d] = %v, want %v", lanes, keys, dv, x, i, got, want)
 						}
 					}
 				}
 			}
 		}
-	})
+	}
 }

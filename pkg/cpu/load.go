@@ -24,7 +24,7 @@ func (d *Device) LoadKV(slot int, k, v []attention.Rows, after ...attention.Even
 		s := &d.kv[slot]
 		s.heads, s.rows = len(k), k[0].N
 		nt := ceilDiv(s.rows, keyTile)
-		err := d.spread(min(d.threads, loadThreads), 2*s.heads, func(_, i int) error {
+		err := d.spread(apart, min(d.threads, loadThreads), 2*s.heads, func(_, i int) error {
 			h := i / 2
 			if i%2 == 0 {
 				return d.loadRows(s.k[h*s.rows*k[h].RowBytes():], k[h], s.norm[h*nt:], d.norm)

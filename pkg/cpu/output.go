@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"encoding/binary"
 	"io"
 	"math"
 
@@ -25,7 +26,7 @@ func (d *Device) SaveState(slot int, to io.WriterAt, after ...attention.Event) a
 func (d *Device) Finish(slot, empty int, out, lse []attention.Rows, after ...attention.Event) attention.Event {
 	return d.submit(d.out, after, func() error {
 		s, g := &d.query[slot], d.geo
-		err := d.spread(min(d.threads, loadThreads), s.heads*s.tiles(), func(_, i int) error {
+		err := d.spread(apart, min(d.threads, loadThreads), s.heads*s.tiles(), func(_, i int) error {
 			head, i := i/s.tiles(), i%s.tiles()
 			var t tile
 			s.tile(g, head, i, &t)
@@ -57,8 +58,15 @@ func finishRow(t attention.DType, dst []byte, s state, lane int, empty bool) {
 		clear(dst) // +0 in every type
 		return
 	}
-	l := s.l[lane]
+	l, acc := s.l[lane], s.acc[lane:]
+	if t == attention.F32 { // the usual one, and then nothing must be chosen for each element
+		for i := 0; len(dst) >= 4; i += s.lanes {
+			binary.LittleEndian.PutUint32(dst, math.Float32bits(float32(acc[i]/l)))
+			dst = dst[4:]
+		}
+		return
+	}
 	for x, size := 0, t.Size(); x*size < len(dst); x++ {
-		t.Put(dst[x*size:], s.acc[x*s.lanes+lane]/l)
+		t.Put(dst[x*size:], acc[x*s.lanes]/l)
 	}
 }

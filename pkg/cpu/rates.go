@@ -1,8 +1,12 @@
 package cpu
 
 import (
+	"cmp"
+	"fmt"
 	"math"
 	"time"
+
+	"github.com/edsrzf/mmap-go"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
@@ -20,6 +24,10 @@ type Measurement struct {
 	Read1 float64 `json:"memory_read_bytes_1_thread"` // from memory, by vector loads; 0 likewise
 	Read  float64 `json:"memory_read_bytes"`
 	Disk  float64 `json:"disk_read_bytes,omitempty"` // a cold file; 0: not measured
+	Start float64 `json:"start_seconds"`             // of a run, beside its work
+	Touch float64 `json:"touch_bytes"`               // of memory that is used for the first time
+	Sync  float64 `json:"sync_bytes"`                // of an output in the page cache
+	Batch float64 `json:"batch_seconds"`             // of a batch, beside its work
 
 	Many []KernelRate `json:"many_queries"`
 	Few  []KernelRate `json:"few_queries"` // four queries
@@ -40,7 +48,7 @@ type KernelRate struct {
 // Calibrate makes predictions count with a measurement of the same kernel, if
 // there is a rate for everything in it. It changes no plan.
 func (d *Device) Calibrate(m *Measurement) {
-	if m != nil && m.Kernel == d.Kernel() && m.Threads > 0 && usable(m.Many) && usable(m.Few) {
+	if m != nil && m.Kernel == d.Kernel() && m.Threads > 0 && m.Start > 0 && m.Touch > 0 && m.Sync > 0 && m.Batch > 0 && usable(m.Many) && usable(m.Few) {
 		d.measured = m
 	}
 }
@@ -68,6 +76,8 @@ type speed struct {
 	few       float64 // bytes/s of K and V, few queries
 	in, out   float64
 	batch     float64 // seconds
+	waits     bool    // count what threads wait at the end of a batch
+	read1     float64 // share of what all threads read from memory that one can read
 	inThreads int
 }
 
@@ -76,24 +86,32 @@ type speed struct {
 func (s speed) rates(g attention.Geometry) attention.Rates {
 	rows := g.Group * g.QueryRows
 	flops, tasks := s.flops*float64(rows)/float64(lanesOf(rows)), g.KVHeads*ceilDiv(rows, tileLanes)
+	last := min(rows, tileLanes) * g.KeyRows // pairs of the smallest task
 	if fewQueries(g) {
 		// 2 (D + Dv) FLOP a row for (D + Dv) elements.
 		flops, tasks = min(s.few*2*float64(rows)/float64(g.DType.Size()), s.flops), partsOf(g)
+		last = rows * min(g.KeyRows, partKeys)
 	}
-	if tasks < s.threads {
-		flops *= float64(max(tasks, 1)) / float64(s.threads)
+	r := attention.Rates{FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch, Shared: min(1, float64(s.inThreads)/float64(s.threads))}
+	switch share := float64(max(tasks, 1)) / float64(s.threads); {
+	case share < 1:
+		r.Idle, r.Launch = 1-share, s.batch*share // fewer to wake
+		if fewQueries(g) {                        // a thread alone has more than its share of the memory
+			share = max(share, min(1, share*float64(s.threads)*s.read1))
+		}
+		r.FLOPS *= share
+	case s.waits && s.threads > 1:
+		// At the end of a batch the other threads wait for half a task on average.
+		r.Launch += float64(last) * float64(g.D+g.Dv) * float64(s.threads) / flops
 	}
-	return attention.Rates{
-		FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch,
-		Shared: min(1, float64(s.inThreads)/float64(s.threads)),
-	}
+	return r
 }
 
 // nominal is four threads of a current server core.
 const nominal = 4
 
 func (d *Device) nominal(g attention.Geometry) speed {
-	s := speed{threads: nominal, flops: nominal * 4e9, few: nominal * 3e9, in: nominal * 3e9, out: nominal * 0.5e9, batch: 20e-6, inThreads: nominal}
+	s := speed{threads: nominal, flops: nominal * 4e9, few: nominal * 3e9, in: nominal * 3e9, out: nominal * 0.5e9, batch: 50e-6, inThreads: nominal}
 	if d.lane != nil {
 		s.flops, s.few = nominal*100e9, nominal*10e9
 		switch {
@@ -122,7 +140,7 @@ func (d *Device) Expected(g attention.Geometry) attention.Rates {
 	}
 	many, few := nearest(m.Many, g.DType, g.D, g.Fast), nearest(m.Few, g.DType, g.D, false)
 	scale := float64(d.threads) / float64(m.Threads)
-	s = speed{threads: d.threads, flops: many.FLOPS * scale, few: few.Bytes * min(scale, 1), in: few.Load, out: many.Store, batch: 20e-6,
+	s = speed{threads: d.threads, flops: many.FLOPS * scale, few: few.Bytes * min(scale, 1), in: few.Load, out: many.Store, batch: m.Batch, waits: true, read1: m.Read1 / max(m.Read, 1),
 		inThreads: min(d.threads, loadThreads, 2*g.KVHeads)}
 	return s.rates(g)
 }
@@ -156,43 +174,83 @@ func (d *Device) Peak(threads int, t time.Duration) float64 {
 	return rate(threads, t, func(int) float64 { run(n); return n * float64(flops) })
 }
 
-// ReadRate is how many bytes a second that many threads read from memory; 0 for
-// the portable kernel.
+// ReadRate is how many bytes a second that many threads read from memory like
+// that of the slots; 0 for the portable kernel, or where there is no memory for it.
 func (d *Device) ReadRate(threads int, t time.Duration) float64 {
 	if d.row == nil {
 		return 0
 	}
 	const size = 128 << 20 // each, far more than caches hold
-	bufs := make([][]byte, threads)
+	bufs := make([]mmap.MMap, threads)
 	for i := range bufs {
-		bufs[i] = make([]byte, size)
-		for at := 0; at < size; at += 4096 {
-			bufs[i][at] = 1
+		m, err := mmap.MapRegion(nil, size, mmap.COPY, mmap.ANON, 0)
+		if err != nil {
+			return 0
 		}
+		defer m.Unmap()
+		preferHuge(m)
+		for at := 0; at < size; at += 4096 { // an untouched page is no memory
+			m[at] = 1
+		}
+		bufs[i] = m
 	}
 	return rate(threads, t, func(i int) float64 { d.row.readPeak(&bufs[i][0], size); return size })
 }
 
+// TouchRate is how many bytes a second of memory like that of the slots one thread
+// uses for the first time: the system has to clear it.
+func TouchRate() (float64, error) {
+	const size = 64 << 20
+	start := time.Now()
+	m, err := mmap.MapRegion(nil, size, mmap.COPY, mmap.ANON, 0)
+	if err != nil {
+		return 0, fmt.Errorf("reserve %d bytes: %w", size, err)
+	}
+	preferHuge(m)
+	for at := 0; at < size; at += 4096 {
+		m[at] = 1
+	}
+	return size / time.Since(start).Seconds(), m.Unmap()
+}
+
+// BatchTime is how many seconds a batch takes that has nothing to do, one of many
+// in a row.
+func (d *Device) BatchTime() (float64, error) {
+	g := attention.Geometry{D: 1, Dv: 1, DType: attention.F32, OutDType: attention.F32, Scale: 1, KVHeads: 1, Group: 1, QueryRows: fewRows + 1, KeyRows: 1, QuerySlots: 1, KVSlots: 1}
+	if err := d.Reserve(g); err != nil {
+		return 0, err
+	}
+	const batches = 500
+	q := attention.Rows{Data: make([]byte, 4*g.QueryRows), Stride: 4, N: g.QueryRows, Width: 1, DType: g.DType}
+	last := d.LoadQuery(0, []attention.Rows{q}, nil)
+	err := last.Wait()
+	start := time.Now()
+	for range batches {
+		last = d.Apply([]attention.Work{{Query: 0}})
+	}
+	err = cmp.Or(err, last.Wait())
+	return time.Since(start).Seconds() / batches, cmp.Or(err, d.Release())
+}
+
 // rate runs work on some threads for about t and returns the best rate of all
 // together in a few stretches.
-func rate(threads int, t time.Duration, work func(thread int) float64) float64 {
+func rate(threads int, t time.Duration, work func(thread int) float64) (best float64) {
 	const stretches = 4
-	var best float64
+	team := newTeam(threads)
+	defer team.close()
+	rates := make([]float64, threads)
 	for range stretches {
-		done := make(chan float64, threads)
 		start := time.Now()
-		for i := range threads {
-			go func() {
-				var sum float64
-				for time.Since(start) < t/stretches {
-					sum += work(i)
-				}
-				done <- sum / time.Since(start).Seconds()
-			}()
-		}
+		team.run(threads, func(i int) {
+			var done float64
+			for time.Since(start) < t/stretches {
+				done += work(i)
+			}
+			rates[i] = done / time.Since(start).Seconds()
+		})
 		var sum float64
-		for range threads {
-			sum += <-done
+		for _, r := range rates {
+			sum += r
 		}
 		best = max(best, sum)
 	}

@@ -4,12 +4,15 @@ package cpu
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
 
 // decodeBytes is what the benchmarks stream: far more than the caches hold.
@@ -97,4 +100,59 @@ func benchmarkDecode(b *testing.B, k rowKernels, e rowFormat, d, rows, threads, 
 	b.ReportMetric(float64(b.N)*decodeBytes/float64(mine), "GB/s")
 	b.ReportMetric(float64(b.N)*decodeBytes/float64(peak), "GB/s-read")
 	b.ReportMetric(100*float64(peak)/float64(mine), "%read")
+}
+
+// BenchmarkFew is what a run does with few queries over keys that no cache holds,
+// beside reading the same memory.
+func BenchmarkFew(b *testing.B) {
+	for _, kernel := range Kernels()[:len(Kernels())-1] { // portable is the last
+		for _, t := range []attention.DType{attention.F32, attention.BF16, attention.F16} {
+			for _, d := range []int{64, 128} {
+				for _, rows := range []int{1, 2, 4, 8, 16} {
+					b.Run(fmt.Sprintf("%s/%v/D=%d/rows=%d", kernel, t, d, rows), func(b *testing.B) { benchmarkFew(b, kernel, t, d, rows) })
+				}
+			}
+		}
+	}
+}
+
+func benchmarkFew(b *testing.B, kernel string, t attention.DType, dim, rows int) {
+	const threads, size = 2, 128 << 20 // bytes of K, and of V
+	d, _ := NewWith(threads, kernel)
+	n := size / dim / t.Size()
+	if err := d.Reserve(geometry(t, dim, rows, n, 1)); err != nil {
+		b.Fatal(err)
+	}
+	defer d.Release()
+	m := decodeMemory()
+	tensor := func(at, n int) []attention.Rows {
+		return []attention.Rows{{Data: m[at:][:n*dim*t.Size()], Stride: dim * t.Size(), N: n, Width: dim, DType: t}}
+	}
+	if err := d.LoadQuery(0, tensor(0, rows), nil, d.LoadKV(0, tensor(0, n), tensor(size, n))).Wait(); err != nil {
+		b.Fatal(err)
+	}
+	slot := d.arenas[0]
+	read := func() time.Duration {
+		start := time.Now()
+		d.team.run(threads, func(i int) { d.row.readPeak(&slot[i*size], size) })
+		return time.Since(start)
+	}
+	work := []attention.Work{{Query: 0, Refs: []attention.KVRef{{Slot: 0, Kind: attention.Full}}}}
+	var mine, peak []float64
+	for b.Loop() {
+		peak = append(peak, read().Seconds())
+		start := time.Now()
+		if err := d.Apply(work).Wait(); err != nil {
+			b.Fatal(err)
+		}
+		mine = append(mine, time.Since(start).Seconds())
+	}
+	slices.Sort(mine)
+	slices.Sort(peak)
+	rate := func(seconds []float64) float64 { return 2 * float64(size) / seconds[len(seconds)/2] }
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(rate(mine)/1e9, "GB/s")
+	b.ReportMetric(rate(peak)/1e9, "GB/s-read")
+	b.ReportMetric(100*rate(mine)/rate(peak), "%read")
+	b.ReportMetric(rate(mine)*2*float64(rows)/float64(t.Size())/1e9, "GFLOP/s")
 }

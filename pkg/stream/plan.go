@@ -38,6 +38,9 @@ type Host struct {
 	// Only predicted seconds count with these, not the choice between plans.
 	MeasuredDisk float64 // bytes/s; 0: Disk
 	Resident     int64   // bytes of the inputs that are in the page cache
+	Start        float64 // seconds that a run takes beside its work
+	Touch        float64 // how fast memory becomes the device's own, bytes/s; 0: that takes no time
+	Sync         float64 // how fast outputs reach the disk in the end, bytes/s; 0: that takes no time
 }
 
 // Active is how many chunks of each axis one batch uses; the other slots hold

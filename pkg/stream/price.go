@@ -49,6 +49,13 @@ func (s *search) price(c candidate) (*Plan, error) {
 	plan.cost = nominal.Total + slack*(nominal.Kernel+nominal.In+nominal.Out+nominal.Disk)
 	plan.Traffic.Disk = max(0, plan.Traffic.Disk-s.req.Host.Resident)
 	plan.Seconds = s.predict(plan, c, s.dev.Expected(g), cmp.Or(s.req.Host.MeasuredDisk, s.req.Host.Disk), false)
+	plan.Seconds.Total += s.req.Host.Start
+	if s.req.Host.Touch > 0 {
+		plan.Seconds.Total += float64(plan.Memory.Total()) / s.req.Host.Touch
+	}
+	if s.req.Host.Sync > 0 {
+		plan.Seconds.Total += float64(plan.OutputBytes+plan.LSEBytes) / s.req.Host.Sync
+	}
 	return plan, nil
 }
 
@@ -237,7 +244,7 @@ func (s *search) predict(plan *Plan, c candidate, r attention.Rates, disk float6
 	batches := plan.ChunkPairs / float64(plan.Active.Query*plan.Active.KV)
 	sec := Prediction{
 		Kernel: plan.FLOPs/(r.FLOPS*r.Filled(plan.Active.Query)) + batches*r.Launch,
-		In:     float64(t.In) / r.In,
+		In:     float64(t.In)/r.In + batches*r.Launch,
 		Out:    float64(t.Out) / r.Out,
 	}
 	var waits float64 // for states
@@ -250,7 +257,7 @@ func (s *search) predict(plan *Plan, c candidate, r attention.Rates, disk float6
 	if disk > 0 {
 		sec.Disk = float64(t.Disk) / disk
 	}
-	sec.Kernel += r.Shared * (sec.In + sec.Out)
+	sec.Kernel += max(0, r.Shared*(sec.In+sec.Out)-r.Idle*sec.Kernel)
 	share := plan.share()
 	sec.Kernel, sec.In, sec.Out, waits = sec.Kernel*share, sec.In*share, sec.Out*share, waits*share
 	once := sec.Disk

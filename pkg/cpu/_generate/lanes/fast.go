@@ -35,7 +35,7 @@ func softmaxPairs(t emit.Tier) {
 		firstSum, firstBase                     = 21, 18
 	)
 	base := func(v int) Physical { return t.V(firstBase + v) }
-	dispatch(t, func(lanes int) {
+	dispatch(allLanes, func(lanes int) {
 		vectors := lanes * 4 / t.Bytes
 		row := lanes * 4
 		arg("p", RBX)

@@ -23,6 +23,8 @@ var (
 	f32  = number{"", "float32", "float32", "float32", 4}
 	bf16 = number{"BF16", "float32", "uint16", "uint32", 4}
 	f64  = number{"Wide", "float64", "float32", "float64", 8}
+	// short is float32 weights times bfloat16 values, which are widened on the way.
+	short = number{"BF16", "float32", "uint16", "float32", 4}
 )
 
 // block is the register block of a tile: every vector of a part of the lanes, for
@@ -37,10 +39,10 @@ type block struct {
 }
 
 // blockOf chooses the block: as many sums as there are registers, less those of
-// one panel row and at least one broadcast.
+// one panel row and at least one broadcast. 8 lanes are the first of 16.
 func blockOf(t emit.Tier, lanes, size int) block {
-	b := block{lanes: lanes, size: size, row: lanes * size, chains: 1}
-	switch total := b.row / t.Bytes; {
+	b := block{lanes: lanes, size: size, row: max(lanes, 16) * size, chains: 1}
+	switch total := lanes * size / t.Bytes; {
 	case lanes == 48:
 		b.vectors = 3
 	case total == 1:
@@ -49,6 +51,8 @@ func blockOf(t emit.Tier, lanes, size int) block {
 		b.vectors = 2
 	}
 	switch {
+	case t.Registers == 16 && b.vectors == 1:
+		b.rows = []int{8, 4, 2, 1}
 	case t.Registers == 16 && b.vectors == 3:
 		b.rows = []int{4, 2, 1}
 	case t.Registers == 16:
@@ -79,32 +83,54 @@ func (b *block) twoChains() {
 }
 
 // dispatch emits body once for every number of lanes and jumps to the right one.
-// A body ends where it falls through to the common return. Halved AVX-512 is for
-// 16 lanes alone.
-func dispatch(t emit.Tier, body func(lanes int)) {
-	if t == emit.AVX512Half {
-		body(16)
-		VZEROUPPER()
-		RET()
-		return
-	}
+// A body ends where it falls through to the common return.
+func dispatch(counts []int, body func(lanes int)) {
 	n := Load(Param("lanes"), RAX)
-	CMPQ(n, U32(32))
-	JLT(LabelRef("lanes16"))
-	JEQ(LabelRef("lanes32"))
-	for _, lanes := range []int{48, 32, 16} {
-		if lanes != 48 {
+	for _, lanes := range counts[1:] {
+		CMPQ(n, U32(lanes))
+		JEQ(LabelRef(fmt.Sprintf("lanes%d", lanes)))
+	}
+	for i, lanes := range counts {
+		if i > 0 {
+			JMP(LabelRef("done"))
 			Label(fmt.Sprintf("lanes%d", lanes))
 		}
 		body(lanes)
-		if lanes != 16 {
-			JMP(LabelRef("done"))
-		}
 	}
 	Label("done")
 	VZEROUPPER()
 	RET()
 }
+
+// productLanes are the numbers of lanes for which a tier has products. Tiles of
+// few lanes, on AVX-512, are for vectors of 256 bits.
+func productLanes(t emit.Tier, n number) []int {
+	switch {
+	case t == emit.AVX512Half:
+		return []int{16, 8}
+	case t == emit.AVX2 && n != f64:
+		return []int{48, 32, 16, 8}
+	}
+	return allLanes
+}
+
+var allLanes = []int{48, 32, 16}
+
+// streams says whether so few lanes share the keys that these come from memory.
+// It is read best in one sequence, some way ahead, and as evenly as the arithmetic
+// goes: hardware does not foresee a block of rows that are walked side by side.
+func (b block) streams() bool { return b.lanes <= 16 }
+
+// fetch fetches cache lines and moves the pointer behind them.
+func fetch(p GPPhysical, lines int) {
+	for i := range lines {
+		PREFETCHT1(Mem{Base: p, Disp: 64 * i})
+	}
+	ADDQ(U32(64*lines), p)
+}
+
+// streamAhead is how far ahead keys are fetched, in bytes.
+const streamAhead = 16 << 10
 
 // sums numbers the registers of a block: the sums, the panel's vectors, and the
 // rest for broadcasts in turn. With two chains every other step adds to the
@@ -133,9 +159,16 @@ func (s sums) panel(v int) int {
 	return s.count() + v
 }
 func (s sums) broadcast(r int) int {
-	first := s.panel(s.vectors)
-	return first + r%min(s.tier.Registers-s.count()-s.vectors, 8)
+	free := s.tier.Registers - s.count() - s.vectors
+	if s.first() > 0 {
+		free-- // upper
+	}
+	return s.panel(s.vectors) + r%min(free, 8)
 }
+
+// upper is a mask for the upper halves of words, where values are bfloat16. It is
+// the last register below the sums.
+func (s sums) upper() int { return s.first() - 1 }
 
 func (s sums) clear() {
 	for i := range s.count() {
@@ -166,6 +199,14 @@ func (s sums) step(n number, chain int, panel Mem, element func(r int) Mem) {
 	for r := range s.rows {
 		b := s.broadcast(r)
 		switch {
+		case n == short && s.rows == 1:
+			VPBROADCASTW(element(r), t.V(b))
+			VPSLLD(U8(16), t.V(b), t.V(b))
+		case n == short && r%2 == 0: // with its neighbour
+			VPBROADCASTD(element(r), t.V(s.broadcast(r+1)))
+			VPSLLD(U8(16), t.V(s.broadcast(r+1)), t.V(b))
+		case n == short:
+			VPANDD(t.V(s.upper()), t.V(b), t.V(b))
 		case n == f64 && t.Wide():
 			VCVTPS2PD_BCST(element(r), t.V(b))
 		case n == f64:
@@ -241,7 +282,7 @@ func scores(t emit.Tier, n number) {
 	Pragma("noescape")
 	doc("scores"+n.infix+t.Suffix, scoresDoc[n])
 	left := AllocLocal(8) // keys
-	dispatch(t, func(lanes int) {
+	dispatch(productLanes(t, n), func(lanes int) {
 		b := blockOf(t, lanes, n.size)
 		if t.Registers == 32 && n != f64 {
 			b.twoChains()
@@ -259,7 +300,7 @@ func scores(t emit.Tier, n number) {
 		for _, rows := range b.rows {
 			scoresBlock(t, n, b, rows, left, fmt.Sprintf("%skeys%d", l, rows))
 		}
-		if b.vectors*t.Bytes < b.row {
+		if b.vectors*t.Bytes < lanes*n.size {
 			ADDQ(U32(b.vectors*t.Bytes), R14)
 			CMPQ(R14, U32(b.row))
 			JLT(LabelRef(l + "part"))
@@ -295,28 +336,43 @@ func scoresBlock(t emit.Tier, n number, b block, rows int, left Mem, label strin
 		}
 	}
 	if rows == b.rows[0] {
-		// A cache line of every row, 16 steps, while that of the next rows is fetched.
+		// A cache line of every row, 16 steps, while as many others are fetched.
 		MOVQ(RBX, RCX)
-		advance(RCX, rows)
+		if b.streams() {
+			ADDQ(U32(streamAhead), RCX)
+		} else {
+			advance(RCX, rows)
+		}
 		SUBQ(U8(16), RDX)
 		JLT(LabelRef(label + "rest"))
 		Label(label + "lines")
-		MOVQ(RCX, RSI)
-		for r := range rows {
-			if r > 0 && r%8 == 0 {
-				LEAQ(Mem{Base: RSI, Index: stride, Scale: 8}, RSI)
+		if b.streams() {
+			for u := range 16 {
+				if line := u * rows / 16; u == 0 || line > (u-1)*rows/16 {
+					PREFETCHT1(Mem{Base: RCX, Disp: 64 * line})
+				}
+				step(u)
 			}
-			PREFETCHT0(rowAt(RSI, r%8))
+			forward(16)
+			ADDQ(U32(64*rows), RCX)
+		} else {
+			MOVQ(RCX, RSI)
+			for r := range rows {
+				if r == 8 {
+					LEAQ(Mem{Base: RSI, Index: stride, Scale: 8}, RSI)
+				}
+				PREFETCHT0(rowAt(RSI, r%8))
+			}
+			ADDQ(U8(64), RCX)
+			MOVQ(I32(16/unroll), RSI)
+			Label(label + "line")
+			for u := range unroll {
+				step(u)
+			}
+			forward(unroll)
+			DECQ(RSI)
+			JNZ(LabelRef(label + "line"))
 		}
-		ADDQ(U8(64), RCX)
-		MOVQ(I32(16/unroll), RSI)
-		Label(label + "line")
-		for u := range unroll {
-			step(u)
-		}
-		forward(unroll)
-		DECQ(RSI)
-		JNZ(LabelRef(label + "line"))
 		SUBQ(U8(16), RDX)
 		JGE(LabelRef(label + "lines"))
 		Label(label + "rest")
@@ -385,10 +441,10 @@ func move(n number, from, to Op) {
 	}
 }
 
-// values multiplies float32 weights or, of bfloat16, pairs of them.
+// values multiplies float32 weights by values, or pairs of bfloat16 by pairs.
 func values(t emit.Tier, n number) {
-	name, lines := "values"+t.Suffix, valuesDoc
-	signature := "func(acc, alpha *float64, lanes int, p *float32, keys int, v *float32, stride, dv int)"
+	name, lines := "values"+n.infix+t.Suffix, valuesDoc
+	signature := "func(acc, alpha *float64, lanes int, p *float32, keys int, v *" + n.key + ", stride, dv int)"
 	if n == bf16 {
 		name, lines = "valuesPairs"+t.Suffix, valuesPairsDoc
 		signature = "func(acc, alpha *float64, lanes int, p *uint32, pairs int, v *uint32, dv int)"
@@ -396,8 +452,15 @@ func values(t emit.Tier, n number) {
 	TEXT(name, attrs, signature)
 	Pragma("noescape")
 	doc(name, lines)
-	dispatch(t, func(lanes int) {
+	counts := productLanes(t, n)
+	if n == bf16 && t == emit.AVX512Half {
+		counts = counts[:1]
+	}
+	dispatch(counts, func(lanes int) {
 		b := blockOf(t, lanes, 4)
+		if b.vectors == 1 && t.Registers == 32 {
+			b.rows = b.rows[1:] // 16, of which the usual dv are multiples, are enough
+		}
 		l := fmt.Sprintf("values%d", lanes)
 		if n == bf16 {
 			arg("dv", stride)
@@ -416,10 +479,15 @@ func values(t emit.Tier, n number) {
 		arg("p", RCX)
 		ADDQ(R14, RCX)
 		arg("dv", RSI)
+		if n != bf16 && b.streams() { // the next tile of keys
+			arg("keys", R15)
+			IMULQ(stride, R15)
+			ADDQ(RBX, R15)
+		}
 		for _, rows := range b.rows {
 			valuesBlock(t, n, b, rows, fmt.Sprintf("%sfeatures%d", l, rows))
 		}
-		if b.vectors*t.Bytes < b.row {
+		if b.vectors*t.Bytes < lanes*4 {
 			ADDQ(U32(b.vectors*t.Bytes), R14)
 			CMPQ(R14, U32(b.row))
 			JLT(LabelRef(l + "part"))
@@ -434,6 +502,13 @@ const ahead = 16
 // valuesBlock emits the loop over blocks of rows features.
 func valuesBlock(t emit.Tier, n number, b block, rows int, label string) {
 	s := sums{t, rows, b.vectors, 1}
+	bytes := 4 // of a value
+	if n == short {
+		bytes = 2
+	}
+	if n == short {
+		VPBROADCASTD(bits32(0xFFFF0000), t.V(s.upper()))
+	}
 	Label(label)
 	CMPQ(RSI, U32(rows))
 	JLT(LabelRef(label + "done"))
@@ -446,11 +521,12 @@ func valuesBlock(t emit.Tier, n number, b block, rows int, label string) {
 		arg("keys", RDX)
 	}
 	step := func(u int) {
-		s.step(n, 0, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(R12, u).Offset(4 * r) })
+		s.step(n, 0, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(R12, u).Offset(bytes * r) })
 	}
 	if rows == b.rows[0] {
 		MOVQ(RAX, R11) // acc is needed at the end of the block
-		if t.Wide() {
+		near := t.Wide() && !b.streams() || n == bf16 && t.Wide()
+		if near {
 			MOVQ(R12, R15)
 			advance(R15, ahead)
 		}
@@ -460,15 +536,18 @@ func valuesBlock(t emit.Tier, n number, b block, rows int, label string) {
 		PREFETCHT0(Mem{Base: R11})
 		PREFETCHT0(Mem{Base: R11, Disp: 64})
 		ADDQ(U8(128), R11)
+		if n != bf16 && b.streams() {
+			fetch(R15, (unroll*rows*bytes+63)/64)
+		}
 		for u := range unroll {
-			if t.Wide() {
+			if near {
 				PREFETCHT0(rowAt(R15, u))
 			}
 			step(u)
 		}
 		ADDQ(U32(unroll*b.row), RDI)
 		advance(R12, unroll)
-		if t.Wide() {
+		if near {
 			advance(R15, unroll)
 		}
 		SUBQ(U8(unroll), RDX)
@@ -484,13 +563,24 @@ func valuesBlock(t emit.Tier, n number, b block, rows int, label string) {
 	DECQ(RDX)
 	JNZ(LabelRef(label + "keys"))
 	Label(label + "summed")
+	s.store(b)
+	ADDQ(U32(2*rows*b.row), RAX)
+	ADDQ(U32(bytes*rows), RBX)
+	SUBQ(U8(rows), RSI)
+	JMP(LabelRef(label))
+	Label(label + "done")
+}
+
+// store adds the sums to acc at RAX, which is rescaled by alpha at R13.
+func (s sums) store(b block) {
+	t := s.tier
 	// The registers of the panel and the broadcasts are free from here.
 	alpha, high := s.panel(0), s.panel(0)+1
-	for v := range b.vectors {
+	for v := range s.vectors {
 		for half := range 2 {
 			part := (2*v + half) * t.Bytes
 			VMOVUPD(Mem{Base: R13, Disp: part}, t.V(alpha))
-			for r := range rows {
+			for r := range s.rows {
 				at := Mem{Base: RAX, Disp: 2*r*b.row + part}
 				to := high
 				if t.Registers == 32 {
@@ -507,9 +597,4 @@ func valuesBlock(t emit.Tier, n number, b block, rows int, label string) {
 			}
 		}
 	}
-	ADDQ(U32(2*rows*b.row), RAX)
-	ADDQ(U32(4*rows), RBX)
-	SUBQ(U8(rows), RSI)
-	JMP(LabelRef(label))
-	Label(label + "done")
 }

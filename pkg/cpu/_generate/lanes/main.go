@@ -36,6 +36,7 @@ func main() {
 		scores(emit.AVX512Half, n)
 		values(emit.AVX512Half, n)
 	}
+	values(emit.AVX512Half, short)
 	build.Generate()
 }
 
@@ -44,7 +45,8 @@ func doc(name string, lines []string) {
 	build.Doc(append([]string{name + ": " + lines[0]}, lines[1:]...)...)
 }
 
-// A tile has lanes query rows, 16, 32 or 48; panels are [x][lanes].
+// A tile has lanes query rows, 16, 32 or 48; panels are [x][lanes]. Products may be
+// of the first 8 of 16 lanes alone.
 var (
 	scoresDoc = map[number][]string{
 		f32: {

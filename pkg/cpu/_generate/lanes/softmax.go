@@ -281,7 +281,7 @@ func softmax(t emit.Tier, wide bool) {
 	TEXT(name, attrs, signature)
 	Pragma("noescape")
 	doc(name, lines)
-	dispatch(t, func(lanes int) {
+	dispatch(allLanes, func(lanes int) {
 		vectors := lanes * 4 / t.Bytes
 		step := part(t, wide, vectors)
 		for first := 0; first < vectors; first += step {

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package cpu
+
+func preferHuge([]byte)  {}
+func allowedCPUs() []int { return nil }
+func stayOn(int)         {}
