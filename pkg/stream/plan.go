@@ -175,14 +175,21 @@ func brisk(plans []*Plan) []*Plan {
 	return plans
 }
 
-// choose returns the fastest plan. Predictions within 2% of it are equal to it;
-// among equals one that needs no division comes first, then cqs before rows,
-// then the smaller footprint.
+// choose returns the fastest plan. Predictions within 2% of it are equal to it, as far
+// as the division goes: among equals one that needs no division comes first, then cqs
+// before rows. Of plans that divide alike, within half a percent, the smallest is taken.
 func choose(plans []*Plan) *Plan {
-	const equal = 1.02
-	fastest := math.Inf(1)
-	for _, p := range plans {
-		fastest = min(fastest, p.cost)
+	within := func(list []*Plan, share float64) (equal []*Plan) {
+		fastest := math.Inf(1)
+		for _, p := range list {
+			fastest = min(fastest, p.cost)
+		}
+		for _, p := range list {
+			if p.cost <= fastest*share {
+				equal = append(equal, p)
+			}
+		}
+		return equal
 	}
 	rank := func(p *Plan) int {
 		switch {
@@ -193,16 +200,10 @@ func choose(plans []*Plan) *Plan {
 		}
 		return 2
 	}
-	var best *Plan
-	for _, p := range plans {
-		if p.cost > fastest*equal {
-			continue
-		}
-		if best == nil || cmp.Or(cmp.Compare(rank(p), rank(best)), cmp.Compare(p.Memory.Total(), best.Memory.Total())) < 0 {
-			best = p
-		}
-	}
-	return best
+	list := within(plans, 1.02)
+	first := slices.MinFunc(list, func(p, q *Plan) int { return cmp.Compare(rank(p), rank(q)) })
+	list = slices.DeleteFunc(list, func(p *Plan) bool { return rank(p) != rank(first) })
+	return slices.MinFunc(within(list, 1.005), func(p, q *Plan) int { return cmp.Compare(p.Memory.Total(), q.Memory.Total()) })
 }
 
 // Parts is the number of parts of the schedule that have nothing to do with each
