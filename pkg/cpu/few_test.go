@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
+	"github.com/streamcqsa/streamcqsa/pkg/stream/devicetest"
 )
 
 // Every number of rows that keys in parts are for, and one more: exact, with the
@@ -14,10 +15,11 @@ import (
 func TestFewRows(t *testing.T) { eachKernel(t, testFewRows) }
 
 func testFewRows(t *testing.T) {
-	rng := rand.New(rand.NewPCG(21, 22))
+	var ran [paths]int
+	s, rng := subject(&ran), rand.New(rand.NewPCG(21, 22))
 	for rows := 1; rows <= fewRows+1; rows++ {
 		for i, typ := range dtypes {
-			p := problem(rows, []int{64, 33, 128}[(rows+i)%3])
+			p := devicetest.Problem(rows, []int{64, 33, 128}[(rows+i)%3])
 			p.Nk, p.Dv = 2*partKeys+77, p.D+rows%5
 			p.DType, p.OutDType = typ, typ
 			if i == 1 {
@@ -27,14 +29,14 @@ func testFewRows(t *testing.T) {
 				p.Hq, p.Nq = 2, rows/2
 			}
 			name := fmt.Sprintf("%d rows, %v, D = %d", rows, typ, p.D)
-			x, before := random(p, rng), ran
-			r := run(t, x, way{threads: 1})
-			check(t, name, compare(t, x, r, rows), typ)
+			x, before := devicetest.Random(p, rng), ran
+			r := s.Compute(t, x, devicetest.Way{Threads: 1})
+			s.Check(t, name, devicetest.Compare(t, x, r, rows), typ)
 			if meant := map[bool]path{true: few, false: narrow}[alongFeatures(attention.Geometry{D: p.D, DType: typ}, rows)]; kernel != Portable && ran[meant] == before[meant] {
 				t.Errorf("%s: other kernels ran", name)
 			}
 			for _, threads := range []int{2, 5} {
-				if again := run(t, x, way{threads: threads}); !bytes.Equal(again.o, r.o) || !bytes.Equal(again.lse, r.lse) {
+				if again := s.Compute(t, x, devicetest.Way{Threads: threads}); !bytes.Equal(again.O, r.O) || !bytes.Equal(again.LSE, r.LSE) {
 					t.Errorf("%s: %d threads give other bits", name, threads)
 				}
 			}

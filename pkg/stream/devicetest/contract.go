@@ -72,22 +72,22 @@ func done(e attention.Event) bool {
 // bench is a device with a small problem.
 type bench struct {
 	stream.Device
-	x tensors
+	x Tensors
 }
 
 func (s suite) small(t testing.TB) bench {
-	p := problem(64, 8)
-	x := random(p, rand.New(rand.NewPCG(35, 36)))
-	d := s.reserve(t, 2, way{batch: 2}.or(p).geometry(p))
+	p := Problem(64, 8)
+	x := Random(p, rand.New(rand.NewPCG(35, 36)))
+	d := s.reserve(t, 2, Way{Batch: 2}.Geometry(p))
 	t.Cleanup(func() { must(t, d.Release()) })
 	return bench{d, x}
 }
 
 func (b bench) loadKV(slot int, after ...attention.Event) attention.Event {
-	return b.LoadKV(slot, b.x.heads(b.x.k, b.x.p.DType, 0, 1, 64, 8, 0, 64), b.x.heads(b.x.v, b.x.p.DType, 0, 1, 64, 8, 0, 64), after...)
+	return b.LoadKV(slot, b.x.Heads(b.x.K, b.x.P.DType, 0, 1, 64, 8, 0, 64), b.x.Heads(b.x.V, b.x.P.DType, 0, 1, 64, 8, 0, 64), after...)
 }
 
-func (b bench) query() []attention.Rows { return b.x.heads(b.x.q, b.x.p.DType, 0, 1, 64, 8, 0, 64) }
+func (b bench) query() []attention.Rows { return b.x.Heads(b.x.Q, b.x.P.DType, 0, 1, 64, 8, 0, 64) }
 
 func (s suite) events(t *testing.T) {
 	b := s.small(t)
@@ -131,9 +131,9 @@ func (s suite) stats(t *testing.T) {
 }
 
 func (s suite) interrupt(t *testing.T) {
-	p := problem(64, 8)
-	x := random(p, rand.New(rand.NewPCG(37, 38)))
-	g := way{}.or(p).geometry(p)
+	p := Problem(64, 8)
+	x := Random(p, rand.New(rand.NewPCG(37, 38)))
+	g := Way{}.Geometry(p)
 	d := s.reserve(t, 2, g)
 	b := bench{d, x}
 	load := b.LoadQuery(0, b.query(), nil, b.loadKV(0))
@@ -164,21 +164,21 @@ func (s suite) states(t *testing.T) {
 	rng := rand.New(rand.NewPCG(45, 46))
 	for _, typ := range dtypes {
 		for _, dims := range [][2]int{{24, 24}, {100, 33}, {256, 200}} {
-			p := problem(150, dims[0])
+			p := Problem(150, dims[0])
 			p.Dv, p.Hq, p.Hkv, p.DType, p.OutDType, p.Layout = dims[1], 4, 2, typ, typ, attention.BNHD
-			x := random(p, rng)
-			w := way{queryChunk: 140, keyChunk: 40, slack: 33}
-			want := s.run(t, x, w)
-			w.save = true
-			got := s.run(t, x, w)
-			if !bytes.Equal(got.o, want.o) || !bytes.Equal(got.lse, want.lse) {
+			x := Random(p, rng)
+			w := Way{QueryChunk: 140, KeyChunk: 40, Slack: 33}
+			want := s.Compute(t, x, w)
+			w.Save = true
+			got := s.Compute(t, x, w)
+			if !bytes.Equal(got.O, want.O) || !bytes.Equal(got.LSE, want.LSE) {
 				t.Errorf("%v, D = %d, Dv = %d: saving the state makes a difference", typ, dims[0], dims[1])
 			}
 
-			g := way{queryChunk: 150}.or(p).geometry(p)
+			g := Way{QueryChunk: 150}.Geometry(p)
 			d := s.reserve(t, 1, g)
 			mem := new(memory)
-			must(t, d.SaveState(0, mem, d.LoadQuery(0, x.heads(x.q, typ, 0, 4, 150, p.D, 0, 150), nil)).Wait())
+			must(t, d.SaveState(0, mem, d.LoadQuery(0, x.Heads(x.Q, typ, 0, 4, 150, p.D, 0, 150), nil)).Wait())
 			if n := d.StateBytes(g); int64(len(mem.b)) != n {
 				t.Errorf("%v, D = %d, Dv = %d: a state of %d bytes, announced as %d", typ, dims[0], dims[1], len(mem.b), n)
 			}
@@ -203,10 +203,10 @@ func (s suite) manyHeads(t *testing.T) {
 	rng := rand.New(rand.NewPCG(47, 48))
 	for _, heads := range [][2]int{{33, 33}, {21, 3}, {600, 600}} {
 		for _, layout := range []attention.Layout{attention.BHND, attention.BNHD} {
-			p := problem(20, 8)
+			p := Problem(20, 8)
 			p.Hq, p.Hkv, p.Layout, p.DType = heads[0], heads[1], layout, attention.BF16
-			x := random(p, rng)
-			check(t, fmt.Sprintf("%+v", p), compare(t, x, s.run(t, x, way{queryChunk: 15, keyChunk: 13}), 4), p.OutDType)
+			x := Random(p, rng)
+			s.Check(t, fmt.Sprintf("%+v", p), Compare(t, x, s.Compute(t, x, Way{QueryChunk: 15, KeyChunk: 13}), 4), p.OutDType)
 		}
 	}
 }
@@ -252,27 +252,31 @@ func (f onDisk) rows(list []attention.Rows, data []byte, at int64, mapped, file 
 func (s suite) sources(t *testing.T) {
 	rng := rand.New(rand.NewPCG(49, 50))
 	const header = 64 << 10 / 3
+	n := 3000
+	if testing.Short() {
+		n = 700
+	}
 	for _, layout := range []attention.Layout{attention.BHND, attention.BNHD} {
-		p := problem(3000, 72)
+		p := Problem(n, 72)
 		p.Hq, p.Hkv, p.Layout, p.DType = 6, 3, layout, attention.BF16
-		x := random(p, rng)
+		x := Random(p, rng)
 		pad := make([]byte, header)
-		q, k, v := writeFile(t, slices.Concat(pad, x.q)), writeFile(t, slices.Concat(pad, x.k)), writeFile(t, slices.Concat(pad, x.v))
+		q, k, v := writeFile(t, slices.Concat(pad, x.Q)), writeFile(t, slices.Concat(pad, x.K)), writeFile(t, slices.Concat(pad, x.V))
 		var want []byte
 		for _, from := range []struct{ mapped, file bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
-			d := s.reserve(t, 2, way{}.or(p).geometry(p))
-			query := q.rows(x.heads(x.q, p.DType, 0, p.Hq, p.Nq, p.D, 0, p.Nq), x.q, header, from.mapped, from.file)
-			keys := k.rows(x.heads(x.k, p.DType, 0, p.Hkv, p.Nk, p.D, 0, p.Nk), x.k, header, from.mapped, from.file)
-			values := v.rows(x.heads(x.v, p.DType, 0, p.Hkv, p.Nk, p.Dv, 0, p.Nk), x.v, header, from.mapped, from.file)
+			d := s.reserve(t, 2, Way{}.Geometry(p))
+			query := q.rows(x.Heads(x.Q, p.DType, 0, p.Hq, p.Nq, p.D, 0, p.Nq), x.Q, header, from.mapped, from.file)
+			keys := k.rows(x.Heads(x.K, p.DType, 0, p.Hkv, p.Nk, p.D, 0, p.Nk), x.K, header, from.mapped, from.file)
+			values := v.rows(x.Heads(x.V, p.DType, 0, p.Hkv, p.Nk, p.Dv, 0, p.Nk), x.V, header, from.mapped, from.file)
 			e := d.Apply([]attention.Work{{Query: 0, Refs: []attention.KVRef{{Slot: 0, Kind: attention.Full}}}},
 				d.LoadQuery(0, query, nil), d.LoadKV(0, keys, values))
-			r := result{o: make([]byte, p.Hq*p.Nq*p.Dv*4), lse: make([]byte, p.Hq*p.Nq*4)}
-			must(t, d.Finish(0, 0, x.heads(r.o, p.OutDType, 0, p.Hq, p.Nq, p.Dv, 0, p.Nq), nil, e).Wait())
+			r := Result{O: make([]byte, p.Hq*p.Nq*p.Dv*4), LSE: make([]byte, p.Hq*p.Nq*4)}
+			must(t, d.Finish(0, 0, x.Heads(r.O, p.OutDType, 0, p.Hq, p.Nq, p.Dv, 0, p.Nq), nil, e).Wait())
 			t.Logf("%v, %+v: by %s", layout, from, d.Stats().Path)
 			must(t, d.Release())
 			if want == nil {
-				want = r.o
-			} else if !bytes.Equal(want, r.o) {
+				want = r.O
+			} else if !bytes.Equal(want, r.O) {
 				t.Errorf("%v: rows from %+v differ from those in memory", layout, from)
 			}
 		}
@@ -298,12 +302,12 @@ func (s suite) fault(t *testing.T) {
 	const n, w = 4096, 16
 	page := int64(os.Getpagesize())
 	for _, typ := range dtypes {
-		p := problem(n, w)
+		p := Problem(n, w)
 		p.DType, p.OutDType = typ, typ
 		size := n * w * typ.Size()
 		whole := make([]byte, size)
 		short := mapped(t, int64(size), int64(size)/2/page*page)
-		d := s.reserve(t, 4, way{}.or(p).geometry(p))
+		d := s.reserve(t, 4, Way{}.Geometry(p))
 		rows := func(b []byte) []attention.Rows {
 			return []attention.Rows{{Data: b, Stride: w * typ.Size(), N: n, Width: w, DType: typ}}
 		}
@@ -311,7 +315,10 @@ func (s suite) fault(t *testing.T) {
 			"K": func() attention.Event { return d.LoadKV(0, rows(short), rows(whole)) },
 			"V": func() attention.Event { return d.LoadKV(0, rows(whole), rows(short)) },
 			"Q": func() attention.Event { return d.LoadQuery(0, rows(short), nil) },
-			"O": func() attention.Event { return d.Finish(0, n, rows(short), nil, d.LoadQuery(0, rows(whole), nil)) },
+			"O": func() attention.Event { return d.Finish(0, 0, rows(short), nil, d.LoadQuery(0, rows(whole), nil)) },
+			"empty rows of O": func() attention.Event {
+				return d.Finish(0, n, rows(short), nil, d.LoadQuery(0, rows(whole), nil))
+			},
 		} {
 			err := submit().Wait()
 			var fault *attention.Fault

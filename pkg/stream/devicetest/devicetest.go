@@ -18,6 +18,17 @@ type Subject struct {
 	// Poison fills what a device reserved with bytes that are NaN in every type. May
 	// be nil.
 	Poison func(t testing.TB, d stream.Device)
+	// Finished looks at a device after each chunk of queries, none of which was
+	// longer than queryRows and none of their chunks of keys longer than keyRows. May
+	// be nil.
+	Finished func(t testing.TB, d stream.Device, queryRows, keyRows int)
+	// Done is called at the end of each test. May be nil.
+	Done func(t testing.TB)
+	// Once says that float32 results, too, are exact ones rounded once.
+	Once bool
+	// AnyBatch says that neither the split into batches nor the length of query
+	// chunks changes a bit.
+	AnyBatch bool
 	// PerScore is the relative error of a float32 result for each unit, of log2, of
 	// the largest score of its row, where that is more than numerics.md promises
 	// everywhere.
@@ -59,12 +70,17 @@ func Run(t *testing.T, subject Subject) {
 		{"Fault", s.fault},
 	}
 	for _, x := range tests {
-		t.Run(x.name, x.test)
+		t.Run(x.name, func(t *testing.T) {
+			x.test(t)
+			if s.Done != nil {
+				s.Done(t)
+			}
+		})
 	}
 }
 
 // reserve opens a device, reserves it, and poisons its memory.
-func (s suite) reserve(t testing.TB, threads int, g attention.Geometry) stream.Device {
+func (s Subject) reserve(t testing.TB, threads int, g attention.Geometry) stream.Device {
 	t.Helper()
 	d := s.Open(t, threads)
 	must(t, d.Reserve(g))

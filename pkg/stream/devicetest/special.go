@@ -24,16 +24,16 @@ func class(x float64) string {
 
 // sameClasses compares every element with the oracle: the class of all, and the
 // value of those that are finite.
-func sameClasses(t testing.TB, name string, x tensors, r result) (special int) {
+func sameClasses(t testing.TB, name string, x Tensors, r Result) (special int) {
 	t.Helper()
-	p := x.p
+	p := x.P
 	tol := max(p.OutDType.Epsilon(), 2e-6)
 	if p.Fast {
 		tol = 2e-2
 	}
 	for b := range p.B {
 		for h := range p.Hq {
-			want, wantLSE := exact(x, b, h, sample(p.Nq, p.Nq))
+			want, wantLSE := Exact(x, b, h, sample(p.Nq, p.Nq))
 			for i, row := range want {
 				o, lse := r.row(p, b, h, i)
 				if class(float64(lse)) != class(wantLSE[i]) {
@@ -69,26 +69,26 @@ func (s suite) specialValues(t *testing.T) {
 	special := make(map[string]int)
 	for n := range 400 {
 		shape := shapes[n%len(shapes)]
-		p := problem(shape.nq, 5)
+		p := Problem(shape.nq, 5)
 		p.Nk, p.Causal, p.Dv = shape.nk, shape.causal, 7
 		p.Hq, p.Hkv = 4, 2
 		p.DType, p.OutDType = dtypes[n%3], dtypes[n/3%3]
 		p.Fast = p.DType == attention.BF16 && n%2 == 0
-		x := random(p, rng)
+		x := Random(p, rng)
 		places := ""
 		for range 1 + n%3 {
 			v := values[rng.IntN(3)]
 			which := rng.IntN(3)
-			data := [][]byte{x.q, x.k, x.v}[which]
+			data := [][]byte{x.Q, x.K, x.V}[which]
 			at := rng.IntN(len(data) / p.DType.Size())
 			p.DType.Put(data[at*p.DType.Size():], v)
 			places += fmt.Sprintf(" %v in %c at %d", v, "QKV"[which], at)
 		}
-		w := way{queryChunk: 1 + rng.IntN(shape.nq), keyChunk: 1 + rng.IntN(shape.nk), threads: 2, slack: n % 2 * 9}
+		w := Way{QueryChunk: 1 + rng.IntN(shape.nq), KeyChunk: 1 + rng.IntN(shape.nk), Threads: 2, Slack: n % 2 * 9}
 		if n%4 == 0 {
-			w = way{}
+			w = Way{}
 		}
-		special[places[:4]] += sameClasses(t, fmt.Sprintf("%+v, %+v,%s", p, w, places), x, s.run(t, x, w))
+		special[places[:4]] += sameClasses(t, fmt.Sprintf("%+v, %+v,%s", p, w, places), x, s.Compute(t, x, w))
 	}
 	for place, n := range special {
 		if n == 0 {
@@ -101,20 +101,20 @@ func (s suite) specialValues(t *testing.T) {
 // in the same block of rows, the same tile of keys, or the next chunk.
 func (s suite) nanDoesNotCrossTheCausalEdge(t *testing.T) {
 	rng := rand.New(rand.NewPCG(29, 30))
-	p := problem(12, 4)
+	p := Problem(12, 4)
 	p.Causal = attention.TopLeft
 	for key := range p.Nk {
 		for _, inV := range []bool{false, true} {
-			for _, w := range []way{{}, {queryChunk: 5, keyChunk: 7}} {
-				x := random(p, rng)
-				data := x.k
+			for _, w := range []Way{{}, {QueryChunk: 5, KeyChunk: 7}} {
+				x := Random(p, rng)
+				data := x.K
 				if inV {
-					data = x.v
+					data = x.V
 				}
 				for d := range 4 {
 					p.DType.Put(data[(key*4+d)*4:], math.NaN())
 				}
-				r := s.run(t, x, w)
+				r := s.Compute(t, x, w)
 				for i := range p.Nq {
 					o, lse := r.row(p, 0, 0, i)
 					for _, v := range o {
@@ -133,44 +133,44 @@ func (s suite) nanDoesNotCrossTheCausalEdge(t *testing.T) {
 
 // All scores of a row -Inf: no weights to share, which is NaN, not an empty row.
 func (s suite) scoresAllMinusInfinity(t *testing.T) {
-	p := problem(3, 2)
+	p := Problem(3, 2)
 	p.Nk = 200
 	one := func(_, _, _, _ int) float64 { return 1 }
-	x := tensors{p: p, q: fill(p, 1, 3, 2, one), v: fill(p, 1, 200, 2, one),
-		k: fill(p, 1, 200, 2, func(_, _, j, _ int) float64 { return math.Inf(-1) })}
-	for _, w := range []way{{}, {keyChunk: 60}} {
-		sameClasses(t, "all -Inf", x, s.run(t, x, w))
+	x := Tensors{P: p, Q: Fill(p, 1, 3, 2, one), V: Fill(p, 1, 200, 2, one),
+		K: Fill(p, 1, 200, 2, func(_, _, j, _ int) float64 { return math.Inf(-1) })}
+	for _, w := range []Way{{}, {KeyChunk: 60}} {
+		sameClasses(t, "all -Inf", x, s.Compute(t, x, w))
 	}
-	p.DType.Put(x.k[170*2*4:], 3) // one key with a score, late, and its neighbour half
-	p.DType.Put(x.k[(170*2+1)*4:], 3)
-	for _, w := range []way{{}, {keyChunk: 60}} {
-		if n := sameClasses(t, "all but one -Inf", x, s.run(t, x, w)); n != 0 {
+	p.DType.Put(x.K[170*2*4:], 3) // one key with a score, late, and its neighbour half
+	p.DType.Put(x.K[(170*2+1)*4:], 3)
+	for _, w := range []Way{{}, {KeyChunk: 60}} {
+		if n := sameClasses(t, "all but one -Inf", x, s.Compute(t, x, w)); n != 0 {
 			t.Errorf("%d special elements", n)
 		}
 	}
 }
+
+// far is more keys than any kernel takes at once.
+const far = 256
 
 // An infinite value under a weight that underflows: in one pass the weight is
 // exp(-2000) = 0, and 0 * Inf is NaN. With a running maximum the weight may have
 // been exp(0) when the value was met; then the sum is Inf, and re-basing it once
 // by exp(-2000) gives NaN too, but re-basing it in steps that do not underflow
 // leaves Inf. Either way the element is poisoned, and no other is.
-// far is more keys than any kernel takes at once.
-const far = 256
-
 func (s suite) infinityTimesVanishingWeight(t *testing.T) {
-	p := problem(1, 1)
+	p := Problem(1, 1)
 	p.Nk, p.Dv, p.Scale = 5*far, 3, 1
 	for _, step := range []float64{2000, 500} {
-		x := tensors{p: p, q: fill(p, 1, 1, 1, func(_, _, _, _ int) float64 { return 1 }),
-			k: fill(p, 1, p.Nk, 1, func(_, _, j, _ int) float64 { return step * float64(j/far) }),
-			v: fill(p, 1, p.Nk, 3, func(_, _, j, d int) float64 {
+		x := Tensors{P: p, Q: Fill(p, 1, 1, 1, func(_, _, _, _ int) float64 { return 1 }),
+			K: Fill(p, 1, p.Nk, 1, func(_, _, j, _ int) float64 { return step * float64(j/far) }),
+			V: Fill(p, 1, p.Nk, 3, func(_, _, j, d int) float64 {
 				if j == 0 && d == 1 {
 					return math.Inf(1)
 				}
 				return float64(d)
 			})}
-		o, lse := s.run(t, x, way{}).row(p, 0, 0, 0)
+		o, lse := s.Compute(t, x, Way{}).row(p, 0, 0, 0)
 		if got := class(float64(o[1])); got != "NaN" && got != "+Inf" {
 			t.Errorf("step %v: the element under the infinity is %v", step, o[1])
 		}

@@ -12,20 +12,21 @@ import (
 	"github.com/streamcqsa/streamcqsa/pkg/stream"
 )
 
-// tensors are the inputs of a problem, in its layout.
-type tensors struct {
-	p       attention.Problem
-	q, k, v []byte
+// Tensors are the inputs of a problem, in its layout.
+type Tensors struct {
+	P       attention.Problem
+	Q, K, V []byte
 }
 
-// problem fills in what most tests do not care about.
-func problem(n, d int) attention.Problem {
+// Problem fills in what most tests do not care about: one head, n queries and n keys
+// of dimension d, float32.
+func Problem(n, d int) attention.Problem {
 	return attention.Problem{B: 1, Hq: 1, Hkv: 1, Nq: n, Nk: n, D: d, Dv: d,
 		DType: attention.F32, OutDType: attention.F32, Layout: attention.BHND, Scale: attention.DefaultScale(d)}
 }
 
-// fill makes a tensor of h heads, n rows of w elements.
-func fill(p attention.Problem, h, n, w int, value func(b, h, n, d int) float64) []byte {
+// Fill makes a tensor of h heads, n rows of w elements.
+func Fill(p attention.Problem, h, n, w int, value func(b, h, n, d int) float64) []byte {
 	data := make([]byte, p.B*h*n*w*p.DType.Size())
 	for b := range p.B {
 		for x := range h {
@@ -40,13 +41,13 @@ func fill(p attention.Problem, h, n, w int, value func(b, h, n, d int) float64) 
 	return data
 }
 
-// random inputs: normal, and V around 1 so that sums do not cancel.
-func random(p attention.Problem, rng *rand.Rand) tensors {
+// Random makes inputs of normal distribution.
+func Random(p attention.Problem, rng *rand.Rand) Tensors {
 	normal := func(_, _, _, _ int) float64 { return rng.NormFloat64() }
-	return tensors{p: p,
-		q: fill(p, p.Hq, p.Nq, p.D, normal),
-		k: fill(p, p.Hkv, p.Nk, p.D, normal),
-		v: fill(p, p.Hkv, p.Nk, p.Dv, normal)}
+	return Tensors{P: p,
+		Q: Fill(p, p.Hq, p.Nq, p.D, normal),
+		K: Fill(p, p.Hkv, p.Nk, p.D, normal),
+		V: Fill(p, p.Hkv, p.Nk, p.Dv, normal)}
 }
 
 func rowsOf(p attention.Problem, data []byte, t attention.DType, b, h, heads, n, w, lo, hi int) attention.Rows {
@@ -55,27 +56,29 @@ func rowsOf(p attention.Problem, data []byte, t attention.DType, b, h, heads, n,
 	return r.Slice(lo, hi)
 }
 
-func (x tensors) heads(data []byte, t attention.DType, b, heads, n, w, lo, hi int) []attention.Rows {
+// Heads are rows [lo, hi) of every head of a tensor of n rows of w elements, that data
+// holds in the layout of the problem.
+func (x Tensors) Heads(data []byte, t attention.DType, b, heads, n, w, lo, hi int) []attention.Rows {
 	var rows []attention.Rows
 	for h := range heads {
-		rows = append(rows, rowsOf(x.p, data, t, b, h, heads, n, w, lo, hi))
+		rows = append(rows, rowsOf(x.P, data, t, b, h, heads, n, w, lo, hi))
 	}
 	return rows
 }
 
-// way is how a problem is run; the zero value is one chunk, one thread.
-type way struct {
-	queryChunk, keyChunk int // rows of a chunk, 0 for all
-	threads              int // 0 for one
-	batch                int // pairs of one Apply, 0 for one
-	save                 bool
-	slack                int // rows by which the geometry is larger than the chunks
+// Way is how a problem is computed; the zero value is one chunk, one thread.
+type Way struct {
+	QueryChunk, KeyChunk int  // rows of a chunk, 0 for all
+	Threads              int  // 0 for one
+	Batch                int  // pairs of one Apply, 0 for one
+	Save                 bool // the state makes a detour through memory after each batch
+	Slack                int  // rows by which the geometry is larger than the chunks
 }
 
-func (w way) or(p attention.Problem) way {
-	w.queryChunk = min(p.Nq, max(w.queryChunk, p.Nq*b2i(w.queryChunk == 0)))
-	w.keyChunk = min(p.Nk, max(w.keyChunk, p.Nk*b2i(w.keyChunk == 0)))
-	w.threads, w.batch = max(w.threads, 1), max(w.batch, 1)
+func (w Way) or(p attention.Problem) Way {
+	w.QueryChunk = min(p.Nq, max(w.QueryChunk, p.Nq*b2i(w.QueryChunk == 0)))
+	w.KeyChunk = min(p.Nk, max(w.KeyChunk, p.Nk*b2i(w.KeyChunk == 0)))
+	w.Threads, w.Batch = max(w.Threads, 1), max(w.Batch, 1)
 	return w
 }
 
@@ -86,42 +89,47 @@ func b2i(b bool) int {
 	return 0
 }
 
-type result struct {
-	o   []byte // in the problem's layout and output type
-	lse []byte // (B, Hq, Nq) float32
+// Result is what a device computed.
+type Result struct {
+	O   []byte // in the problem's layout and output type
+	LSE []byte // (B, Hq, Nq) float32
 }
 
-// geometry of the pool: two query slots, so that a state can change slots, and
+// Geometry of the pool: two query slots, so that a state can change slots, and
 // a KV slot for each pair of a batch.
-func (w way) geometry(p attention.Problem) attention.Geometry {
+func (w Way) Geometry(p attention.Problem) attention.Geometry {
+	w = w.or(p)
 	return attention.Geometry{D: p.D, Dv: p.Dv, DType: p.DType, OutDType: p.OutDType, Scale: p.Scale,
-		Fast: p.Fast, KVHeads: p.Hkv, Group: p.Group(), QueryRows: w.queryChunk + w.slack, KeyRows: w.keyChunk + w.slack, QuerySlots: 2, KVSlots: w.batch}
+		Fast: p.Fast, KVHeads: p.Hkv, Group: p.Group(), QueryRows: w.QueryChunk + w.Slack, KeyRows: w.KeyChunk + w.Slack, QuerySlots: 2, KVSlots: w.Batch}
 }
 
-// run computes the problem chunk by chunk on a device whose memory is full of NaN.
-func (s suite) run(t testing.TB, x tensors, w way) result {
+// Compute computes the problem chunk by chunk on a device whose memory is full of NaN.
+func (s Subject) Compute(t testing.TB, x Tensors, w Way) Result {
 	t.Helper()
-	w = w.or(x.p)
-	p := x.p
-	d := s.reserve(t, w.threads, w.geometry(x.p))
+	w = w.or(x.P)
+	p := x.P
+	d := s.reserve(t, w.Threads, w.Geometry(x.P))
 	defer func() { must(t, d.Release()) }()
-	res := result{o: make([]byte, p.B*p.Hq*p.Nq*p.Dv*p.OutDType.Size()), lse: make([]byte, p.B*p.Hq*p.Nq*4)}
+	res := Result{O: make([]byte, p.B*p.Hq*p.Nq*p.Dv*p.OutDType.Size()), LSE: make([]byte, p.B*p.Hq*p.Nq*4)}
 	for b := range p.B {
-		for q0 := 0; q0 < p.Nq; q0 += w.queryChunk {
-			q1 := min(q0+w.queryChunk, p.Nq)
+		for q0 := 0; q0 < p.Nq; q0 += w.QueryChunk {
+			q1 := min(q0+w.QueryChunk, p.Nq)
 			r := runner{t: t, d: d, x: x, w: w, b: b, q0: q0, q1: q1}
 			last, slot := r.apply()
-			out := x.heads(res.o, p.OutDType, b, p.Hq, p.Nq, p.Dv, q0, q1)
+			out := x.Heads(res.O, p.OutDType, b, p.Hq, p.Nq, p.Dv, q0, q1)
 			var lse []attention.Rows
 			for h := range p.Hq {
 				at := ((b*p.Hq+h)*p.Nq + q0) * 4
-				lse = append(lse, attention.Rows{Data: res.lse[at : at+(q1-q0)*4], Stride: 4, N: q1 - q0, Width: 1, DType: attention.F32})
+				lse = append(lse, attention.Rows{Data: res.LSE[at : at+(q1-q0)*4], Stride: 4, N: q1 - q0, Width: 1, DType: attention.F32})
 			}
 			empty := 0
 			for q0+empty < q1 && p.Visible(q0+empty) == 0 {
 				empty++
 			}
 			must(t, d.Finish(slot, empty, out, lse, last).Wait())
+			if s.Finished != nil {
+				s.Finished(t, d, w.QueryChunk, w.KeyChunk)
+			}
 		}
 	}
 	return res
@@ -131,15 +139,15 @@ func (s suite) run(t testing.TB, x tensors, w way) result {
 type runner struct {
 	t      testing.TB
 	d      stream.Device
-	x      tensors
-	w      way
+	x      Tensors
+	w      Way
 	b      int
 	q0, q1 int
 }
 
 func (r runner) apply() (last attention.Event, slot int) {
-	p := r.x.p
-	query := r.x.heads(r.x.q, p.DType, r.b, p.Hq, p.Nq, p.D, r.q0, r.q1)
+	p := r.x.P
+	query := r.x.Heads(r.x.Q, p.DType, r.b, p.Hq, p.Nq, p.D, r.q0, r.q1)
 	last = r.d.LoadQuery(0, query, nil)
 	var refs []attention.KVRef
 	var loads []attention.Event
@@ -149,23 +157,23 @@ func (r runner) apply() (last attention.Event, slot int) {
 		}
 		last = r.d.Apply([]attention.Work{{Query: slot, Refs: slices.Clone(refs)}}, append(loads, last)...)
 		refs, loads = refs[:0], nil
-		if r.w.save {
+		if r.w.Save {
 			mem := new(memory)
 			saved := r.d.SaveState(slot, mem, last)
 			slot = 1 - slot
 			last = r.d.LoadQuery(slot, query, mem, saved)
 		}
 	}
-	for k0 := 0; k0 < p.Nk; k0 += r.w.keyChunk {
-		k1 := min(k0+r.w.keyChunk, p.Nk)
+	for k0 := 0; k0 < p.Nk; k0 += r.w.KeyChunk {
+		k1 := min(k0+r.w.KeyChunk, p.Nk)
 		kind, shift := p.Mask(r.q0, r.q1, k0, k1)
 		if kind == attention.Empty {
 			continue
 		}
-		loads = append(loads, r.d.LoadKV(len(refs), r.x.heads(r.x.k, p.DType, r.b, p.Hkv, p.Nk, p.D, k0, k1),
-			r.x.heads(r.x.v, p.DType, r.b, p.Hkv, p.Nk, p.Dv, k0, k1), last))
+		loads = append(loads, r.d.LoadKV(len(refs), r.x.Heads(r.x.K, p.DType, r.b, p.Hkv, p.Nk, p.D, k0, k1),
+			r.x.Heads(r.x.V, p.DType, r.b, p.Hkv, p.Nk, p.Dv, k0, k1), last))
 		refs = append(refs, attention.KVRef{Slot: len(refs), Kind: kind, Offset: shift})
-		if len(refs) == r.w.batch {
+		if len(refs) == r.w.Batch {
 			flush()
 		}
 	}
@@ -203,10 +211,10 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// exact evaluates rows of one head with the float64 oracle.
-func exact(x tensors, b, h int, rows []int) (out [][]float64, lse []float64) {
-	p := x.p
-	qr := rowsOf(p, x.q, p.DType, b, h, p.Hq, p.Nq, p.D, 0, p.Nq)
+// Exact evaluates rows of one head with the float64 oracle.
+func Exact(x Tensors, b, h int, rows []int) (out [][]float64, lse []float64) {
+	p := x.P
+	qr := rowsOf(p, x.Q, p.DType, b, h, p.Hq, p.Nq, p.D, 0, p.Nq)
 	q, visible := make([][]float32, len(rows)), make([]int, len(rows))
 	out = make([][]float64, len(rows))
 	for i, row := range rows {
@@ -214,23 +222,23 @@ func exact(x tensors, b, h int, rows []int) (out [][]float64, lse []float64) {
 		p.DType.Widen(q[i], qr.Row(row))
 	}
 	kv := h / p.Group()
-	lse = attention.Oracle(out, q, visible, rowsOf(p, x.k, p.DType, b, kv, p.Hkv, p.Nk, p.D, 0, p.Nk),
-		rowsOf(p, x.v, p.DType, b, kv, p.Hkv, p.Nk, p.Dv, 0, p.Nk), p.Scale)
+	lse = attention.Oracle(out, q, visible, rowsOf(p, x.K, p.DType, b, kv, p.Hkv, p.Nk, p.D, 0, p.Nk),
+		rowsOf(p, x.V, p.DType, b, kv, p.Hkv, p.Nk, p.Dv, 0, p.Nk), p.Scale)
 	return out, lse
 }
 
 // row returns a computed row of O and its lse.
-func (r result) row(p attention.Problem, b, h, i int) (o []float32, lse float32) {
+func (r Result) row(p attention.Problem, b, h, i int) (o []float32, lse float32) {
 	o = make([]float32, p.Dv)
-	p.OutDType.Widen(o, rowsOf(p, r.o, p.OutDType, b, h, p.Hq, p.Nq, p.Dv, 0, p.Nq).Row(i))
+	p.OutDType.Widen(o, rowsOf(p, r.O, p.OutDType, b, h, p.Hq, p.Nq, p.Dv, 0, p.Nq).Row(i))
 	var l [1]float32
-	attention.F32.Widen(l[:], r.lse[((b*p.Hq+h)*p.Nq+i)*4:][:4])
+	attention.F32.Widen(l[:], r.LSE[((b*p.Hq+h)*p.Nq+i)*4:][:4])
 	return o, l[0]
 }
 
-// errors accumulates what separates results from the exact ones.
-type errors struct {
-	sum, norm, rounding float64 // squares: of errors, of exact values, of the errors of rounding these once
+// Errors accumulates what separates results from the exact ones.
+type Errors struct {
+	sum, norm, rounding float64 // squares: of errors, of exact values, of the Errors of rounding these once
 	worst, worstOnce    float64 // largest error, and largest error of rounding once
 	n                   int
 	lse                 float64 // largest error of lse relative to max(1, |lse|)
@@ -239,10 +247,10 @@ type errors struct {
 // frobenius is the relative error in the Frobenius norm; worstElement is the
 // largest error relative to the root mean square of the exact output. (Relative
 // to max |V| it would be far smaller: averages of many values are small.)
-func (e errors) frobenius() float64     { return math.Sqrt(e.sum / e.norm) }
-func (e errors) once() float64          { return math.Sqrt(e.rounding / e.norm) }
-func (e errors) worstElement() float64  { return e.worst / math.Sqrt(e.norm/float64(e.n)) }
-func (e errors) worstRounding() float64 { return e.worstOnce / math.Sqrt(e.norm/float64(e.n)) }
+func (e Errors) frobenius() float64     { return math.Sqrt(e.sum / e.norm) }
+func (e Errors) once() float64          { return math.Sqrt(e.rounding / e.norm) }
+func (e Errors) worstElement() float64  { return e.worst / math.Sqrt(e.norm/float64(e.n)) }
+func (e Errors) worstRounding() float64 { return e.worstOnce / math.Sqrt(e.norm/float64(e.n)) }
 
 // sample is at most n rows of total: the first, the last, and some between.
 func sample(total, n int) []int {
@@ -253,22 +261,22 @@ func sample(total, n int) []int {
 	return rows
 }
 
-// compare sums the errors over the sampled rows of every head, and fails for
+// Compare sums the errors over the sampled rows of every head, and fails for
 // rows that should be empty and are not.
-func compare(t testing.TB, x tensors, r result, sampled int) (e errors) {
+func Compare(t testing.TB, x Tensors, r Result, sampled int) (e Errors) {
 	t.Helper()
-	rows := sample(x.p.Nq, sampled)
-	for b := range x.p.B {
-		for h := range x.p.Hq {
-			want, lse := exact(x, b, h, rows)
-			e.add(t, x.p, r, b, h, rows, want, lse)
+	rows := sample(x.P.Nq, sampled)
+	for b := range x.P.B {
+		for h := range x.P.Hq {
+			want, lse := Exact(x, b, h, rows)
+			e.add(t, x.P, r, b, h, rows, want, lse)
 		}
 	}
 	return e
 }
 
 // add compares rows of one head with exact ones.
-func (e *errors) add(t testing.TB, p attention.Problem, r result, b, h int, rows []int, want [][]float64, wantLSE []float64) {
+func (e *Errors) add(t testing.TB, p attention.Problem, r Result, b, h int, rows []int, want [][]float64, wantLSE []float64) {
 	t.Helper()
 	for i, row := range rows {
 		o, lse := r.row(p, b, h, row)
