@@ -58,7 +58,7 @@ func sameClasses(t testing.TB, name string, x Tensors, r Result) (special int) {
 
 // A special value at any place poisons what it poisons in float64: nothing
 // beyond a causal edge, no row beside its own, no padding. Weights do not
-// underflow here; see TestInfinityTimesVanishingWeight for those that do.
+// underflow here; see infinityTimesVanishingWeight for those that do.
 func (s suite) specialValues(t *testing.T) {
 	rng := rand.New(rand.NewPCG(27, 28))
 	values := []float64{math.NaN(), math.Inf(1), math.Inf(-1)}
