@@ -42,6 +42,21 @@ func (f Footprint) Total() int64 {
 	return n
 }
 
+// Product is the product of counts and sizes, but at most 2^58, which is more bytes than
+// any machine has: one that wrapped around could look as if it fitted, and so could a
+// sum of a few.
+func Product(factors ...int) int64 {
+	n, wide := int64(1), 1.0
+	for _, f := range factors {
+		n *= int64(f)
+		wide *= float64(f)
+	}
+	if wide >= 1<<58 {
+		return 1 << 58
+	}
+	return n
+}
+
 // Rates describe a device to the planner.
 type Rates struct {
 	FLOPS  float64 // kernel arithmetic, FLOP/s
@@ -117,6 +132,35 @@ func (r Rows) Slice(lo, hi int) Rows {
 		s.Data = r.Data[lo*r.Stride : (hi-1)*r.Stride+r.RowBytes()]
 	}
 	return s
+}
+
+// CopyTo copies the rows to dst, one after another: from the file if they are contiguous
+// and have one, else from memory, where GuardFaults is the caller's.
+func (r Rows) CopyTo(dst []byte) error {
+	if !r.Contiguous() {
+		for i, w := 0, r.RowBytes(); i < r.N; i++ {
+			copy(dst[i*w:(i+1)*w], r.Row(i))
+		}
+		return nil
+	}
+	if r.File != nil {
+		return ReadFull(r.File, dst[:r.N*r.RowBytes()], r.At)
+	}
+	copy(dst, r.Data)
+	return nil
+}
+
+// ReadFull reads all of b from offset at. A reader may report io.EOF along with the last
+// bytes; too few of them are an io.ErrUnexpectedEOF.
+func ReadFull(from io.ReaderAt, b []byte, at int64) error {
+	n, err := from.ReadAt(b, at)
+	if n == len(b) {
+		return nil
+	}
+	if err == nil || err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // KVRef is one pair of a Work: the key chunk in a KV slot, and the mask.

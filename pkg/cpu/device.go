@@ -71,7 +71,7 @@ func (d *Device) Threads() int { return d.threads }
 // StateBytes is the size of a saved state of the longest query chunk: per lane
 // acc[Dv], m and l in float64.
 func (d *Device) StateBytes(g attention.Geometry) int64 {
-	return product(g.KVHeads, lanesOf(g.Group*g.QueryRows), g.Dv+2, 8)
+	return attention.Product(g.KVHeads, lanesOf(g.Group*g.QueryRows), g.Dv+2, 8)
 }
 
 // Footprint is the memory that Reserve takes; see the package comment.
@@ -79,28 +79,14 @@ func (d *Device) Footprint(g attention.Geometry) attention.Footprint {
 	page := int64(os.Getpagesize())
 	pages := func(n int64) int64 { return (n + page - 1) / page * page }
 	list := attention.Footprint{
-		{Purpose: "kv_slots", Bytes: pages(product(g.KVSlots, kvBytes(g)))},
-		{Purpose: "query_slots", Bytes: pages(product(g.QuerySlots, queryBytes(g)))},
-		{Purpose: "scratch", Bytes: pages(product(d.threads, scratchBytes(g)))},
+		{Purpose: "kv_slots", Bytes: pages(attention.Product(g.KVSlots, kvBytes(g)))},
+		{Purpose: "query_slots", Bytes: pages(attention.Product(g.QuerySlots, queryBytes(g)))},
+		{Purpose: "scratch", Bytes: pages(attention.Product(d.threads, scratchBytes(g)))},
 	}
 	if fewQueries(g) {
-		list = append(list, attention.Use{Purpose: "partial_states", Bytes: pages(product(g.KVSlots, partsOf(g), partialFloats(g), 8))})
+		list = append(list, attention.Use{Purpose: "partial_states", Bytes: pages(attention.Product(g.KVSlots, partsOf(g), partialFloats(g), 8))})
 	}
 	return list
-}
-
-// product is at most 2^60, which is more than any machine has: a product that
-// wrapped around could look as if it fitted.
-func product(factors ...int) int64 {
-	n, wide := int64(1), 1.0
-	for _, f := range factors {
-		n *= int64(f)
-		wide *= float64(f)
-	}
-	if wide >= 1<<60 {
-		return 1 << 60
-	}
-	return n
 }
 
 // Reserve takes all memory and starts the queues.

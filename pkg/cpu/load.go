@@ -49,7 +49,7 @@ func (d *Device) loadRows(dst []byte, r attention.Rows, stat []float32, measure 
 	for lo := 0; lo < r.N && !d.interrupted.Load(); lo += step {
 		part := r.Slice(lo, min(lo+step, r.N))
 		to := dst[lo*r.RowBytes():][:part.N*r.RowBytes()]
-		if err := copyRows(to, part); err != nil {
+		if err := part.CopyTo(to); err != nil {
 			return err
 		}
 		if d.row == nil {
@@ -59,27 +59,6 @@ func (d *Device) loadRows(dst []byte, r attention.Rows, stat []float32, measure 
 			n := min(keyTile, part.N-j)
 			stat[(lo+j)/keyTile] = measure(to[j*r.RowBytes():], n, r.Width)
 		}
-	}
-	return nil
-}
-
-func copyRows(dst []byte, r attention.Rows) error {
-	if r.Contiguous() && r.File != nil {
-		// A reader may report io.EOF along with the last bytes.
-		if n, err := r.File.ReadAt(dst, r.At); n < len(dst) {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return err
-		}
-		return nil
-	}
-	if r.Contiguous() {
-		copy(dst, r.Data)
-		return nil
-	}
-	for i, w := 0, r.RowBytes(); i < r.N; i++ {
-		copy(dst[i*w:(i+1)*w], r.Row(i))
 	}
 	return nil
 }
@@ -128,8 +107,7 @@ func (d *Device) LoadQuery(slot int, q []attention.Rows, from io.ReaderAt, after
 		}
 		if from != nil {
 			b := stateBytes(s.used(g))
-			// A reader may report io.EOF along with the last bytes.
-			if n, err := from.ReadAt(b, 0); n < len(b) {
+			if err := attention.ReadFull(from, b, 0); err != nil {
 				return err
 			}
 			bytes += int64(len(b))

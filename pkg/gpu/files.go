@@ -2,23 +2,7 @@
 
 package gpu
 
-import (
-	"io"
-
-	"github.com/streamcqsa/streamcqsa/pkg/attention"
-)
-
-// readFull reads all of b. A reader may report io.EOF along with the last bytes.
-func readFull(from io.ReaderAt, b []byte, at int64) error {
-	n, err := from.ReadAt(b, at)
-	if n == len(b) {
-		return nil
-	}
-	if err == nil || err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
+import "github.com/streamcqsa/streamcqsa/pkg/attention"
 
 // scatter copies rows that lie pitch bytes apart in b to where they belong.
 func scatter(to attention.Rows, b []byte, pitch int) error {

@@ -121,8 +121,8 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 	// A factor of zero would make NaN of the scores that the mask hides.
 	p.ExactC = math.Abs(g.Scale) * math.Log2E
 	p.C = float32(max(p.ExactC, 1e-20))
-	l.kv = product(g.KVSlots, int(p.KVSlot))
-	l.query = product(g.QuerySlots, int(p.QSlot))
+	l.kv = attention.Product(g.KVSlots, int(p.KVSlot))
+	l.query = attention.Product(g.QuerySlots, int(p.QSlot))
 	row := max(g.D, g.Dv) * g.DType.Size()
 	// Packing waits for blocks of threads of attention to end. Meanwhile copies go on if
 	// all staging buffers together take what a KV slot does.
@@ -134,11 +134,11 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 	works := g.QuerySlots
 	one := l.units(1)
 	for n := 1; n <= min(works*g.QueryHeads(), sms); n++ { // query heads of a launch, over all works
-		l.partials = max(l.partials, n*l.splitsIfMany(int(product(n, one))))
+		l.partials = max(l.partials, n*l.splitsIfMany(int(attention.Product(n, one))))
 	}
-	l.partialsAll = product(l.partials, int(p.PHead))
+	l.partialsAll = attention.Product(l.partials, int(p.PHead))
 	l.refs = max(mostRefs, works)
-	l.batchBytes = poolBytes + align(int64(unsafe.Sizeof(batchHead{}))+product(works, int(unsafe.Sizeof(work{})))+product(l.refs, int(unsafe.Sizeof(ref{}))))
+	l.batchBytes = poolBytes + align(int64(unsafe.Sizeof(batchHead{}))+attention.Product(works, int(unsafe.Sizeof(work{})))+attention.Product(l.refs, int(unsafe.Sizeof(ref{}))))
 	l.uploads = poolBytes + uploadSlots*(l.batchBytes+l.packBytes()+l.finishBytes())
 	return l
 }
@@ -150,16 +150,16 @@ const poolBytes = int64((unsafe.Sizeof(pool{}) + alignment - 1) / alignment * al
 // of each tile, and what two planes leave of K.
 func (l *layout) layKV() {
 	p := &l.pool
-	p.KVV = p.KVK + uint64(product(l.keyTiles, int(l.tileK)))
-	p.KVBlock = uint64(product(l.keyTiles, int(l.tileV)))
+	p.KVV = p.KVK + uint64(attention.Product(l.keyTiles, int(l.tileK)))
+	p.KVBlock = uint64(attention.Product(l.keyTiles, int(l.tileV)))
 	p.KVInfo = p.KVV + uint64(l.blocks)*p.KVBlock
-	end := int64(p.KVInfo) + product(l.keyTiles, tileInfoBytes)
+	end := int64(p.KVInfo) + attention.Product(l.keyTiles, tileInfoBytes)
 	if l.kernel.Planes == 2 {
 		p.KVRest = uint64(align(end))
-		end = int64(p.KVRest) + product(l.keyTiles, int(l.tileK/2))
+		end = int64(p.KVRest) + attention.Product(l.keyTiles, int(l.tileK/2))
 	}
 	p.KVHead = uint64(align(end))
-	p.KVSlot = uint64(product(l.geo.KVHeads, int(p.KVHead)))
+	p.KVSlot = uint64(attention.Product(l.geo.KVHeads, int(p.KVHead)))
 }
 
 // layQuery lays out a query head of a query slot: tiles of Q, what is known of each,
@@ -169,19 +169,19 @@ func (l *layout) layQuery(two int64) {
 	p := &l.pool
 	rows := int64(l.queryTiles) * int64(l.kernel.Rows)
 	p.Rows, p.Columns8 = int32(min(rows, 1<<31-1)), int32((l.geo.Dv+7)/8*8)
-	sums := product(int(rows), int(p.Columns8), 4)
-	maxima := product(int(rows), l.blocks, 4)
-	p.QInfo = uint64(product(l.queryTiles, int(l.tileQ)))
-	p.QAcc = uint64(align(int64(p.QInfo) + product(l.queryTiles, tileInfoBytes)))
+	sums := attention.Product(int(rows), int(p.Columns8), 4)
+	maxima := attention.Product(int(rows), l.blocks, 4)
+	p.QInfo = uint64(attention.Product(l.queryTiles, int(l.tileQ)))
+	p.QAcc = uint64(align(int64(p.QInfo) + attention.Product(l.queryTiles, tileInfoBytes)))
 	if l.kernel.Planes == 2 {
 		p.QRest = p.QAcc
-		p.QAcc = uint64(align(int64(p.QRest) + product(l.queryTiles, int(l.tileQ/2))))
+		p.QAcc = uint64(align(int64(p.QRest) + attention.Product(l.queryTiles, int(l.tileQ/2))))
 	}
 	p.QLow = p.QAcc + uint64(sums)
 	p.QMax = p.QLow + uint64(two*sums)
 	p.QSum = p.QMax + uint64(maxima)
 	p.QHead = uint64(align(int64(p.QSum) + (1+two)*maxima))
-	p.QSlot = uint64(product(l.geo.QueryHeads(), int(p.QHead)))
+	p.QSlot = uint64(attention.Product(l.geo.QueryHeads(), int(p.QHead)))
 	p.PHead = p.QHead - p.QAcc
 }
 
@@ -207,7 +207,7 @@ func (l *layout) finishBytes() int64 {
 }
 
 // units is the number of blocks of threads that one query chunk makes.
-func (l *layout) units(heads int) int { return int(product(l.queryTiles, heads, l.blocks)) }
+func (l *layout) units(heads int) int { return int(attention.Product(l.queryTiles, heads, l.blocks)) }
 
 // splits is the number of parts into which a launch of so many units cuts its keys,
 // so that no multiprocessor idles. It follows from the geometry and the device, so
@@ -219,7 +219,7 @@ func (l *layout) splitsIfMany(units int) int {
 	if units <= 0 || units >= l.sms {
 		return 0
 	}
-	tiles := product(l.geo.KVSlots, l.keyTiles)
+	tiles := attention.Product(l.geo.KVSlots, l.keyTiles)
 	n := min(2*int64(l.sms)/int64(units), tiles/leastTiles)
 	if n < 2 {
 		return 0
@@ -234,7 +234,7 @@ const leastTiles = 8
 // head sums, their low halves, maxima and denominators, rows side by side.
 func (l *layout) stateBytes(rows, heads int) int64 {
 	two := 1 + int(l.kernel.Two)
-	return product(heads, rows, int(l.pool.Columns8)*two+l.blocks*(1+two), 4)
+	return attention.Product(heads, rows, int(l.pool.Columns8)*two+l.blocks*(1+two), 4)
 }
 
 // segment is a piece of device memory, relative to a query slot.
@@ -281,20 +281,6 @@ func (l *layout) results() uint64 {
 func align(n int64) int64 { return (n + alignment - 1) / alignment * alignment }
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }
-
-// product is at most 2^58, which is more than any device has: a product that
-// wrapped around could look as if it fitted, and so could a sum of a few.
-func product(factors ...int) int64 {
-	n, wide := int64(1), 1.0
-	for _, f := range factors {
-		n *= int64(f)
-		wide *= float64(f)
-	}
-	if wide >= 1<<58 {
-		return 1 << 58
-	}
-	return n
-}
 
 // bytesOf are the bytes of values as the device reads them: both are little-endian
 // and lay structs of such fields out alike.

@@ -127,7 +127,7 @@ func (s *session) feedState(o *load) error {
 			return err
 		}
 		p := &parcel{load: o, state: true, at: at, bytes: min(s.l.staging, total-at)}
-		s.fill(p, func(b []byte) error { return readFull(o.state, b, at) })
+		s.fill(p, func(b []byte) error { return attention.ReadFull(o.state, b, at) })
 		s.parcels <- p
 	}
 	return nil

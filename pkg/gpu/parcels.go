@@ -114,21 +114,8 @@ func bytesIn(list []piece) int64 {
 
 // gather copies the rows of a piece into a buffer, side by side.
 func (p piece) gather(buffer []byte) error {
-	r := p.rows
-	dst := buffer[p.at:][:r.N*r.RowBytes()]
-	if r.Contiguous() && r.File != nil {
-		return readFull(r.File, dst, r.At)
-	}
-	return attention.GuardFaults(func() error {
-		if r.Contiguous() {
-			copy(dst, r.Data)
-			return nil
-		}
-		for i, w := 0, r.RowBytes(); i < r.N; i++ {
-			copy(dst[i*w:(i+1)*w], r.Row(i))
-		}
-		return nil
-	})
+	dst := buffer[p.at:][:p.rows.N*p.rows.RowBytes()]
+	return attention.GuardFaults(func() error { return p.rows.CopyTo(dst) })
 }
 
 // runs cuts n rows, at an offset in a mapping and so many bytes apart, into copies

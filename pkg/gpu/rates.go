@@ -38,9 +38,9 @@ func rates(info Info, l *layout, in float64) attention.Rates {
 	flops *= float64(g.D+g.Dv) / float64(bucket+l.blocks*int(l.kernel.Columns))
 	flops *= float64(g.QueryRows) / float64(l.queryTiles*int(l.kernel.Rows)) * float64(g.KeyRows) / float64(l.keyTiles*int(l.kernel.Keys))
 	units := l.units(g.QueryHeads())
-	load := float64(product(g.KVHeads, g.KeyRows, g.D+g.Dv, g.DType.Size()))
+	load := float64(attention.Product(g.KVHeads, g.KeyRows, g.D+g.Dv, g.DType.Size()))
 	in *= load / (load + in*loadCost)
-	sums := product(l.queryTiles, int(l.kernel.Rows), g.QueryHeads(), int(l.pool.Columns8), 4) * int64(1+l.kernel.Two)
+	sums := attention.Product(l.queryTiles, int(l.kernel.Rows), g.QueryHeads(), int(l.pool.Columns8), 4) * int64(1+l.kernel.Two)
 	return attention.Rates{
 		FLOPS: flops, In: in, Out: outRate, State: stateRate,
 		Launch: launchCost + 2*float64(sums)/memoryRate, // which adds to the sums in memory
