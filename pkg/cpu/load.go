@@ -94,16 +94,18 @@ func (d *Device) LoadQuery(slot int, q []attention.Rows, from io.ReaderAt, after
 		for h := range q {
 			bytes += int64(q[h].N) * int64(q[h].RowBytes())
 		}
-		var t tile
-		row := make([]float32, g.D)
-		for head := range s.heads {
-			for i := range s.tiles() {
-				s.tile(g, head, i, &t)
-				s.norm[head*s.tiles()+i] = d.pack(&t, row, q[head*g.Group:], i*tileLanes, s.rows)
-				if from == nil {
-					t.clear()
-				}
+		err := d.spread(apart, min(d.threads, loadThreads), s.heads*s.tiles(), func(_, n int) error {
+			head, i := n/s.tiles(), n%s.tiles()
+			var t tile
+			s.tile(g, head, i, &t)
+			s.norm[n] = d.pack(&t, make([]float32, g.D), q[head*g.Group:], i*tileLanes, s.rows)
+			if from == nil {
+				t.clear()
 			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		if from != nil {
 			b := stateBytes(s.used(g))

@@ -76,7 +76,6 @@ type speed struct {
 	few       float64 // bytes/s of K and V, few queries
 	in, out   float64
 	batch     float64 // seconds
-	waits     bool    // count what threads wait at the end of a batch
 	read1     float64 // share of what all threads read from memory that one can read
 	inThreads int
 }
@@ -100,7 +99,7 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 			share = max(share, min(1, share*float64(s.threads)*s.read1))
 		}
 		r.FLOPS *= share
-	case s.waits && s.threads > 1:
+	case s.threads > 1:
 		// At the end of a batch the other threads wait for half a task on average.
 		r.Launch += float64(last) * float64(g.D+g.Dv) * float64(s.threads) / flops
 	}
@@ -140,7 +139,7 @@ func (d *Device) Expected(g attention.Geometry) attention.Rates {
 	}
 	many, few := nearest(m.Many, g.DType, g.D, g.Fast), nearest(m.Few, g.DType, g.D, false)
 	scale := float64(d.threads) / float64(m.Threads)
-	s = speed{threads: d.threads, flops: many.FLOPS * scale, few: few.Bytes * min(scale, 1), in: few.Load, out: many.Store, batch: m.Batch, waits: true, read1: m.Read1 / max(m.Read, 1),
+	s = speed{threads: d.threads, flops: many.FLOPS * scale, few: few.Bytes * min(scale, 1), in: few.Load, out: many.Store, batch: m.Batch, read1: m.Read1 / max(m.Read, 1),
 		inThreads: min(d.threads, loadThreads, 2*g.KVHeads)}
 	return s.rates(g)
 }
