@@ -230,7 +230,7 @@ func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) bool {
 	g, n, lanes := d.geo, k1-k0, t.lanes
 	s, top := &sc.s[0], sc.top32[:lanes]
 	reset(top)
-	used := lanes // in products
+	used := lanes // have rows
 	if t.rows <= 8 {
 		used = 8
 	}
@@ -256,7 +256,7 @@ func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) bool {
 		d.lane.valuesPairs(&t.acc[0], &sc.alpha[0], lanes, p, (n+1)/2, sc.valuePairs(g, kv, d.lane), g.Dv)
 		return true
 	}
-	d.lane.softmax(s, lanes, n, &sc.base32[0], d.exp.hi, d.exp.lo, &t.l[0], &sc.alpha[0])
+	d.lane.softmax(s, used, n, &sc.base32[0], d.exp.hi, d.exp.lo, &t.l[0], &sc.alpha[0])
 	if g.DType == attention.BF16 && d.lane.valuesBF16 != nil && used <= 16 {
 		d.lane.valuesBF16(&t.acc[0], &sc.alpha[0], used, s, n, at[uint16](kv.v[k0*g.Dv*2:]), g.Dv*2, g.Dv)
 	} else {

@@ -10,7 +10,7 @@
 //	kv_slots        KVSlots * h * (C*D*E + C*Dv*E + C/256 * 8)
 //	query_slots     QuerySlots * h * (L * (D*4 + (Dv+2)*8) + L/48 * 4)
 //	scratch         Threads * (a tile of scores, of Q in float64, of K and V in float32)
-//	partial_states  KVSlots * h * C/2048 * 16 * (Dv+2) * 8, for few queries
+//	partial_states  KVSlots * h * C/2048 * G*R * (Dv+2) * 8, for few queries
 //
 // quotients rounded up, each part to 8 bytes and each purpose to whole pages.
 // bfloat16 has Q a second time, in pairs.

@@ -23,25 +23,37 @@ func fewQueries(g attention.Geometry) bool { return g.Group*g.QueryRows <= fewRo
 // partsOf is the number of parts of a full KV slot.
 func partsOf(g attention.Geometry) int { return g.KVHeads * ceilDiv(g.KeyRows, partKeys) }
 
-// partialFloats is the size of a partial state: a tile of the fewest lanes.
-func partialFloats(g attention.Geometry) int { return laneStep * (g.Dv + 2) }
+// partialFloats is the size of a partial state: it has no lanes without a row.
+func partialFloats(g attention.Geometry) int { return g.Group * g.QueryRows * (g.Dv + 2) }
 
 type fewScratch struct {
 	s []float32 // leastRows x leastKeys: scores, then weights
-	q []float32 // leastRows x D
 	o []float32 // leastRows x Dv
+
+	// These last as long as a part: no other kernel uses their memory.
+	state []float64 // of a tile of the fewest lanes
+	q     []float32 // leastRows x D
 }
 
 func fewBytes(g attention.Geometry) int {
 	if !fewQueries(g) {
 		return 0
 	}
-	return 4 * leastRows * (leastKeys + g.D + g.Dv)
+	return 4 * leastRows * (leastKeys + g.Dv)
 }
 
-func newFewScratch(g attention.Geometry, b []byte) (f fewScratch) {
+// partBytes is the size of what lasts as long as a part.
+func partBytes(g attention.Geometry) int {
+	if !fewQueries(g) {
+		return 0
+	}
+	return 8*laneStep*(g.Dv+2) + roundUp8(4*leastRows*g.D)
+}
+
+func newFewScratch(g attention.Geometry, shared, own []byte) (f fewScratch) {
 	if fewQueries(g) {
-		f.s, f.q, f.o = carve[float32](&b, leastRows*leastKeys), carve[float32](&b, leastRows*g.D), carve[float32](&b, leastRows*g.Dv)
+		f.s, f.o = carve[float32](&shared, leastRows*leastKeys), carve[float32](&shared, leastRows*g.Dv)
+		f.state, f.q = carve[float64](&own, laneStep*(g.Dv+2)), carve[float32](&own, leastRows*g.D)
 	}
 	return f
 }
@@ -78,19 +90,24 @@ func (d *Device) applyParts(w attention.Work) error {
 		var t tile
 		for i, p := range wave {
 			s.tile(g, p.head, 0, &t)
-			t.merge(newState(d.partials[i*size:][:size], laneStep, g.Dv), t.rows)
+			t.merge(newState(d.partials[i*size:][:size], g.Group*g.QueryRows, g.Dv), t.rows)
 		}
 	}
 	return nil
 }
 
-// applyPart applies one part of a chunk to an empty state.
+// applyPart applies one part of a chunk to an empty state, which is copied to partial.
+// The state itself stays in the cache from part to part: while it came from memory,
+// K and V would not.
 func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head, k0 int, partial []float64) {
 	g := d.geo
 	t := &sc.tiles[0]
 	s.tile(g, head, 0, t)
-	t.state = newState(partial, t.lanes, g.Dv)
+	t.state = newState(sc.few.state, t.lanes, g.Dv)
 	t.state.clear()
+	if alongFeatures(g, t.rows) {
+		sc.few.pack(t, g.D)
+	}
 	kv := d.kv[ref.Slot].head(g, head)
 	t.look(s, 0, ref, kv.n)
 	var pairs int
@@ -101,6 +118,10 @@ func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head,
 	k1 = min(k1, t.most)
 	for ; k0 < k1 && !d.interrupted.Load(); k0 += leastKeys {
 		d.applyFew(sc, t, kv, k0, min(k0+leastKeys, k1))
+	}
+	lanes := g.Group * g.QueryRows
+	for x := range g.Dv + 2 {
+		copy(partial[x*lanes:][:lanes], sc.few.state[x*t.lanes:])
 	}
 	d.book(func(s *attention.Stats) { s.Pairs += float64(pairs) })
 }
@@ -125,11 +146,6 @@ func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
 	sc.ran[few]++
 	g, f, n := d.geo, &sc.few, k1-k0
 	reset(sc.top32[:t.rows])
-	for i := range t.rows {
-		for x := range g.D {
-			f.q[i*g.D+x] = t.q[x*t.lanes+i]
-		}
-	}
 	d.dots(&f.s[0], &sc.top32[0], &f.q[0], t.rows, kv, k0, n)
 	for i := range t.rows {
 		s := f.s[i*leastKeys:][:n]
@@ -141,10 +157,20 @@ func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
 		t.l[i] = t.l[i]*alpha + float64(d.row.weights(&s[0], n, float32(base), d.exp.hi, d.exp.lo))
 	}
 	d.combine(&f.o[0], &f.s[0], t.rows, kv, k0, n)
-	for x := range g.Dv {
-		acc := t.acc[x*t.lanes:][:t.rows]
-		for i := range acc {
-			acc[i] = acc[i]*sc.alpha[i] + float64(f.o[i*g.Dv+x])
+	for i, alpha := range sc.alpha[:t.rows] {
+		at := i
+		for _, o := range f.o[i*g.Dv:][:g.Dv] {
+			t.acc[at] = t.acc[at]*alpha + float64(o)
+			at += t.lanes
+		}
+	}
+}
+
+// pack puts the rows of a tile one after the other.
+func (f *fewScratch) pack(t *tile, d int) {
+	for i := range t.rows {
+		for x := range d {
+			f.q[i*d+x] = t.q[x*t.lanes+i]
 		}
 	}
 }

@@ -4,8 +4,8 @@ package cpu
 // vector lanes. A tile has lanes query rows, 16, 32 or 48; its panels are
 // [x][lanes], where x counts features or keys. Strides are in bytes; keys, d and
 // dv are at least 1. Nothing outside the stated ranges is read or written.
-// scores, scoresBF16, values and valuesBF16 take 8 lanes too: the first 8 of 16,
-// the others are left as they are.
+// scores, scoresBF16, softmax, values and valuesBF16 take 8 lanes too: the first 8 of
+// 16, the others are left as they are.
 //
 // The kernels of a tile of keys are called in this order: scores, mask at the
 // edge of a causal mask, rebase, softmax, values. Where a mask follows, scores

@@ -7626,6 +7626,8 @@ TEXT ·softmaxAVX512(SB), NOSPLIT, $0-56
 	JEQ          lanes32
 	CMPQ         AX, $0x00000010
 	JEQ          lanes16
+	CMPQ         AX, $0x00000008
+	JEQ          lanes8
 	MOVQ         base+24(FP), DI
 	MOVQ         s+0(FP), AX
 	MOVQ         keys+16(FP), SI
@@ -7866,6 +7868,83 @@ softmax16from0:
 	VMOVUPD       64(CX), Z1
 	VFMADD231PD   64(BX), Z1, Z0
 	VMOVUPD       Z0, 64(BX)
+	JMP           done
+
+lanes8:
+	MOVQ         base+24(FP), DI
+	MOVQ         s+0(FP), AX
+	MOVQ         keys+16(FP), SI
+	VBROADCASTSS hi+32(FP), Z31
+	VPBROADCASTD lanesOne32<>+0(SB), Z1
+	VPADDD       Z1, Z1, Z0
+	VMAXPS       Z0, Z31, Z31
+	VMOVAPS      Z31, Z0
+	VPSUBD       Z1, Z31, Z31
+	VSUBPS       Z31, Z0, Z0
+	VBROADCASTSS lo+36(FP), Z30
+	VADDPS       Z0, Z30, Z30
+	VBROADCASTSS lanesF32_3d68176f<>+0(SB), Z28
+	VBROADCASTSS lanesF32_3e75f308<>+0(SB), Z27
+	VBROADCASTSS lanesF32_3f31721f<>+0(SB), Z26
+	VMOVUPS      lanesPowers16<>+0(SB), Z25
+	VBROADCASTSS lanesF32_49400000<>+0(SB), Z24
+	VPXORD       Z29, Z29, Z29
+	VPXORD       Z23, Z23, Z23
+	VSUBPS       (DI), Z23, Z23
+	VINSERTF64X4 $0x01, Y23, Z23, Z23
+	SUBQ         $0x02, SI
+	JLT          softmax8last
+
+softmax8:
+	VMOVUPS       (AX), Y0
+	VINSERTF64X4  $0x01, 64(AX), Z0, Z0
+	VMOVAPS       Z23, Z1
+	VFMADD231PS   Z30, Z0, Z1
+	VFMADD231PS   Z31, Z0, Z1
+	VADDPS.RD_SAE Z24, Z1, Z3
+	VREDUCEPS     $0x49, Z1, Z2
+	VPERMPS       Z25, Z3, Z3
+	VMOVAPS       Z28, Z0
+	VFMADD213PS   Z27, Z2, Z0
+	VFMADD213PS   Z26, Z2, Z0
+	VMULPS        Z3, Z2, Z2
+	VFMADD213PS   Z3, Z2, Z0
+	VSCALEFPS     Z1, Z0, Z0
+	VMOVUPS       Y0, (AX)
+	VEXTRACTF64X4 $0x01, Z0, 64(AX)
+	VADDPS        Z0, Z29, Z29
+	ADDQ          $0x00000080, AX
+	SUBQ          $0x02, SI
+	JGE           softmax8
+
+softmax8last:
+	VEXTRACTF64X4 $0x01, Z29, Y4
+	VADDPS        Y4, Y29, Y29
+	ADDQ          $0x02, SI
+	JZ            softmax8summed
+	VMOVUPS       (AX), Y0
+	VMOVAPS       Z23, Z1
+	VFMADD231PS   Z30, Z0, Z1
+	VFMADD231PS   Z31, Z0, Z1
+	VADDPS.RD_SAE Z24, Z1, Z3
+	VREDUCEPS     $0x49, Z1, Z2
+	VPERMPS       Z25, Z3, Z3
+	VMOVAPS       Z28, Z0
+	VFMADD213PS   Z27, Z2, Z0
+	VFMADD213PS   Z26, Z2, Z0
+	VMULPS        Z3, Z2, Z2
+	VFMADD213PS   Z3, Z2, Z0
+	VSCALEFPS     Z1, Z0, Z0
+	VMOVUPS       Y0, (AX)
+	VADDPS        Y0, Y29, Y29
+
+softmax8summed:
+	MOVQ        l+40(FP), BX
+	MOVQ        alpha+48(FP), CX
+	VCVTPS2PD   Y29, Z0
+	VMOVUPD     (CX), Z1
+	VFMADD231PD (BX), Z1, Z0
+	VMOVUPD     Z0, (BX)
 
 done:
 	VZEROUPPER
@@ -17716,6 +17795,8 @@ TEXT ·softmaxAVX2(SB), NOSPLIT, $0-56
 	JEQ          lanes32
 	CMPQ         AX, $0x00000010
 	JEQ          lanes16
+	CMPQ         AX, $0x00000008
+	JEQ          lanes8
 	MOVQ         base+24(FP), DI
 	MOVQ         s+0(FP), AX
 	MOVQ         keys+16(FP), SI
@@ -18191,6 +18272,60 @@ softmax16from0:
 	VMOVUPD      96(CX), Y1
 	VFMADD231PD  96(BX), Y1, Y0
 	VMOVUPD      Y0, 96(BX)
+	JMP          done
+
+lanes8:
+	MOVQ         base+24(FP), DI
+	MOVQ         s+0(FP), AX
+	MOVQ         keys+16(FP), SI
+	VBROADCASTSS hi+32(FP), Y15
+	VPBROADCASTD lanesOne32<>+0(SB), Y1
+	VPADDD       Y1, Y1, Y0
+	VMAXPS       Y0, Y15, Y15
+	VMOVAPS      Y15, Y0
+	VPSUBD       Y1, Y15, Y15
+	VSUBPS       Y15, Y0, Y0
+	VBROADCASTSS lo+36(FP), Y14
+	VADDPS       Y0, Y14, Y14
+	VBROADCASTSS lanesF32_49c00000<>+0(SB), Y12
+	VBROADCASTSS lanesF32_43000000<>+0(SB), Y11
+	VXORPS       Y13, Y13, Y13
+
+softmax8from0:
+	VMOVUPS      (AX), Y0
+	VMOVAPS      Y0, Y1
+	VFMSUB213PS  (DI), Y14, Y1
+	VFMADD231PS  Y15, Y0, Y1
+	VMOVUPS      lanesF32_c2fe0000<>+0(SB), Y0
+	VMINPS       Y1, Y11, Y1
+	VMAXPS       Y1, Y0, Y1
+	VADDPS       Y12, Y1, Y2
+	VSUBPS       Y12, Y2, Y0
+	VSUBPS       Y0, Y1, Y1
+	VPERMPS      lanesPowers8<>+0(SB), Y2, Y0
+	VPSLLD       $0x14, Y2, Y2
+	VPADDD       Y0, Y2, Y2
+	VMOVUPS      lanesF32_3d63481e<>+0(SB), Y0
+	VFMADD213PS  lanesF32_3e760613<>+0(SB), Y1, Y0
+	VFMADD213PS  lanesF32_3f317219<>+0(SB), Y1, Y0
+	VMULPS       Y1, Y0, Y0
+	VFMADD213PS  Y2, Y2, Y0
+	VMOVUPS      Y0, (AX)
+	VADDPS       Y0, Y13, Y13
+	ADDQ         $0x00000040, AX
+	DECQ         SI
+	JNZ          softmax8from0
+	MOVQ         l+40(FP), BX
+	MOVQ         alpha+48(FP), CX
+	VCVTPS2PD    X13, Y0
+	VMOVUPD      (CX), Y1
+	VFMADD231PD  (BX), Y1, Y0
+	VMOVUPD      Y0, (BX)
+	VEXTRACTF128 $0x01, Y13, X0
+	VCVTPS2PD    X0, Y0
+	VMOVUPD      32(CX), Y1
+	VFMADD231PD  32(BX), Y1, Y0
+	VMOVUPD      Y0, 32(BX)
 
 done:
 	VZEROUPPER

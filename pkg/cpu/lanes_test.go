@@ -392,6 +392,51 @@ func TestLaneRebase(t *testing.T) {
 	})
 }
 
+// Of 8 lanes only the first half of a row is weighed, and only their sums change.
+func TestLaneSoftmaxOfEight(t *testing.T) {
+	const lanes, row = 8, 16
+	forLaneTiers(t, func(t *testing.T, k laneKernels) {
+		rng := rand.New(rand.NewPCG(9, 8))
+		gs, gl := newLanePages(t, 1<<16), newLanePages(t, 4096)
+		for keys := 1; keys < 20; keys++ {
+			in := make([]float32, keys*row)
+			for i := range in {
+				in[i] = float32(rng.NormFloat64() * 20)
+			}
+			in[lanes-1] = float32(math.Inf(-1))
+			base, lIn, alpha := make([]float32, row), make([]float64, row), make([]float64, row)
+			for i := range row {
+				base[i], lIn[i], alpha[i] = float32(12+rng.IntN(5)), rng.Float64(), math.Ldexp(1, -rng.IntN(4))
+			}
+			s, okS := lanePlace(gs, keys&1 == 0, rng.IntN(16), in)
+			l, okL := lanePlace(gl, keys&1 == 0, rng.IntN(16), lIn)
+			const c = 0.18
+			k.softmax(&s[0], lanes, keys, &base[0], c, 1e-9, &l[0], &alpha[0])
+			okS(t)
+			okL(t)
+			for i := range row {
+				sum := lIn[i]
+				if i < lanes {
+					sum *= alpha[i]
+				}
+				for j := range keys {
+					got, want := s[j*row+i], float64(in[j*row+i])
+					if i < lanes {
+						want = math.Exp2(want*(float64(float32(c))+1e-9) - float64(base[i]))
+						sum += want
+					}
+					if math.Abs(float64(got)-want) > 2e-6*math.Abs(want) {
+						t.Fatalf("%d keys: [%d][%d] = %v, want %v", keys, j, i, got, want)
+					}
+				}
+				if math.Abs(l[i]-sum) > 1e-5*sum {
+					t.Fatalf("%d keys: l[%d] = %v, want %v", keys, i, l[i], sum)
+				}
+			}
+		}
+	})
+}
+
 // laneUlps is the distance of a float32 from an exact value, in units of the last
 // place of the exact value.
 func laneUlps(got float32, want float64) float64 {

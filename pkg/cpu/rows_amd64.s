@@ -1300,10 +1300,10 @@ rows2:
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R8
-	SHLQ         $0x02, R8
-	MOVQ         s+0(FP), R10
-	MOVQ         keys+64(FP), R11
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         s+0(FP), R8
+	MOVQ         keys+64(FP), R9
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
@@ -1321,79 +1321,103 @@ block129:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R9
+	MOVQ    q+24(FP), DI
 	MOVQ    AX, DX
 	MOVQ    DX, BX
 	ADDQ    stride+56(FP), BX
 	CMPQ    BX, CX
 	CMOVQHI CX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, AX
+	MOVQ    BX, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+16, R12
+	MOVQ    d+32(FP), R10
+	SUBQ    $+16, R10
 	JLT     done132
 
 loop131:
 	VMOVUPS     (DX), Z13
 	VMOVUPS     (BX), Z14
-	VMOVUPS     (SI), Z15
-	VMOVUPS     (DI), Z16
-	VMOVUPS     (R9), Z17
-	VFMADD231PS Z13, Z17, Z1
-	VFMADD231PS Z14, Z17, Z2
-	VFMADD231PS Z15, Z17, Z3
-	VFMADD231PS Z16, Z17, Z4
-	VMOVUPS     (R9)(R8*1), Z17
-	VFMADD231PS Z13, Z17, Z5
-	VFMADD231PS Z14, Z17, Z6
-	VFMADD231PS Z15, Z17, Z7
-	VFMADD231PS Z16, Z17, Z8
-	VMOVUPS     (R9)(R8*2), Z17
-	VFMADD231PS Z13, Z17, Z9
-	VFMADD231PS Z14, Z17, Z10
-	VFMADD231PS Z15, Z17, Z11
-	VFMADD231PS Z16, Z17, Z12
+	VMOVUPS     (DI), Z15
+	VFMADD231PS Z13, Z15, Z1
+	VFMADD231PS Z14, Z15, Z2
+	VMOVUPS     (DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z5
+	VFMADD231PS Z14, Z15, Z6
+	VMOVUPS     (DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z9
+	VFMADD231PS Z14, Z15, Z10
 	ADDQ        $+64, DX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
 	ADDQ        $+64, DI
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
+	SUBQ        $+16, R10
 	JGE         loop131
 
 done132:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
+	ADDQ        $+16, R10
+	TESTQ       R10, R10
 	JZ          done133
 	VMOVUPS.Z   (DX), K1, Z13
 	VMOVUPS.Z   (BX), K1, Z14
-	VMOVUPS.Z   (SI), K1, Z15
-	VMOVUPS.Z   (DI), K1, Z16
-	VMOVUPS.Z   (R9), K1, Z17
-	VFMADD231PS Z13, Z17, Z1
-	VFMADD231PS Z14, Z17, Z2
-	VFMADD231PS Z15, Z17, Z3
-	VFMADD231PS Z16, Z17, Z4
-	VMOVUPS.Z   (R9)(R8*1), K1, Z17
-	VFMADD231PS Z13, Z17, Z5
-	VFMADD231PS Z14, Z17, Z6
-	VFMADD231PS Z15, Z17, Z7
-	VFMADD231PS Z16, Z17, Z8
-	VMOVUPS.Z   (R9)(R8*2), K1, Z17
-	VFMADD231PS Z13, Z17, Z9
-	VFMADD231PS Z14, Z17, Z10
-	VFMADD231PS Z15, Z17, Z11
-	VFMADD231PS Z16, Z17, Z12
+	VMOVUPS.Z   (DI), K1, Z15
+	VFMADD231PS Z13, Z15, Z1
+	VFMADD231PS Z14, Z15, Z2
+	VMOVUPS.Z   (DI)(SI*1), K1, Z15
+	VFMADD231PS Z13, Z15, Z5
+	VFMADD231PS Z14, Z15, Z6
+	VMOVUPS.Z   (DI)(SI*2), K1, Z15
+	VFMADD231PS Z13, Z15, Z9
+	VFMADD231PS Z14, Z15, Z10
 
 done133:
+	CMPQ    R9, $0x02
+	JLE     fold130
+	MOVQ    q+24(FP), DI
+	MOVQ    AX, DX
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R10
+	SUBQ    $+16, R10
+	JLT     done135
+
+loop134:
+	VMOVUPS     (DX), Z13
+	VMOVUPS     (BX), Z14
+	VMOVUPS     (DI), Z15
+	VFMADD231PS Z13, Z15, Z3
+	VFMADD231PS Z14, Z15, Z4
+	VMOVUPS     (DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z7
+	VFMADD231PS Z14, Z15, Z8
+	VMOVUPS     (DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z11
+	VFMADD231PS Z14, Z15, Z12
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, DI
+	SUBQ        $+16, R10
+	JGE         loop134
+
+done135:
+	ADDQ        $+16, R10
+	TESTQ       R10, R10
+	JZ          done136
+	VMOVUPS.Z   (DX), K1, Z13
+	VMOVUPS.Z   (BX), K1, Z14
+	VMOVUPS.Z   (DI), K1, Z15
+	VFMADD231PS Z13, Z15, Z3
+	VFMADD231PS Z14, Z15, Z4
+	VMOVUPS.Z   (DI)(SI*1), K1, Z15
+	VFMADD231PS Z13, Z15, Z7
+	VFMADD231PS Z14, Z15, Z8
+	VMOVUPS.Z   (DI)(SI*2), K1, Z15
+	VFMADD231PS Z13, Z15, Z11
+	VFMADD231PS Z14, Z15, Z12
+
+done136:
+fold130:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -1439,26 +1463,26 @@ done133:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R11, DX
+	MOVQ          R9, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), SI
-	MOVL          $0x00000001, SI
-	SHLXL         DX, SI, SI
-	DECL          SI
-	IMUL3L        $0x00001111, SI, SI
-	KMOVW         SI, K2
+	LEAQ          (BX)(BX*2), DI
+	MOVL          $0x00000001, DI
+	SHLXL         DX, DI, DI
+	DECL          DI
+	IMUL3L        $0x00001111, DI, DI
+	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R10)
+	VMOVUPS       X3, K2, (R8)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R10)(BX*1)
+	VMOVUPS       X1, K2, (R8)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R10)(BX*2)
-	ADDQ          $0x10, R10
-	SUBQ          $0x04, R11
+	VMOVUPS       X1, K2, (R8)(BX*2)
+	ADDQ          $0x10, R8
+	SUBQ          $0x04, R9
 	JG            block129
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
@@ -1497,7 +1521,7 @@ long128:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block134:
+block137:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -1516,9 +1540,9 @@ block134:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+32, R8
-	JLT    done137
+	JLT    done140
 
-loop136:
+loop139:
 	VMOVUPS     (CX), Z13
 	VFMADD231PS (BX), Z13, Z1
 	VFMADD231PS (BX)(DX*1), Z13, Z5
@@ -1530,14 +1554,14 @@ loop136:
 	ADDQ        $+128, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop136
+	JGE         loop139
 
-done137:
+done140:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done139
+	JLT  done142
 
-loop138:
+loop141:
 	VMOVUPS     (CX), Z13
 	VFMADD231PS (BX), Z13, Z1
 	VFMADD231PS (BX)(DX*1), Z13, Z5
@@ -1545,12 +1569,12 @@ loop138:
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop138
+	JGE         loop141
 
-done139:
+done142:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done140
+	JZ          done143
 	VMOVUPS.Z   (CX), K1, Z13
 	VMOVUPS.Z   (BX), K1, Z14
 	VFMADD231PS Z14, Z13, Z1
@@ -1559,18 +1583,18 @@ done139:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z9
 
-done140:
+done143:
 	CMPQ DI, $0x01
-	JLE  fold135
+	JLE  fold138
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done142
+	JLT  done145
 
-loop141:
+loop144:
 	VMOVUPS     (CX), Z13
 	VFMADD231PS (BX), Z13, Z2
 	VFMADD231PS (BX)(DX*1), Z13, Z6
@@ -1582,14 +1606,14 @@ loop141:
 	ADDQ        $+128, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop141
+	JGE         loop144
 
-done142:
+done145:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done144
+	JLT  done147
 
-loop143:
+loop146:
 	VMOVUPS     (CX), Z13
 	VFMADD231PS (BX), Z13, Z2
 	VFMADD231PS (BX)(DX*1), Z13, Z6
@@ -1597,12 +1621,12 @@ loop143:
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop143
+	JGE         loop146
 
-done144:
+done147:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done145
+	JZ          done148
 	VMOVUPS.Z   (CX), K1, Z13
 	VMOVUPS.Z   (BX), K1, Z14
 	VFMADD231PS Z14, Z13, Z2
@@ -1611,18 +1635,18 @@ done144:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z10
 
-done145:
+done148:
 	CMPQ DI, $0x02
-	JLE  fold135
+	JLE  fold138
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done147
+	JLT  done150
 
-loop146:
+loop149:
 	VMOVUPS     (CX), Z13
 	VFMADD231PS (BX), Z13, Z3
 	VFMADD231PS (BX)(DX*1), Z13, Z7
@@ -1634,14 +1658,14 @@ loop146:
 	ADDQ        $+128, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop146
+	JGE         loop149
 
-done147:
+done150:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done149
+	JLT  done152
 
-loop148:
+loop151:
 	VMOVUPS     (CX), Z13
 	VFMADD231PS (BX), Z13, Z3
 	VFMADD231PS (BX)(DX*1), Z13, Z7
@@ -1649,12 +1673,12 @@ loop148:
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop148
+	JGE         loop151
 
-done149:
+done152:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done150
+	JZ          done153
 	VMOVUPS.Z   (CX), K1, Z13
 	VMOVUPS.Z   (BX), K1, Z14
 	VFMADD231PS Z14, Z13, Z3
@@ -1663,18 +1687,18 @@ done149:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z11
 
-done150:
+done153:
 	CMPQ DI, $0x03
-	JLE  fold135
+	JLE  fold138
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done152
+	JLT  done155
 
-loop151:
+loop154:
 	VMOVUPS     (CX), Z13
 	VFMADD231PS (BX), Z13, Z4
 	VFMADD231PS (BX)(DX*1), Z13, Z8
@@ -1686,14 +1710,14 @@ loop151:
 	ADDQ        $+128, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop151
+	JGE         loop154
 
-done152:
+done155:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done154
+	JLT  done157
 
-loop153:
+loop156:
 	VMOVUPS     (CX), Z13
 	VFMADD231PS (BX), Z13, Z4
 	VFMADD231PS (BX)(DX*1), Z13, Z8
@@ -1701,12 +1725,12 @@ loop153:
 	ADDQ        $+64, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop153
+	JGE         loop156
 
-done154:
+done157:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done155
+	JZ          done158
 	VMOVUPS.Z   (CX), K1, Z13
 	VMOVUPS.Z   (BX), K1, Z14
 	VFMADD231PS Z14, Z13, Z4
@@ -1715,8 +1739,8 @@ done154:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z12
 
-done155:
-fold135:
+done158:
+fold138:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -1782,7 +1806,7 @@ fold135:
 	VMOVUPS       X1, K2, (SI)(BX*2)
 	ADDQ          $0x10, SI
 	SUBQ          $0x04, DI
-	JG            block134
+	JG            block137
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -1803,7 +1827,7 @@ fold135:
 rows3:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000040
-	JGT          long156
+	JGT          long159
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -1815,16 +1839,16 @@ rows3:
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R8
-	SHLQ         $0x02, R8
-	LEAQ         (R8)(R8*2), R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), DI
+	MOVQ         s+0(FP), R9
+	MOVQ         keys+64(FP), R10
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block157:
+block160:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -1841,89 +1865,115 @@ block157:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R10
+	MOVQ    q+24(FP), R8
 	MOVQ    AX, DX
 	MOVQ    DX, BX
 	ADDQ    stride+56(FP), BX
 	CMPQ    BX, CX
 	CMOVQHI CX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, AX
+	MOVQ    BX, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+16, R13
-	JLT     done160
+	MOVQ    d+32(FP), R11
+	SUBQ    $+16, R11
+	JLT     done163
 
-loop159:
+loop162:
 	VMOVUPS     (DX), Z17
 	VMOVUPS     (BX), Z18
-	VMOVUPS     (SI), Z19
-	VMOVUPS     (DI), Z20
-	VMOVUPS     (R10), Z21
-	VFMADD231PS Z17, Z21, Z1
-	VFMADD231PS Z18, Z21, Z2
-	VFMADD231PS Z19, Z21, Z3
-	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R10)(R8*1), Z21
-	VFMADD231PS Z17, Z21, Z5
-	VFMADD231PS Z18, Z21, Z6
-	VFMADD231PS Z19, Z21, Z7
-	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R10)(R8*2), Z21
-	VFMADD231PS Z17, Z21, Z9
-	VFMADD231PS Z18, Z21, Z10
-	VFMADD231PS Z19, Z21, Z11
-	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R10)(R9*1), Z21
-	VFMADD231PS Z17, Z21, Z13
-	VFMADD231PS Z18, Z21, Z14
-	VFMADD231PS Z19, Z21, Z15
-	VFMADD231PS Z20, Z21, Z16
+	VMOVUPS     (R8), Z19
+	VFMADD231PS Z17, Z19, Z1
+	VFMADD231PS Z18, Z19, Z2
+	VMOVUPS     (R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z5
+	VFMADD231PS Z18, Z19, Z6
+	VMOVUPS     (R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z9
+	VFMADD231PS Z18, Z19, Z10
+	VMOVUPS     (R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z13
+	VFMADD231PS Z18, Z19, Z14
 	ADDQ        $+64, DX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop159
+	ADDQ        $+64, R8
+	SUBQ        $+16, R11
+	JGE         loop162
 
-done160:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done161
+done163:
+	ADDQ        $+16, R11
+	TESTQ       R11, R11
+	JZ          done164
 	VMOVUPS.Z   (DX), K1, Z17
 	VMOVUPS.Z   (BX), K1, Z18
-	VMOVUPS.Z   (SI), K1, Z19
-	VMOVUPS.Z   (DI), K1, Z20
-	VMOVUPS.Z   (R10), K1, Z21
-	VFMADD231PS Z17, Z21, Z1
-	VFMADD231PS Z18, Z21, Z2
-	VFMADD231PS Z19, Z21, Z3
-	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R10)(R8*1), K1, Z21
-	VFMADD231PS Z17, Z21, Z5
-	VFMADD231PS Z18, Z21, Z6
-	VFMADD231PS Z19, Z21, Z7
-	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R10)(R8*2), K1, Z21
-	VFMADD231PS Z17, Z21, Z9
-	VFMADD231PS Z18, Z21, Z10
-	VFMADD231PS Z19, Z21, Z11
-	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R10)(R9*1), K1, Z21
-	VFMADD231PS Z17, Z21, Z13
-	VFMADD231PS Z18, Z21, Z14
-	VFMADD231PS Z19, Z21, Z15
-	VFMADD231PS Z20, Z21, Z16
+	VMOVUPS.Z   (R8), K1, Z19
+	VFMADD231PS Z17, Z19, Z1
+	VFMADD231PS Z18, Z19, Z2
+	VMOVUPS.Z   (R8)(SI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z5
+	VFMADD231PS Z18, Z19, Z6
+	VMOVUPS.Z   (R8)(SI*2), K1, Z19
+	VFMADD231PS Z17, Z19, Z9
+	VFMADD231PS Z18, Z19, Z10
+	VMOVUPS.Z   (R8)(DI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z13
+	VFMADD231PS Z18, Z19, Z14
 
-done161:
+done164:
+	CMPQ    R10, $0x02
+	JLE     fold161
+	MOVQ    q+24(FP), R8
+	MOVQ    AX, DX
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R11
+	SUBQ    $+16, R11
+	JLT     done166
+
+loop165:
+	VMOVUPS     (DX), Z17
+	VMOVUPS     (BX), Z18
+	VMOVUPS     (R8), Z19
+	VFMADD231PS Z17, Z19, Z3
+	VFMADD231PS Z18, Z19, Z4
+	VMOVUPS     (R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z7
+	VFMADD231PS Z18, Z19, Z8
+	VMOVUPS     (R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z11
+	VFMADD231PS Z18, Z19, Z12
+	VMOVUPS     (R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z15
+	VFMADD231PS Z18, Z19, Z16
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, R8
+	SUBQ        $+16, R11
+	JGE         loop165
+
+done166:
+	ADDQ        $+16, R11
+	TESTQ       R11, R11
+	JZ          done167
+	VMOVUPS.Z   (DX), K1, Z17
+	VMOVUPS.Z   (BX), K1, Z18
+	VMOVUPS.Z   (R8), K1, Z19
+	VFMADD231PS Z17, Z19, Z3
+	VFMADD231PS Z18, Z19, Z4
+	VMOVUPS.Z   (R8)(SI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z7
+	VFMADD231PS Z18, Z19, Z8
+	VMOVUPS.Z   (R8)(SI*2), K1, Z19
+	VFMADD231PS Z17, Z19, Z11
+	VFMADD231PS Z18, Z19, Z12
+	VMOVUPS.Z   (R8)(DI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z15
+	VFMADD231PS Z18, Z19, Z16
+
+done167:
+fold161:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -1969,29 +2019,29 @@ done161:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R12, DX
+	MOVQ          R10, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), SI
-	MOVL          $0x00000001, DI
-	SHLXL         DX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00001111, DI, DI
-	KMOVW         DI, K2
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R11
+	SHLXL         DX, R11, R11
+	DECL          R11
+	IMUL3L        $0x00001111, R11, R11
+	KMOVW         R11, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R11)
+	VMOVUPS       X3, K2, (R9)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R11)(BX*1)
+	VMOVUPS       X1, K2, (R9)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R11)(BX*2)
+	VMOVUPS       X1, K2, (R9)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R11)(SI*1)
-	ADDQ          $0x10, R11
-	SUBQ          $0x04, R12
-	JG            block157
+	VMOVUPS       X1, K2, (R9)(R8*1)
+	ADDQ          $0x10, R9
+	SUBQ          $0x04, R10
+	JG            block160
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -2012,7 +2062,7 @@ done161:
 	VZEROUPPER
 	RET
 
-long156:
+long159:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -2033,7 +2083,7 @@ long156:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block162:
+block168:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -2056,9 +2106,9 @@ block162:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
 	SUBQ   $+32, R9
-	JLT    done165
+	JLT    done171
 
-loop164:
+loop170:
 	VMOVUPS     (CX), Z17
 	VFMADD231PS (SI), Z17, Z1
 	VFMADD231PS (SI)(DX*1), Z17, Z5
@@ -2072,14 +2122,14 @@ loop164:
 	ADDQ        $+128, CX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop164
+	JGE         loop170
 
-done165:
+done171:
 	ADDQ $+32, R9
 	SUBQ $+16, R9
-	JLT  done167
+	JLT  done173
 
-loop166:
+loop172:
 	VMOVUPS     (CX), Z17
 	VFMADD231PS (SI), Z17, Z1
 	VFMADD231PS (SI)(DX*1), Z17, Z5
@@ -2088,12 +2138,12 @@ loop166:
 	ADDQ        $+64, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop166
+	JGE         loop172
 
-done167:
+done173:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done168
+	JZ          done174
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (SI), K1, Z18
 	VFMADD231PS Z18, Z17, Z1
@@ -2104,18 +2154,18 @@ done167:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z13
 
-done168:
+done174:
 	CMPQ R8, $0x01
-	JLE  fold163
+	JLE  fold169
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+32, R9
-	JLT  done170
+	JLT  done176
 
-loop169:
+loop175:
 	VMOVUPS     (CX), Z17
 	VFMADD231PS (SI), Z17, Z2
 	VFMADD231PS (SI)(DX*1), Z17, Z6
@@ -2129,14 +2179,14 @@ loop169:
 	ADDQ        $+128, CX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop169
+	JGE         loop175
 
-done170:
+done176:
 	ADDQ $+32, R9
 	SUBQ $+16, R9
-	JLT  done172
+	JLT  done178
 
-loop171:
+loop177:
 	VMOVUPS     (CX), Z17
 	VFMADD231PS (SI), Z17, Z2
 	VFMADD231PS (SI)(DX*1), Z17, Z6
@@ -2145,12 +2195,12 @@ loop171:
 	ADDQ        $+64, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop171
+	JGE         loop177
 
-done172:
+done178:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done173
+	JZ          done179
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (SI), K1, Z18
 	VFMADD231PS Z18, Z17, Z2
@@ -2161,18 +2211,18 @@ done172:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z14
 
-done173:
+done179:
 	CMPQ R8, $0x02
-	JLE  fold163
+	JLE  fold169
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+32, R9
-	JLT  done175
+	JLT  done181
 
-loop174:
+loop180:
 	VMOVUPS     (CX), Z17
 	VFMADD231PS (SI), Z17, Z3
 	VFMADD231PS (SI)(DX*1), Z17, Z7
@@ -2186,14 +2236,14 @@ loop174:
 	ADDQ        $+128, CX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop174
+	JGE         loop180
 
-done175:
+done181:
 	ADDQ $+32, R9
 	SUBQ $+16, R9
-	JLT  done177
+	JLT  done183
 
-loop176:
+loop182:
 	VMOVUPS     (CX), Z17
 	VFMADD231PS (SI), Z17, Z3
 	VFMADD231PS (SI)(DX*1), Z17, Z7
@@ -2202,12 +2252,12 @@ loop176:
 	ADDQ        $+64, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop176
+	JGE         loop182
 
-done177:
+done183:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done178
+	JZ          done184
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (SI), K1, Z18
 	VFMADD231PS Z18, Z17, Z3
@@ -2218,18 +2268,18 @@ done177:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z15
 
-done178:
+done184:
 	CMPQ R8, $0x03
-	JLE  fold163
+	JLE  fold169
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+32, R9
-	JLT  done180
+	JLT  done186
 
-loop179:
+loop185:
 	VMOVUPS     (CX), Z17
 	VFMADD231PS (SI), Z17, Z4
 	VFMADD231PS (SI)(DX*1), Z17, Z8
@@ -2243,14 +2293,14 @@ loop179:
 	ADDQ        $+128, CX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop179
+	JGE         loop185
 
-done180:
+done186:
 	ADDQ $+32, R9
 	SUBQ $+16, R9
-	JLT  done182
+	JLT  done188
 
-loop181:
+loop187:
 	VMOVUPS     (CX), Z17
 	VFMADD231PS (SI), Z17, Z4
 	VFMADD231PS (SI)(DX*1), Z17, Z8
@@ -2259,12 +2309,12 @@ loop181:
 	ADDQ        $+64, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop181
+	JGE         loop187
 
-done182:
+done188:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done183
+	JZ          done189
 	VMOVUPS.Z   (CX), K1, Z17
 	VMOVUPS.Z   (SI), K1, Z18
 	VFMADD231PS Z18, Z17, Z4
@@ -2275,8 +2325,8 @@ done182:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z16
 
-done183:
-fold163:
+done189:
+fold169:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -2344,7 +2394,7 @@ fold163:
 	VMOVUPS       X1, K2, (DI)(R9*1)
 	ADDQ          $0x10, DI
 	SUBQ          $0x04, R8
-	JG            block162
+	JG            block168
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -2370,18 +2420,18 @@ fold163:
 TEXT ·combineF32AVX512(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows184
+	JE   rows190
 	CMPQ AX, $0x03
-	JE   rows185
+	JE   rows191
 	CMPQ AX, $0x04
-	JE   rows186
+	JE   rows192
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block187:
+block193:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -2390,9 +2440,9 @@ block187:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done189
+	JLT   done195
 
-loop188:
+loop194:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2410,7 +2460,7 @@ loop188:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first190
+	JZ      first196
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2428,7 +2478,7 @@ loop188:
 	VMOVUPS 896(DX), Z14
 	VMOVUPS 960(DX), Z15
 
-first190:
+first196:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -2437,7 +2487,7 @@ first190:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key191:
+key197:
 	VBROADCASTSS (R8), Z16
 	VMOVUPS      (DI), Z17
 	VFMADD231PS  Z17, Z16, Z0
@@ -2474,7 +2524,7 @@ key191:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key191
+	JNZ          key197
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2494,14 +2544,14 @@ key191:
 	ADDQ         $+1024, CX
 	ADDQ         $+1024, DX
 	SUBQ         $+256, SI
-	JGE          loop188
+	JGE          loop194
 
-done189:
+done195:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done193
+	JLT  done199
 
-loop192:
+loop198:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2511,7 +2561,7 @@ loop192:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first194
+	JZ      first200
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2521,7 +2571,7 @@ loop192:
 	VMOVUPS 384(DX), Z6
 	VMOVUPS 448(DX), Z7
 
-first194:
+first200:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -2530,7 +2580,7 @@ first194:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key195:
+key201:
 	VBROADCASTSS (R8), Z8
 	VMOVUPS      (DI), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -2551,7 +2601,7 @@ key195:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key195
+	JNZ          key201
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2563,26 +2613,26 @@ key195:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, SI
-	JGE          loop192
+	JGE          loop198
 
-done193:
+done199:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done197
+	JLT  done203
 
-loop196:
+loop202:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first198
+	JZ      first204
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
 	VMOVUPS 192(DX), Z3
 
-first198:
+first204:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -2591,7 +2641,7 @@ first198:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key199:
+key205:
 	VBROADCASTSS (R8), Z4
 	VMOVUPS      (DI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -2604,7 +2654,7 @@ key199:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key199
+	JNZ          key205
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2612,22 +2662,22 @@ key199:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop196
+	JGE          loop202
 
-done197:
+done203:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done201
+	JLT  done207
 
-loop200:
+loop206:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first202
+	JZ      first208
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 
-first202:
+first208:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -2636,7 +2686,7 @@ first202:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key203:
+key209:
 	VBROADCASTSS (R8), Z2
 	VMOVUPS      (DI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -2645,26 +2695,26 @@ key203:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key203
+	JNZ          key209
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop200
+	JGE          loop206
 
-done201:
+done207:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done205
+	JLT  done211
 
-loop204:
+loop210:
 	VXORPS  Z0, Z0, Z0
 	TESTQ   AX, AX
-	JZ      first206
+	JZ      first212
 	VMOVUPS (DX), Z0
 
-first206:
+first212:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -2673,34 +2723,34 @@ first206:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key207:
+key213:
 	VBROADCASTSS (R8), Z1
 	VMOVUPS      (DI), Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key207
+	JNZ          key213
 	VMOVUPS      Z0, (DX)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop204
+	JGE          loop210
 
-done205:
+done211:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done208
+	JZ        done214
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
 	VXORPS    Z0, Z0, Z0
 	TESTQ     AX, AX
-	JZ        first209
+	JZ        first215
 	VMOVUPS.Z (DX), K1, Z0
 
-first209:
+first215:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -2708,31 +2758,31 @@ first209:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key210:
+key216:
 	VBROADCASTSS (BX), Z1
 	VMOVUPS.Z    (CX), K1, Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key210
+	JNZ          key216
 	VMOVUPS      Z0, K1, (DX)
 
-done208:
+done214:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block187
+	JLT  block193
 	VZEROUPPER
 	RET
 
-rows184:
+rows190:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block211:
+block217:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -2741,9 +2791,9 @@ block211:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done213
+	JLT   done219
 
-loop212:
+loop218:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2761,7 +2811,7 @@ loop212:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first214
+	JZ      first220
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2779,7 +2829,7 @@ loop212:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first214:
+first220:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2788,7 +2838,7 @@ first214:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key215:
+key221:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -2818,7 +2868,7 @@ key215:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key215
+	JNZ          key221
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2838,14 +2888,14 @@ key215:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop212
+	JGE          loop218
 
-done213:
+done219:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done217
+	JLT  done223
 
-loop216:
+loop222:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -2855,7 +2905,7 @@ loop216:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first218
+	JZ      first224
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -2865,7 +2915,7 @@ loop216:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first218:
+first224:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2874,7 +2924,7 @@ first218:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key219:
+key225:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -2892,7 +2942,7 @@ key219:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key219
+	JNZ          key225
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -2904,26 +2954,26 @@ key219:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop216
+	JGE          loop222
 
-done217:
+done223:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done221
+	JLT  done227
 
-loop220:
+loop226:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first222
+	JZ      first228
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first222:
+first228:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2932,7 +2982,7 @@ first222:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key223:
+key229:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -2944,7 +2994,7 @@ key223:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key223
+	JNZ          key229
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -2952,22 +3002,22 @@ key223:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop220
+	JGE          loop226
 
-done221:
+done227:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done225
+	JLT  done231
 
-loop224:
+loop230:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first226
+	JZ      first232
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first226:
+first232:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -2976,7 +3026,7 @@ first226:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key227:
+key233:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -2985,18 +3035,18 @@ key227:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key227
+	JNZ          key233
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop224
+	JGE          loop230
 
-done225:
+done231:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done228
+	JZ        done234
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -3004,11 +3054,11 @@ done225:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first229
+	JZ        first235
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first229:
+first235:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -3016,7 +3066,7 @@ first229:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key230:
+key236:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -3025,18 +3075,18 @@ key230:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key230
+	JNZ          key236
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done228:
+done234:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block211
+	JLT  block217
 	VZEROUPPER
 	RET
 
-rows185:
+rows191:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -3045,7 +3095,7 @@ rows185:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block231:
+block237:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -3054,9 +3104,9 @@ block231:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done233
+	JLT   done239
 
-loop232:
+loop238:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3082,7 +3132,7 @@ loop232:
 	VXORPS  Z22, Z22, Z22
 	VXORPS  Z23, Z23, Z23
 	TESTQ   AX, AX
-	JZ      first234
+	JZ      first240
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -3108,7 +3158,7 @@ loop232:
 	VMOVUPS 384(DX)(DI*2), Z22
 	VMOVUPS 448(DX)(DI*2), Z23
 
-first234:
+first240:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3117,7 +3167,7 @@ first234:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key235:
+key241:
 	VBROADCASTSS (R10), Z24
 	VBROADCASTSS (R10)(SI*1), Z25
 	VBROADCASTSS (R10)(SI*2), Z26
@@ -3156,7 +3206,7 @@ key235:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key235
+	JNZ          key241
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -3184,14 +3234,14 @@ key235:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop232
+	JGE          loop238
 
-done233:
+done239:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done237
+	JLT  done243
 
-loop236:
+loop242:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3205,7 +3255,7 @@ loop236:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	TESTQ   AX, AX
-	JZ      first238
+	JZ      first244
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -3219,7 +3269,7 @@ loop236:
 	VMOVUPS 128(DX)(DI*2), Z10
 	VMOVUPS 192(DX)(DI*2), Z11
 
-first238:
+first244:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3228,7 +3278,7 @@ first238:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key239:
+key245:
 	VBROADCASTSS (R10), Z12
 	VBROADCASTSS (R10)(SI*1), Z13
 	VBROADCASTSS (R10)(SI*2), Z14
@@ -3251,7 +3301,7 @@ key239:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key239
+	JNZ          key245
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -3267,14 +3317,14 @@ key239:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop236
+	JGE          loop242
 
-done237:
+done243:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done241
+	JLT  done247
 
-loop240:
+loop246:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3282,7 +3332,7 @@ loop240:
 	VXORPS  Z4, Z4, Z4
 	VXORPS  Z5, Z5, Z5
 	TESTQ   AX, AX
-	JZ      first242
+	JZ      first248
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
@@ -3290,7 +3340,7 @@ loop240:
 	VMOVUPS (DX)(DI*2), Z4
 	VMOVUPS 64(DX)(DI*2), Z5
 
-first242:
+first248:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3299,7 +3349,7 @@ first242:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key243:
+key249:
 	VMOVUPS      (R9), Z6
 	VMOVUPS      64(R9), Z7
 	VBROADCASTSS (R10), Z8
@@ -3314,7 +3364,7 @@ key243:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key243
+	JNZ          key249
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -3324,24 +3374,24 @@ key243:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop240
+	JGE          loop246
 
-done241:
+done247:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done245
+	JLT  done251
 
-loop244:
+loop250:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first246
+	JZ      first252
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 	VMOVUPS (DX)(DI*2), Z2
 
-first246:
+first252:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3350,7 +3400,7 @@ first246:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key247:
+key253:
 	VMOVUPS      (R9), Z3
 	VBROADCASTSS (R10), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -3361,19 +3411,19 @@ key247:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key247
+	JNZ          key253
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	VMOVUPS      Z2, (DX)(DI*2)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop244
+	JGE          loop250
 
-done245:
+done251:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done248
+	JZ        done254
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -3382,12 +3432,12 @@ done245:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first249
+	JZ        first255
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 	VMOVUPS.Z (DX)(DI*2), K1, Z2
 
-first249:
+first255:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -3395,7 +3445,7 @@ first249:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key250:
+key256:
 	VMOVUPS.Z    (CX), K1, Z3
 	VBROADCASTSS (BX), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -3406,22 +3456,22 @@ key250:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key250
+	JNZ          key256
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 	VMOVUPS      Z2, K1, (DX)(DI*2)
 
-done248:
+done254:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block231
+	JLT  block237
 	VZEROUPPER
 	RET
 
-rows186:
+rows192:
 	MOVQ dv+56(FP), AX
 	CMPQ AX, $0x40
-	JGT  wide251
+	JGT  wide257
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), DI
@@ -3430,7 +3480,7 @@ rows186:
 	LEAQ (R8)(R8*2), R9
 	XORQ AX, AX
 
-block252:
+block258:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -3439,9 +3489,9 @@ block252:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R10
 	SUBQ  $+64, R10
-	JLT   done254
+	JLT   done260
 
-loop253:
+loop259:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3459,7 +3509,7 @@ loop253:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first255
+	JZ      first261
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -3477,7 +3527,7 @@ loop253:
 	VMOVUPS 128(DX)(R9*1), Z14
 	VMOVUPS 192(DX)(R9*1), Z15
 
-first255:
+first261:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -3486,7 +3536,7 @@ first255:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key256:
+key262:
 	VBROADCASTSS (R12), Z16
 	VBROADCASTSS (R12)(SI*1), Z17
 	VBROADCASTSS (R12)(SI*2), Z18
@@ -3514,7 +3564,7 @@ key256:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key256
+	JNZ          key262
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -3534,14 +3584,14 @@ key256:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R10
-	JGE          loop253
+	JGE          loop259
 
-done254:
+done260:
 	ADDQ $+64, R10
 	SUBQ $+32, R10
-	JLT  done258
+	JLT  done264
 
-loop257:
+loop263:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3551,7 +3601,7 @@ loop257:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first259
+	JZ      first265
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(R8*1), Z2
@@ -3561,7 +3611,7 @@ loop257:
 	VMOVUPS (DX)(R9*1), Z6
 	VMOVUPS 64(DX)(R9*1), Z7
 
-first259:
+first265:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -3570,7 +3620,7 @@ first259:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key260:
+key266:
 	VMOVUPS      (R11), Z8
 	VMOVUPS      64(R11), Z9
 	VBROADCASTSS (R12), Z10
@@ -3588,7 +3638,7 @@ key260:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key260
+	JNZ          key266
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(R8*1)
@@ -3600,26 +3650,26 @@ key260:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R10
-	JGE          loop257
+	JGE          loop263
 
-done258:
+done264:
 	ADDQ $+32, R10
 	SUBQ $+16, R10
-	JLT  done262
+	JLT  done268
 
-loop261:
+loop267:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first263
+	JZ      first269
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(R8*1), Z1
 	VMOVUPS (DX)(R8*2), Z2
 	VMOVUPS (DX)(R9*1), Z3
 
-first263:
+first269:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -3628,7 +3678,7 @@ first263:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key264:
+key270:
 	VMOVUPS      (R11), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -3641,7 +3691,7 @@ key264:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key264
+	JNZ          key270
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(R8*1)
 	VMOVUPS      Z2, (DX)(R8*2)
@@ -3649,12 +3699,12 @@ key264:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R10
-	JGE          loop261
+	JGE          loop267
 
-done262:
+done268:
 	ADDQ      $+16, R10
 	TESTQ     R10, R10
-	JZ        done265
+	JZ        done271
 	MOVL      $0x00000001, R11
 	SHLXL     R10, R11, R11
 	DECL      R11
@@ -3664,13 +3714,13 @@ done262:
 	VXORPS    Z2, Z2, Z2
 	VXORPS    Z3, Z3, Z3
 	TESTQ     AX, AX
-	JZ        first266
+	JZ        first272
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(R8*1), K1, Z1
 	VMOVUPS.Z (DX)(R8*2), K1, Z2
 	VMOVUPS.Z (DX)(R9*1), K1, Z3
 
-first266:
+first272:
 	MOVQ    keys+48(FP), R10
 	MOVQ    BX, BX
 	SUBQ    AX, R10
@@ -3678,7 +3728,7 @@ first266:
 	CMPQ    R10, R11
 	CMOVQGT R11, R10
 
-key267:
+key273:
 	VMOVUPS.Z    (CX), K1, Z4
 	VBROADCASTSS (BX), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -3691,27 +3741,27 @@ key267:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R10
-	JNZ          key267
+	JNZ          key273
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(R8*1)
 	VMOVUPS      Z2, K1, (DX)(R8*2)
 	VMOVUPS      Z3, K1, (DX)(R9*1)
 
-done265:
+done271:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block252
+	JLT  block258
 	VZEROUPPER
 	RET
 
-wide251:
+wide257:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block268:
+block274:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -3720,9 +3770,9 @@ block268:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done270
+	JLT   done276
 
-loop269:
+loop275:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3740,7 +3790,7 @@ loop269:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first271
+	JZ      first277
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -3758,7 +3808,7 @@ loop269:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first271:
+first277:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3767,7 +3817,7 @@ first271:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key272:
+key278:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -3797,7 +3847,7 @@ key272:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key272
+	JNZ          key278
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -3817,14 +3867,14 @@ key272:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop269
+	JGE          loop275
 
-done270:
+done276:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done274
+	JLT  done280
 
-loop273:
+loop279:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -3834,7 +3884,7 @@ loop273:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first275
+	JZ      first281
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -3844,7 +3894,7 @@ loop273:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first275:
+first281:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3853,7 +3903,7 @@ first275:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key276:
+key282:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -3871,7 +3921,7 @@ key276:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key276
+	JNZ          key282
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -3883,26 +3933,26 @@ key276:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop273
+	JGE          loop279
 
-done274:
+done280:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done278
+	JLT  done284
 
-loop277:
+loop283:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first279
+	JZ      first285
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first279:
+first285:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3911,7 +3961,7 @@ first279:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key280:
+key286:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -3923,7 +3973,7 @@ key280:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key280
+	JNZ          key286
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -3931,22 +3981,22 @@ key280:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop277
+	JGE          loop283
 
-done278:
+done284:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done282
+	JLT  done288
 
-loop281:
+loop287:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first283
+	JZ      first289
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first283:
+first289:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -3955,7 +4005,7 @@ first283:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key284:
+key290:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -3964,18 +4014,18 @@ key284:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key284
+	JNZ          key290
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop281
+	JGE          loop287
 
-done282:
+done288:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done285
+	JZ        done291
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -3983,11 +4033,11 @@ done282:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first286
+	JZ        first292
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first286:
+first292:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -3995,7 +4045,7 @@ first286:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key287:
+key293:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -4004,11 +4054,11 @@ key287:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key287
+	JNZ          key293
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done285:
+done291:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -4019,9 +4069,9 @@ done285:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done289
+	JLT   done295
 
-loop288:
+loop294:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -4039,7 +4089,7 @@ loop288:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first290
+	JZ      first296
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -4057,7 +4107,7 @@ loop288:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first290:
+first296:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -4066,7 +4116,7 @@ first290:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key291:
+key297:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VMOVUPS      (R9), Z18
@@ -4096,7 +4146,7 @@ key291:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key291
+	JNZ          key297
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -4116,14 +4166,14 @@ key291:
 	ADDQ         $+512, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop288
+	JGE          loop294
 
-done289:
+done295:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done293
+	JLT  done299
 
-loop292:
+loop298:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -4133,7 +4183,7 @@ loop292:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first294
+	JZ      first300
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -4143,7 +4193,7 @@ loop292:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first294:
+first300:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -4152,7 +4202,7 @@ first294:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key295:
+key301:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VMOVUPS      (R9), Z10
@@ -4170,7 +4220,7 @@ key295:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key295
+	JNZ          key301
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -4182,26 +4232,26 @@ key295:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop292
+	JGE          loop298
 
-done293:
+done299:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done297
+	JLT  done303
 
-loop296:
+loop302:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first298
+	JZ      first304
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first298:
+first304:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -4210,7 +4260,7 @@ first298:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key299:
+key305:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VMOVUPS      (R9), Z6
@@ -4222,7 +4272,7 @@ key299:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key299
+	JNZ          key305
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -4230,22 +4280,22 @@ key299:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop296
+	JGE          loop302
 
-done297:
+done303:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done301
+	JLT  done307
 
-loop300:
+loop306:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first302
+	JZ      first308
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first302:
+first308:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -4254,7 +4304,7 @@ first302:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key303:
+key309:
 	VMOVUPS      (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -4263,18 +4313,18 @@ key303:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key303
+	JNZ          key309
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop300
+	JGE          loop306
 
-done301:
+done307:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done304
+	JZ        done310
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -4282,11 +4332,11 @@ done301:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first305
+	JZ        first311
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first305:
+first311:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -4294,7 +4344,7 @@ first305:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key306:
+key312:
 	VMOVUPS.Z    (CX), K1, Z2
 	VBROADCASTSS (BX), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -4303,14 +4353,14 @@ key306:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key306
+	JNZ          key312
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done304:
+done310:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block268
+	JLT  block274
 	VZEROUPPER
 	RET
 
@@ -4334,7 +4384,7 @@ TEXT ·normF32AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block307:
+block313:
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
 	VXORPS Z4, Z4, Z4
@@ -4356,608 +4406,608 @@ block307:
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), BX
 	SUBQ   $+32, BX
-	JLT    done310
+	JLT    done316
 
-loop309:
+loop315:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
 	VMOVUPS     64(CX), Z18
 	VFMADD231PS Z18, Z18, Z2
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop309
+	JGE         loop315
 
-done310:
+done316:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done312
+	JLT  done318
 
-loop311:
+loop317:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop311
-
-done312:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done313
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z2
-
-done313:
-	CMPQ DX, $0x01
-	JLE  fold308
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done315
-
-loop314:
-	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z3
-	ADDQ        $+128, CX
-	SUBQ        $+32, BX
-	JGE         loop314
-
-done315:
-	ADDQ $+32, BX
-	SUBQ $+16, BX
-	JLT  done317
-
-loop316:
-	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z3
-	ADDQ        $+64, CX
-	SUBQ        $+16, BX
-	JGE         loop316
-
-done317:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done318
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z3
+	JGE         loop317
 
 done318:
-	CMPQ DX, $0x02
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done319
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z2
+
+done319:
+	CMPQ DX, $0x01
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done320
+	JLT  done321
 
-loop319:
+loop320:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z4
+	VFMADD231PS Z18, Z18, Z3
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z4
+	VFMADD231PS Z18, Z18, Z3
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop319
+	JGE         loop320
 
-done320:
+done321:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done322
+	JLT  done323
 
-loop321:
+loop322:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z4
+	VFMADD231PS Z18, Z18, Z3
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop321
-
-done322:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done323
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z4
+	JGE         loop322
 
 done323:
-	CMPQ DX, $0x03
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done324
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z3
+
+done324:
+	CMPQ DX, $0x02
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done325
+	JLT  done326
 
-loop324:
+loop325:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z5
+	VFMADD231PS Z18, Z18, Z4
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z5
+	VFMADD231PS Z18, Z18, Z4
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop324
+	JGE         loop325
 
-done325:
+done326:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done327
+	JLT  done328
 
-loop326:
+loop327:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z5
+	VFMADD231PS Z18, Z18, Z4
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop326
-
-done327:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done328
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z5
+	JGE         loop327
 
 done328:
-	CMPQ DX, $0x04
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done329
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z4
+
+done329:
+	CMPQ DX, $0x03
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done330
+	JLT  done331
 
-loop329:
+loop330:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z6
+	VFMADD231PS Z18, Z18, Z5
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z6
+	VFMADD231PS Z18, Z18, Z5
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop329
+	JGE         loop330
 
-done330:
+done331:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done332
+	JLT  done333
 
-loop331:
+loop332:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z6
+	VFMADD231PS Z18, Z18, Z5
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop331
-
-done332:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done333
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z6
+	JGE         loop332
 
 done333:
-	CMPQ DX, $0x05
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done334
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z5
+
+done334:
+	CMPQ DX, $0x04
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done335
+	JLT  done336
 
-loop334:
+loop335:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z7
+	VFMADD231PS Z18, Z18, Z6
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z7
+	VFMADD231PS Z18, Z18, Z6
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop334
+	JGE         loop335
 
-done335:
+done336:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done337
+	JLT  done338
 
-loop336:
+loop337:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z7
+	VFMADD231PS Z18, Z18, Z6
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop336
-
-done337:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done338
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z7
+	JGE         loop337
 
 done338:
-	CMPQ DX, $0x06
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done339
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z6
+
+done339:
+	CMPQ DX, $0x05
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done340
+	JLT  done341
 
-loop339:
+loop340:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z7
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z7
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop339
+	JGE         loop340
 
-done340:
+done341:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done342
+	JLT  done343
 
-loop341:
+loop342:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z7
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop341
-
-done342:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done343
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z8
+	JGE         loop342
 
 done343:
-	CMPQ DX, $0x07
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done344
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z7
+
+done344:
+	CMPQ DX, $0x06
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done345
+	JLT  done346
 
-loop344:
+loop345:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z8
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z8
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop344
+	JGE         loop345
 
-done345:
+done346:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done347
+	JLT  done348
 
-loop346:
+loop347:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z8
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop346
-
-done347:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done348
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z9
+	JGE         loop347
 
 done348:
-	CMPQ DX, $0x08
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done349
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z8
+
+done349:
+	CMPQ DX, $0x07
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done350
+	JLT  done351
 
-loop349:
+loop350:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z9
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z9
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop349
+	JGE         loop350
 
-done350:
+done351:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done352
+	JLT  done353
 
-loop351:
+loop352:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z9
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop351
-
-done352:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done353
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z10
+	JGE         loop352
 
 done353:
-	CMPQ DX, $0x09
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done354
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z9
+
+done354:
+	CMPQ DX, $0x08
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done355
+	JLT  done356
 
-loop354:
+loop355:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z10
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z10
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop354
+	JGE         loop355
 
-done355:
+done356:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done357
+	JLT  done358
 
-loop356:
+loop357:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z10
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop356
-
-done357:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done358
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z11
+	JGE         loop357
 
 done358:
-	CMPQ DX, $0x0a
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done359
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z10
+
+done359:
+	CMPQ DX, $0x09
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done360
+	JLT  done361
 
-loop359:
+loop360:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z11
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z11
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop359
+	JGE         loop360
 
-done360:
+done361:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done362
+	JLT  done363
 
-loop361:
+loop362:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z11
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop361
-
-done362:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done363
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z12
+	JGE         loop362
 
 done363:
-	CMPQ DX, $0x0b
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done364
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z11
+
+done364:
+	CMPQ DX, $0x0a
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done365
+	JLT  done366
 
-loop364:
+loop365:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z12
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z12
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop364
+	JGE         loop365
 
-done365:
+done366:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done367
+	JLT  done368
 
-loop366:
+loop367:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z12
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop366
-
-done367:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done368
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z13
+	JGE         loop367
 
 done368:
-	CMPQ DX, $0x0c
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done369
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z12
+
+done369:
+	CMPQ DX, $0x0b
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done370
+	JLT  done371
 
-loop369:
+loop370:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z13
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z13
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop369
+	JGE         loop370
 
-done370:
+done371:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done372
+	JLT  done373
 
-loop371:
+loop372:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z13
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop371
-
-done372:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done373
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z14
+	JGE         loop372
 
 done373:
-	CMPQ DX, $0x0d
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done374
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z13
+
+done374:
+	CMPQ DX, $0x0c
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done375
+	JLT  done376
 
-loop374:
+loop375:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z14
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z14
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop374
+	JGE         loop375
 
-done375:
+done376:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done377
+	JLT  done378
 
-loop376:
+loop377:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z14
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop376
-
-done377:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done378
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z15
+	JGE         loop377
 
 done378:
-	CMPQ DX, $0x0e
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done379
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z14
+
+done379:
+	CMPQ DX, $0x0d
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done380
+	JLT  done381
 
-loop379:
+loop380:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z15
 	VMOVUPS     64(CX), Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z15
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop379
+	JGE         loop380
 
-done380:
+done381:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done382
+	JLT  done383
 
-loop381:
+loop382:
 	VMOVUPS     (CX), Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z15
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop381
-
-done382:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done383
-	VMOVUPS.Z   (CX), K1, Z18
-	VFMADD231PS Z18, Z18, Z16
+	JGE         loop382
 
 done383:
-	CMPQ DX, $0x0f
-	JLE  fold308
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done384
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z15
+
+done384:
+	CMPQ DX, $0x0e
+	JLE  fold314
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done385
+	JLT  done386
 
-loop384:
+loop385:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VMOVUPS     64(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop385
+
+done386:
+	ADDQ $+32, BX
+	SUBQ $+16, BX
+	JLT  done388
+
+loop387:
+	VMOVUPS     (CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+64, CX
+	SUBQ        $+16, BX
+	JGE         loop387
+
+done388:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done389
+	VMOVUPS.Z   (CX), K1, Z18
+	VFMADD231PS Z18, Z18, Z16
+
+done389:
+	CMPQ DX, $0x0f
+	JLE  fold314
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done391
+
+loop390:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z17
 	VMOVUPS     64(CX), Z18
 	VFMADD231PS Z18, Z18, Z17
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop384
+	JGE         loop390
 
-done385:
+done391:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done387
+	JLT  done393
 
-loop386:
+loop392:
 	VMOVUPS     (CX), Z18
 	VFMADD231PS Z18, Z18, Z17
 	ADDQ        $+64, CX
 	SUBQ        $+16, BX
-	JGE         loop386
+	JGE         loop392
 
-done387:
+done393:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done388
+	JZ          done394
 	VMOVUPS.Z   (CX), K1, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done388:
-fold308:
+done394:
+fold314:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -5006,7 +5056,7 @@ fold308:
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
 	SUBQ          $0x10, DX
-	JG            block307
+	JG            block313
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -5039,15 +5089,15 @@ TEXT ·peakF32AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block389:
+block395:
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done391
+	JLT  done397
 
-loop390:
+loop396:
 	VMOVUPS (CX), Z2
 	VPANDD  Z0, Z2, Z2
 	VPMAXUD Z2, Z1, Z1
@@ -5056,32 +5106,32 @@ loop390:
 	VPMAXUD Z2, Z1, Z1
 	ADDQ    $+128, CX
 	SUBQ    $+32, BX
-	JGE     loop390
+	JGE     loop396
 
-done391:
+done397:
 	ADDQ $+32, BX
 	SUBQ $+16, BX
-	JLT  done393
+	JLT  done399
 
-loop392:
+loop398:
 	VMOVUPS (CX), Z2
 	VPANDD  Z0, Z2, Z2
 	VPMAXUD Z2, Z1, Z1
 	ADDQ    $+64, CX
 	SUBQ    $+16, BX
-	JGE     loop392
+	JGE     loop398
 
-done393:
+done399:
 	ADDQ      $+16, BX
 	TESTQ     BX, BX
-	JZ        done394
+	JZ        done400
 	VMOVUPS.Z (CX), K1, Z2
 	VPANDD    Z0, Z2, Z2
 	VPMAXUD   Z2, Z1, Z1
 
-done394:
+done400:
 	SUBQ          $0x01, DX
-	JG            block389
+	JG            block395
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -5104,11 +5154,11 @@ done394:
 TEXT ·dotsBF16AVX512(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows395
+	JE           rows401
 	CMPQ         AX, $0x03
-	JE           rows396
+	JE           rows402
 	CMPQ         AX, $0x04
-	JE           rows397
+	JE           rows403
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -5126,7 +5176,7 @@ TEXT ·dotsBF16AVX512(SB), NOSPLIT, $0-72
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block398:
+block404:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -5149,9 +5199,9 @@ block398:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
 	SUBQ   $+64, DI
-	JLT    done401
+	JLT    done407
 
-loop400:
+loop406:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z1
@@ -5167,44 +5217,44 @@ loop400:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop400
+	JGE         loop406
 
-done401:
+done407:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done403
+	JLT  done409
 
-loop402:
+loop408:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z1
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop402
+	JGE         loop408
 
-done403:
+done409:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done404
+	JZ          done410
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z1
 
-done404:
+done410:
 	CMPQ SI, $0x01
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done406
+	JLT  done412
 
-loop405:
+loop411:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z2
@@ -5220,44 +5270,44 @@ loop405:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop405
+	JGE         loop411
 
-done406:
+done412:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done408
+	JLT  done414
 
-loop407:
+loop413:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z2
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop407
+	JGE         loop413
 
-done408:
+done414:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done409
+	JZ          done415
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z2
 
-done409:
+done415:
 	CMPQ SI, $0x02
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done411
+	JLT  done417
 
-loop410:
+loop416:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z3
@@ -5273,44 +5323,44 @@ loop410:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop410
+	JGE         loop416
 
-done411:
+done417:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done413
+	JLT  done419
 
-loop412:
+loop418:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z3
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop412
+	JGE         loop418
 
-done413:
+done419:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done414
+	JZ          done420
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z3
 
-done414:
+done420:
 	CMPQ SI, $0x03
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done416
+	JLT  done422
 
-loop415:
+loop421:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z4
@@ -5326,44 +5376,44 @@ loop415:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop415
+	JGE         loop421
 
-done416:
+done422:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done418
+	JLT  done424
 
-loop417:
+loop423:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z4
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop417
+	JGE         loop423
 
-done418:
+done424:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done419
+	JZ          done425
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z4
 
-done419:
+done425:
 	CMPQ SI, $0x04
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done421
+	JLT  done427
 
-loop420:
+loop426:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z5
@@ -5379,44 +5429,44 @@ loop420:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop420
+	JGE         loop426
 
-done421:
+done427:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done423
+	JLT  done429
 
-loop422:
+loop428:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z5
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop422
+	JGE         loop428
 
-done423:
+done429:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done424
+	JZ          done430
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z5
 
-done424:
+done430:
 	CMPQ SI, $0x05
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done426
+	JLT  done432
 
-loop425:
+loop431:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z6
@@ -5432,44 +5482,44 @@ loop425:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop425
+	JGE         loop431
 
-done426:
+done432:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done428
+	JLT  done434
 
-loop427:
+loop433:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z6
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop427
+	JGE         loop433
 
-done428:
+done434:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done429
+	JZ          done435
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z6
 
-done429:
+done435:
 	CMPQ SI, $0x06
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done431
+	JLT  done437
 
-loop430:
+loop436:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z7
@@ -5485,44 +5535,44 @@ loop430:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop430
+	JGE         loop436
 
-done431:
+done437:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done433
+	JLT  done439
 
-loop432:
+loop438:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z7
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop432
+	JGE         loop438
 
-done433:
+done439:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done434
+	JZ          done440
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z7
 
-done434:
+done440:
 	CMPQ SI, $0x07
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done436
+	JLT  done442
 
-loop435:
+loop441:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z8
@@ -5538,44 +5588,44 @@ loop435:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop435
+	JGE         loop441
 
-done436:
+done442:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done438
+	JLT  done444
 
-loop437:
+loop443:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z8
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop437
+	JGE         loop443
 
-done438:
+done444:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done439
+	JZ          done445
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z8
 
-done439:
+done445:
 	CMPQ SI, $0x08
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done441
+	JLT  done447
 
-loop440:
+loop446:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z9
@@ -5591,44 +5641,44 @@ loop440:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop440
+	JGE         loop446
 
-done441:
+done447:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done443
+	JLT  done449
 
-loop442:
+loop448:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop442
+	JGE         loop448
 
-done443:
+done449:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done444
+	JZ          done450
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z9
 
-done444:
+done450:
 	CMPQ SI, $0x09
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done446
+	JLT  done452
 
-loop445:
+loop451:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z10
@@ -5644,44 +5694,44 @@ loop445:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop445
+	JGE         loop451
 
-done446:
+done452:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done448
+	JLT  done454
 
-loop447:
+loop453:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop447
+	JGE         loop453
 
-done448:
+done454:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done449
+	JZ          done455
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z10
 
-done449:
+done455:
 	CMPQ SI, $0x0a
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done451
+	JLT  done457
 
-loop450:
+loop456:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z11
@@ -5697,44 +5747,44 @@ loop450:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop450
+	JGE         loop456
 
-done451:
+done457:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done453
+	JLT  done459
 
-loop452:
+loop458:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop452
+	JGE         loop458
 
-done453:
+done459:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done454
+	JZ          done460
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z11
 
-done454:
+done460:
 	CMPQ SI, $0x0b
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done456
+	JLT  done462
 
-loop455:
+loop461:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z12
@@ -5750,44 +5800,44 @@ loop455:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop455
+	JGE         loop461
 
-done456:
+done462:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done458
+	JLT  done464
 
-loop457:
+loop463:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop457
+	JGE         loop463
 
-done458:
+done464:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done459
+	JZ          done465
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z12
 
-done459:
+done465:
 	CMPQ SI, $0x0c
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done461
+	JLT  done467
 
-loop460:
+loop466:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z13
@@ -5803,44 +5853,44 @@ loop460:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop460
+	JGE         loop466
 
-done461:
+done467:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done463
+	JLT  done469
 
-loop462:
+loop468:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop462
+	JGE         loop468
 
-done463:
+done469:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done464
+	JZ          done470
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z13
 
-done464:
+done470:
 	CMPQ SI, $0x0d
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done466
+	JLT  done472
 
-loop465:
+loop471:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z14
@@ -5856,44 +5906,44 @@ loop465:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop465
+	JGE         loop471
 
-done466:
+done472:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done468
+	JLT  done474
 
-loop467:
+loop473:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop467
+	JGE         loop473
 
-done468:
+done474:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done469
+	JZ          done475
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z14
 
-done469:
+done475:
 	CMPQ SI, $0x0e
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done471
+	JLT  done477
 
-loop470:
+loop476:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z15
@@ -5909,44 +5959,44 @@ loop470:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop470
+	JGE         loop476
 
-done471:
+done477:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done473
+	JLT  done479
 
-loop472:
+loop478:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop472
+	JGE         loop478
 
-done473:
+done479:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done474
+	JZ          done480
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z15
 
-done474:
+done480:
 	CMPQ SI, $0x0f
-	JLE  fold399
+	JLE  fold405
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done476
+	JLT  done482
 
-loop475:
+loop481:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z16
@@ -5962,34 +6012,34 @@ loop475:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop475
+	JGE         loop481
 
-done476:
+done482:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done478
+	JLT  done484
 
-loop477:
+loop483:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (DX), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop477
+	JGE         loop483
 
-done478:
+done484:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done479
+	JZ          done485
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z16
 
-done479:
-fold399:
+done485:
+fold405:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
 	VADDPS     Z17, Z1, Z17
@@ -6050,7 +6100,7 @@ fold399:
 	VMOVUPS    Z3, K2, (BX)
 	ADDQ       $0x40, BX
 	SUBQ       $0x10, SI
-	JG         block398
+	JG         block404
 	MOVQ       top+16(FP), AX
 	VSHUFF32X4 $0x4e, Z0, Z0, Z1
 	VMAXPS     Z1, Z0, Z0
@@ -6066,7 +6116,7 @@ fold399:
 	VZEROUPPER
 	RET
 
-rows395:
+rows401:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -6086,7 +6136,7 @@ rows395:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block480:
+block486:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -6109,9 +6159,9 @@ block480:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+64, R8
-	JLT    done483
+	JLT    done489
 
-loop482:
+loop488:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z1
@@ -6131,14 +6181,14 @@ loop482:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop482
+	JGE         loop488
 
-done483:
+done489:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done485
+	JLT  done491
 
-loop484:
+loop490:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z1
@@ -6146,12 +6196,12 @@ loop484:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop484
+	JGE         loop490
 
-done485:
+done491:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done486
+	JZ          done492
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -6160,18 +6210,18 @@ done485:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z9
 
-done486:
+done492:
 	CMPQ DI, $0x01
-	JLE  fold481
+	JLE  fold487
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done488
+	JLT  done494
 
-loop487:
+loop493:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z2
@@ -6191,14 +6241,14 @@ loop487:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop487
+	JGE         loop493
 
-done488:
+done494:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done490
+	JLT  done496
 
-loop489:
+loop495:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z2
@@ -6206,12 +6256,12 @@ loop489:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop489
+	JGE         loop495
 
-done490:
+done496:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done491
+	JZ          done497
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -6220,18 +6270,18 @@ done490:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z10
 
-done491:
+done497:
 	CMPQ DI, $0x02
-	JLE  fold481
+	JLE  fold487
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done493
+	JLT  done499
 
-loop492:
+loop498:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z3
@@ -6251,14 +6301,14 @@ loop492:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop492
+	JGE         loop498
 
-done493:
+done499:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done495
+	JLT  done501
 
-loop494:
+loop500:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z3
@@ -6266,12 +6316,12 @@ loop494:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop494
+	JGE         loop500
 
-done495:
+done501:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done496
+	JZ          done502
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -6280,18 +6330,18 @@ done495:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z11
 
-done496:
+done502:
 	CMPQ DI, $0x03
-	JLE  fold481
+	JLE  fold487
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done498
+	JLT  done504
 
-loop497:
+loop503:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z4
@@ -6311,14 +6361,14 @@ loop497:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop497
+	JGE         loop503
 
-done498:
+done504:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done500
+	JLT  done506
 
-loop499:
+loop505:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z4
@@ -6326,12 +6376,12 @@ loop499:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop499
+	JGE         loop505
 
-done500:
+done506:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done501
+	JZ          done507
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -6340,18 +6390,18 @@ done500:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z12
 
-done501:
+done507:
 	CMPQ DI, $0x04
-	JLE  fold481
+	JLE  fold487
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done503
+	JLT  done509
 
-loop502:
+loop508:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z5
@@ -6371,14 +6421,14 @@ loop502:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop502
+	JGE         loop508
 
-done503:
+done509:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done505
+	JLT  done511
 
-loop504:
+loop510:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z5
@@ -6386,12 +6436,12 @@ loop504:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop504
+	JGE         loop510
 
-done505:
+done511:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done506
+	JZ          done512
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -6400,18 +6450,18 @@ done505:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z13
 
-done506:
+done512:
 	CMPQ DI, $0x05
-	JLE  fold481
+	JLE  fold487
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done508
+	JLT  done514
 
-loop507:
+loop513:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z6
@@ -6431,14 +6481,14 @@ loop507:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop507
+	JGE         loop513
 
-done508:
+done514:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done510
+	JLT  done516
 
-loop509:
+loop515:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z6
@@ -6446,12 +6496,12 @@ loop509:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop509
+	JGE         loop515
 
-done510:
+done516:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done511
+	JZ          done517
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -6460,18 +6510,18 @@ done510:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z14
 
-done511:
+done517:
 	CMPQ DI, $0x06
-	JLE  fold481
+	JLE  fold487
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done513
+	JLT  done519
 
-loop512:
+loop518:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z7
@@ -6491,14 +6541,14 @@ loop512:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop512
+	JGE         loop518
 
-done513:
+done519:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done515
+	JLT  done521
 
-loop514:
+loop520:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z7
@@ -6506,12 +6556,12 @@ loop514:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop514
+	JGE         loop520
 
-done515:
+done521:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done516
+	JZ          done522
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -6520,18 +6570,18 @@ done515:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z15
 
-done516:
+done522:
 	CMPQ DI, $0x07
-	JLE  fold481
+	JLE  fold487
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done518
+	JLT  done524
 
-loop517:
+loop523:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z8
@@ -6551,14 +6601,14 @@ loop517:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop517
+	JGE         loop523
 
-done518:
+done524:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done520
+	JLT  done526
 
-loop519:
+loop525:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (BX), Z17, Z8
@@ -6566,12 +6616,12 @@ loop519:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop519
+	JGE         loop525
 
-done520:
+done526:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done521
+	JZ          done527
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -6580,8 +6630,8 @@ done520:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z16
 
-done521:
-fold481:
+done527:
+fold487:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -6645,7 +6695,7 @@ fold481:
 	VMOVUPS       Y1, K2, (SI)(BX*1)
 	ADDQ          $0x20, SI
 	SUBQ          $0x08, DI
-	JG            block480
+	JG            block486
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -6662,10 +6712,10 @@ fold481:
 	VZEROUPPER
 	RET
 
-rows396:
+rows402:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long522
+	JGT          long528
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -6677,15 +6727,15 @@ rows396:
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R8
-	SHLQ         $0x02, R8
-	MOVQ         s+0(FP), R10
-	MOVQ         keys+64(FP), R11
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         s+0(FP), R8
+	MOVQ         keys+64(FP), R9
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block523:
+block529:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -6698,151 +6748,191 @@ block523:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R9
+	MOVQ    q+24(FP), DI
 	MOVQ    AX, DX
 	MOVQ    DX, BX
 	ADDQ    stride+56(FP), BX
 	CMPQ    BX, CX
 	CMOVQHI CX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, AX
+	MOVQ    BX, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done526
+	MOVQ    d+32(FP), R10
+	SUBQ    $+32, R10
+	JLT     done532
 
-loop525:
+loop531:
 	VPMOVZXWD   (DX), Z13
 	VPSLLD      $0x10, Z13, Z13
 	VPMOVZXWD   (BX), Z14
 	VPSLLD      $0x10, Z14, Z14
-	VPMOVZXWD   (SI), Z15
-	VPSLLD      $0x10, Z15, Z15
-	VPMOVZXWD   (DI), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VMOVUPS     (R9), Z17
-	VFMADD231PS Z13, Z17, Z1
-	VFMADD231PS Z14, Z17, Z2
-	VFMADD231PS Z15, Z17, Z3
-	VFMADD231PS Z16, Z17, Z4
-	VMOVUPS     (R9)(R8*1), Z17
-	VFMADD231PS Z13, Z17, Z5
-	VFMADD231PS Z14, Z17, Z6
-	VFMADD231PS Z15, Z17, Z7
-	VFMADD231PS Z16, Z17, Z8
-	VMOVUPS     (R9)(R8*2), Z17
-	VFMADD231PS Z13, Z17, Z9
-	VFMADD231PS Z14, Z17, Z10
-	VFMADD231PS Z15, Z17, Z11
-	VFMADD231PS Z16, Z17, Z12
+	VMOVUPS     (DI), Z15
+	VFMADD231PS Z13, Z15, Z1
+	VFMADD231PS Z14, Z15, Z2
+	VMOVUPS     (DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z5
+	VFMADD231PS Z14, Z15, Z6
+	VMOVUPS     (DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z9
+	VFMADD231PS Z14, Z15, Z10
 	VPMOVZXWD   32(DX), Z13
 	VPSLLD      $0x10, Z13, Z13
 	VPMOVZXWD   32(BX), Z14
 	VPSLLD      $0x10, Z14, Z14
-	VPMOVZXWD   32(SI), Z15
-	VPSLLD      $0x10, Z15, Z15
-	VPMOVZXWD   32(DI), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VMOVUPS     64(R9), Z17
-	VFMADD231PS Z13, Z17, Z1
-	VFMADD231PS Z14, Z17, Z2
-	VFMADD231PS Z15, Z17, Z3
-	VFMADD231PS Z16, Z17, Z4
-	VMOVUPS     64(R9)(R8*1), Z17
-	VFMADD231PS Z13, Z17, Z5
-	VFMADD231PS Z14, Z17, Z6
-	VFMADD231PS Z15, Z17, Z7
-	VFMADD231PS Z16, Z17, Z8
-	VMOVUPS     64(R9)(R8*2), Z17
-	VFMADD231PS Z13, Z17, Z9
-	VFMADD231PS Z14, Z17, Z10
-	VFMADD231PS Z15, Z17, Z11
-	VFMADD231PS Z16, Z17, Z12
+	VMOVUPS     64(DI), Z15
+	VFMADD231PS Z13, Z15, Z1
+	VFMADD231PS Z14, Z15, Z2
+	VMOVUPS     64(DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z5
+	VFMADD231PS Z14, Z15, Z6
+	VMOVUPS     64(DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z9
+	VFMADD231PS Z14, Z15, Z10
 	ADDQ        $+64, DX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop525
+	ADDQ        $+128, DI
+	SUBQ        $+32, R10
+	JGE         loop531
 
-done526:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done528
+done532:
+	ADDQ $+32, R10
+	SUBQ $+16, R10
+	JLT  done534
 
-loop527:
+loop533:
 	VPMOVZXWD   (DX), Z13
 	VPSLLD      $0x10, Z13, Z13
 	VPMOVZXWD   (BX), Z14
 	VPSLLD      $0x10, Z14, Z14
-	VPMOVZXWD   (SI), Z15
-	VPSLLD      $0x10, Z15, Z15
-	VPMOVZXWD   (DI), Z16
-	VPSLLD      $0x10, Z16, Z16
-	VMOVUPS     (R9), Z17
-	VFMADD231PS Z13, Z17, Z1
-	VFMADD231PS Z14, Z17, Z2
-	VFMADD231PS Z15, Z17, Z3
-	VFMADD231PS Z16, Z17, Z4
-	VMOVUPS     (R9)(R8*1), Z17
-	VFMADD231PS Z13, Z17, Z5
-	VFMADD231PS Z14, Z17, Z6
-	VFMADD231PS Z15, Z17, Z7
-	VFMADD231PS Z16, Z17, Z8
-	VMOVUPS     (R9)(R8*2), Z17
-	VFMADD231PS Z13, Z17, Z9
-	VFMADD231PS Z14, Z17, Z10
-	VFMADD231PS Z15, Z17, Z11
-	VFMADD231PS Z16, Z17, Z12
+	VMOVUPS     (DI), Z15
+	VFMADD231PS Z13, Z15, Z1
+	VFMADD231PS Z14, Z15, Z2
+	VMOVUPS     (DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z5
+	VFMADD231PS Z14, Z15, Z6
+	VMOVUPS     (DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z9
+	VFMADD231PS Z14, Z15, Z10
 	ADDQ        $+32, DX
 	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop527
+	ADDQ        $+64, DI
+	SUBQ        $+16, R10
+	JGE         loop533
 
-done528:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done529
+done534:
+	ADDQ        $+16, R10
+	TESTQ       R10, R10
+	JZ          done535
 	VMOVDQU16.Z (DX), K1, Y13
 	VPMOVZXWD   Y13, Z13
 	VPSLLD      $0x10, Z13, Z13
 	VMOVDQU16.Z (BX), K1, Y14
 	VPMOVZXWD   Y14, Z14
 	VPSLLD      $0x10, Z14, Z14
-	VMOVDQU16.Z (SI), K1, Y15
-	VPMOVZXWD   Y15, Z15
-	VPSLLD      $0x10, Z15, Z15
-	VMOVDQU16.Z (DI), K1, Y16
-	VPMOVZXWD   Y16, Z16
-	VPSLLD      $0x10, Z16, Z16
-	VMOVUPS.Z   (R9), K1, Z17
-	VFMADD231PS Z13, Z17, Z1
-	VFMADD231PS Z14, Z17, Z2
-	VFMADD231PS Z15, Z17, Z3
-	VFMADD231PS Z16, Z17, Z4
-	VMOVUPS.Z   (R9)(R8*1), K1, Z17
-	VFMADD231PS Z13, Z17, Z5
-	VFMADD231PS Z14, Z17, Z6
-	VFMADD231PS Z15, Z17, Z7
-	VFMADD231PS Z16, Z17, Z8
-	VMOVUPS.Z   (R9)(R8*2), K1, Z17
-	VFMADD231PS Z13, Z17, Z9
-	VFMADD231PS Z14, Z17, Z10
-	VFMADD231PS Z15, Z17, Z11
-	VFMADD231PS Z16, Z17, Z12
+	VMOVUPS.Z   (DI), K1, Z15
+	VFMADD231PS Z13, Z15, Z1
+	VFMADD231PS Z14, Z15, Z2
+	VMOVUPS.Z   (DI)(SI*1), K1, Z15
+	VFMADD231PS Z13, Z15, Z5
+	VFMADD231PS Z14, Z15, Z6
+	VMOVUPS.Z   (DI)(SI*2), K1, Z15
+	VFMADD231PS Z13, Z15, Z9
+	VFMADD231PS Z14, Z15, Z10
 
-done529:
+done535:
+	CMPQ    R9, $0x02
+	JLE     fold530
+	MOVQ    q+24(FP), DI
+	MOVQ    AX, DX
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R10
+	SUBQ    $+32, R10
+	JLT     done537
+
+loop536:
+	VPMOVZXWD   (DX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VPMOVZXWD   (BX), Z14
+	VPSLLD      $0x10, Z14, Z14
+	VMOVUPS     (DI), Z15
+	VFMADD231PS Z13, Z15, Z3
+	VFMADD231PS Z14, Z15, Z4
+	VMOVUPS     (DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z7
+	VFMADD231PS Z14, Z15, Z8
+	VMOVUPS     (DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z11
+	VFMADD231PS Z14, Z15, Z12
+	VPMOVZXWD   32(DX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VPMOVZXWD   32(BX), Z14
+	VPSLLD      $0x10, Z14, Z14
+	VMOVUPS     64(DI), Z15
+	VFMADD231PS Z13, Z15, Z3
+	VFMADD231PS Z14, Z15, Z4
+	VMOVUPS     64(DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z7
+	VFMADD231PS Z14, Z15, Z8
+	VMOVUPS     64(DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z11
+	VFMADD231PS Z14, Z15, Z12
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+128, DI
+	SUBQ        $+32, R10
+	JGE         loop536
+
+done537:
+	ADDQ $+32, R10
+	SUBQ $+16, R10
+	JLT  done539
+
+loop538:
+	VPMOVZXWD   (DX), Z13
+	VPSLLD      $0x10, Z13, Z13
+	VPMOVZXWD   (BX), Z14
+	VPSLLD      $0x10, Z14, Z14
+	VMOVUPS     (DI), Z15
+	VFMADD231PS Z13, Z15, Z3
+	VFMADD231PS Z14, Z15, Z4
+	VMOVUPS     (DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z7
+	VFMADD231PS Z14, Z15, Z8
+	VMOVUPS     (DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z11
+	VFMADD231PS Z14, Z15, Z12
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+64, DI
+	SUBQ        $+16, R10
+	JGE         loop538
+
+done539:
+	ADDQ        $+16, R10
+	TESTQ       R10, R10
+	JZ          done540
+	VMOVDQU16.Z (DX), K1, Y13
+	VPMOVZXWD   Y13, Z13
+	VPSLLD      $0x10, Z13, Z13
+	VMOVDQU16.Z (BX), K1, Y14
+	VPMOVZXWD   Y14, Z14
+	VPSLLD      $0x10, Z14, Z14
+	VMOVUPS.Z   (DI), K1, Z15
+	VFMADD231PS Z13, Z15, Z3
+	VFMADD231PS Z14, Z15, Z4
+	VMOVUPS.Z   (DI)(SI*1), K1, Z15
+	VFMADD231PS Z13, Z15, Z7
+	VFMADD231PS Z14, Z15, Z8
+	VMOVUPS.Z   (DI)(SI*2), K1, Z15
+	VFMADD231PS Z13, Z15, Z11
+	VFMADD231PS Z14, Z15, Z12
+
+done540:
+fold530:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -6888,27 +6978,27 @@ done529:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R11, DX
+	MOVQ          R9, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), SI
-	MOVL          $0x00000001, SI
-	SHLXL         DX, SI, SI
-	DECL          SI
-	IMUL3L        $0x00001111, SI, SI
-	KMOVW         SI, K2
+	LEAQ          (BX)(BX*2), DI
+	MOVL          $0x00000001, DI
+	SHLXL         DX, DI, DI
+	DECL          DI
+	IMUL3L        $0x00001111, DI, DI
+	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R10)
+	VMOVUPS       X3, K2, (R8)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R10)(BX*1)
+	VMOVUPS       X1, K2, (R8)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R10)(BX*2)
-	ADDQ          $0x10, R10
-	SUBQ          $0x04, R11
-	JG            block523
+	VMOVUPS       X1, K2, (R8)(BX*2)
+	ADDQ          $0x10, R8
+	SUBQ          $0x04, R9
+	JG            block529
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -6926,7 +7016,7 @@ done529:
 	VZEROUPPER
 	RET
 
-long522:
+long528:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -6946,7 +7036,7 @@ long522:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block530:
+block541:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -6965,9 +7055,9 @@ block530:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+64, R8
-	JLT    done533
+	JLT    done544
 
-loop532:
+loop543:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
 	VFMADD231PS (BX), Z13, Z1
@@ -6991,14 +7081,14 @@ loop532:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop532
+	JGE         loop543
 
-done533:
+done544:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done535
+	JLT  done546
 
-loop534:
+loop545:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
 	VFMADD231PS (BX), Z13, Z1
@@ -7007,12 +7097,12 @@ loop534:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop534
+	JGE         loop545
 
-done535:
+done546:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done536
+	JZ          done547
 	VMOVDQU16.Z (CX), K1, Y13
 	VPMOVZXWD   Y13, Z13
 	VPSLLD      $0x10, Z13, Z13
@@ -7023,18 +7113,18 @@ done535:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z9
 
-done536:
+done547:
 	CMPQ DI, $0x01
-	JLE  fold531
+	JLE  fold542
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done538
+	JLT  done549
 
-loop537:
+loop548:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
 	VFMADD231PS (BX), Z13, Z2
@@ -7058,14 +7148,14 @@ loop537:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop537
+	JGE         loop548
 
-done538:
+done549:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done540
+	JLT  done551
 
-loop539:
+loop550:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
 	VFMADD231PS (BX), Z13, Z2
@@ -7074,12 +7164,12 @@ loop539:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop539
+	JGE         loop550
 
-done540:
+done551:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done541
+	JZ          done552
 	VMOVDQU16.Z (CX), K1, Y13
 	VPMOVZXWD   Y13, Z13
 	VPSLLD      $0x10, Z13, Z13
@@ -7090,18 +7180,18 @@ done540:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z10
 
-done541:
+done552:
 	CMPQ DI, $0x02
-	JLE  fold531
+	JLE  fold542
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done543
+	JLT  done554
 
-loop542:
+loop553:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
 	VFMADD231PS (BX), Z13, Z3
@@ -7125,14 +7215,14 @@ loop542:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop542
+	JGE         loop553
 
-done543:
+done554:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done545
+	JLT  done556
 
-loop544:
+loop555:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
 	VFMADD231PS (BX), Z13, Z3
@@ -7141,12 +7231,12 @@ loop544:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop544
+	JGE         loop555
 
-done545:
+done556:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done546
+	JZ          done557
 	VMOVDQU16.Z (CX), K1, Y13
 	VPMOVZXWD   Y13, Z13
 	VPSLLD      $0x10, Z13, Z13
@@ -7157,18 +7247,18 @@ done545:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z11
 
-done546:
+done557:
 	CMPQ DI, $0x03
-	JLE  fold531
+	JLE  fold542
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done548
+	JLT  done559
 
-loop547:
+loop558:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
 	VFMADD231PS (BX), Z13, Z4
@@ -7192,14 +7282,14 @@ loop547:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop547
+	JGE         loop558
 
-done548:
+done559:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done550
+	JLT  done561
 
-loop549:
+loop560:
 	VPMOVZXWD   (CX), Z13
 	VPSLLD      $0x10, Z13, Z13
 	VFMADD231PS (BX), Z13, Z4
@@ -7208,12 +7298,12 @@ loop549:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop549
+	JGE         loop560
 
-done550:
+done561:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done551
+	JZ          done562
 	VMOVDQU16.Z (CX), K1, Y13
 	VPMOVZXWD   Y13, Z13
 	VPSLLD      $0x10, Z13, Z13
@@ -7224,8 +7314,8 @@ done550:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z12
 
-done551:
-fold531:
+done562:
+fold542:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -7291,7 +7381,7 @@ fold531:
 	VMOVUPS       X1, K2, (SI)(BX*2)
 	ADDQ          $0x10, SI
 	SUBQ          $0x04, DI
-	JG            block530
+	JG            block541
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -7309,10 +7399,10 @@ fold531:
 	VZEROUPPER
 	RET
 
-rows397:
+rows403:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long552
+	JGT          long563
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -7324,16 +7414,16 @@ rows397:
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R8
-	SHLQ         $0x02, R8
-	LEAQ         (R8)(R8*2), R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), DI
+	MOVQ         s+0(FP), R9
+	MOVQ         keys+64(FP), R10
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block553:
+block564:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -7350,171 +7440,215 @@ block553:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R10
+	MOVQ    q+24(FP), R8
 	MOVQ    AX, DX
 	MOVQ    DX, BX
 	ADDQ    stride+56(FP), BX
 	CMPQ    BX, CX
 	CMOVQHI CX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, AX
+	MOVQ    BX, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done556
+	MOVQ    d+32(FP), R11
+	SUBQ    $+32, R11
+	JLT     done567
 
-loop555:
+loop566:
 	VPMOVZXWD   (DX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VPMOVZXWD   (BX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   (SI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   (DI), Z20
-	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     (R10), Z21
-	VFMADD231PS Z17, Z21, Z1
-	VFMADD231PS Z18, Z21, Z2
-	VFMADD231PS Z19, Z21, Z3
-	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R10)(R8*1), Z21
-	VFMADD231PS Z17, Z21, Z5
-	VFMADD231PS Z18, Z21, Z6
-	VFMADD231PS Z19, Z21, Z7
-	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R10)(R8*2), Z21
-	VFMADD231PS Z17, Z21, Z9
-	VFMADD231PS Z18, Z21, Z10
-	VFMADD231PS Z19, Z21, Z11
-	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R10)(R9*1), Z21
-	VFMADD231PS Z17, Z21, Z13
-	VFMADD231PS Z18, Z21, Z14
-	VFMADD231PS Z19, Z21, Z15
-	VFMADD231PS Z20, Z21, Z16
+	VMOVUPS     (R8), Z19
+	VFMADD231PS Z17, Z19, Z1
+	VFMADD231PS Z18, Z19, Z2
+	VMOVUPS     (R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z5
+	VFMADD231PS Z18, Z19, Z6
+	VMOVUPS     (R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z9
+	VFMADD231PS Z18, Z19, Z10
+	VMOVUPS     (R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z13
+	VFMADD231PS Z18, Z19, Z14
 	VPMOVZXWD   32(DX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VPMOVZXWD   32(BX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   32(SI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   32(DI), Z20
-	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     64(R10), Z21
-	VFMADD231PS Z17, Z21, Z1
-	VFMADD231PS Z18, Z21, Z2
-	VFMADD231PS Z19, Z21, Z3
-	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     64(R10)(R8*1), Z21
-	VFMADD231PS Z17, Z21, Z5
-	VFMADD231PS Z18, Z21, Z6
-	VFMADD231PS Z19, Z21, Z7
-	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     64(R10)(R8*2), Z21
-	VFMADD231PS Z17, Z21, Z9
-	VFMADD231PS Z18, Z21, Z10
-	VFMADD231PS Z19, Z21, Z11
-	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     64(R10)(R9*1), Z21
-	VFMADD231PS Z17, Z21, Z13
-	VFMADD231PS Z18, Z21, Z14
-	VFMADD231PS Z19, Z21, Z15
-	VFMADD231PS Z20, Z21, Z16
+	VMOVUPS     64(R8), Z19
+	VFMADD231PS Z17, Z19, Z1
+	VFMADD231PS Z18, Z19, Z2
+	VMOVUPS     64(R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z5
+	VFMADD231PS Z18, Z19, Z6
+	VMOVUPS     64(R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z9
+	VFMADD231PS Z18, Z19, Z10
+	VMOVUPS     64(R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z13
+	VFMADD231PS Z18, Z19, Z14
 	ADDQ        $+64, DX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop555
+	ADDQ        $+128, R8
+	SUBQ        $+32, R11
+	JGE         loop566
 
-done556:
-	ADDQ $+32, R13
-	SUBQ $+16, R13
-	JLT  done558
+done567:
+	ADDQ $+32, R11
+	SUBQ $+16, R11
+	JLT  done569
 
-loop557:
+loop568:
 	VPMOVZXWD   (DX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VPMOVZXWD   (BX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VPMOVZXWD   (SI), Z19
-	VPSLLD      $0x10, Z19, Z19
-	VPMOVZXWD   (DI), Z20
-	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS     (R10), Z21
-	VFMADD231PS Z17, Z21, Z1
-	VFMADD231PS Z18, Z21, Z2
-	VFMADD231PS Z19, Z21, Z3
-	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R10)(R8*1), Z21
-	VFMADD231PS Z17, Z21, Z5
-	VFMADD231PS Z18, Z21, Z6
-	VFMADD231PS Z19, Z21, Z7
-	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R10)(R8*2), Z21
-	VFMADD231PS Z17, Z21, Z9
-	VFMADD231PS Z18, Z21, Z10
-	VFMADD231PS Z19, Z21, Z11
-	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R10)(R9*1), Z21
-	VFMADD231PS Z17, Z21, Z13
-	VFMADD231PS Z18, Z21, Z14
-	VFMADD231PS Z19, Z21, Z15
-	VFMADD231PS Z20, Z21, Z16
+	VMOVUPS     (R8), Z19
+	VFMADD231PS Z17, Z19, Z1
+	VFMADD231PS Z18, Z19, Z2
+	VMOVUPS     (R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z5
+	VFMADD231PS Z18, Z19, Z6
+	VMOVUPS     (R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z9
+	VFMADD231PS Z18, Z19, Z10
+	VMOVUPS     (R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z13
+	VFMADD231PS Z18, Z19, Z14
 	ADDQ        $+32, DX
 	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop557
+	ADDQ        $+64, R8
+	SUBQ        $+16, R11
+	JGE         loop568
 
-done558:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done559
+done569:
+	ADDQ        $+16, R11
+	TESTQ       R11, R11
+	JZ          done570
 	VMOVDQU16.Z (DX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
 	VMOVDQU16.Z (BX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
-	VMOVDQU16.Z (SI), K1, Y19
-	VPMOVZXWD   Y19, Z19
-	VPSLLD      $0x10, Z19, Z19
-	VMOVDQU16.Z (DI), K1, Y20
-	VPMOVZXWD   Y20, Z20
-	VPSLLD      $0x10, Z20, Z20
-	VMOVUPS.Z   (R10), K1, Z21
-	VFMADD231PS Z17, Z21, Z1
-	VFMADD231PS Z18, Z21, Z2
-	VFMADD231PS Z19, Z21, Z3
-	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R10)(R8*1), K1, Z21
-	VFMADD231PS Z17, Z21, Z5
-	VFMADD231PS Z18, Z21, Z6
-	VFMADD231PS Z19, Z21, Z7
-	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R10)(R8*2), K1, Z21
-	VFMADD231PS Z17, Z21, Z9
-	VFMADD231PS Z18, Z21, Z10
-	VFMADD231PS Z19, Z21, Z11
-	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R10)(R9*1), K1, Z21
-	VFMADD231PS Z17, Z21, Z13
-	VFMADD231PS Z18, Z21, Z14
-	VFMADD231PS Z19, Z21, Z15
-	VFMADD231PS Z20, Z21, Z16
+	VMOVUPS.Z   (R8), K1, Z19
+	VFMADD231PS Z17, Z19, Z1
+	VFMADD231PS Z18, Z19, Z2
+	VMOVUPS.Z   (R8)(SI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z5
+	VFMADD231PS Z18, Z19, Z6
+	VMOVUPS.Z   (R8)(SI*2), K1, Z19
+	VFMADD231PS Z17, Z19, Z9
+	VFMADD231PS Z18, Z19, Z10
+	VMOVUPS.Z   (R8)(DI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z13
+	VFMADD231PS Z18, Z19, Z14
 
-done559:
+done570:
+	CMPQ    R10, $0x02
+	JLE     fold565
+	MOVQ    q+24(FP), R8
+	MOVQ    AX, DX
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R11
+	SUBQ    $+32, R11
+	JLT     done572
+
+loop571:
+	VPMOVZXWD   (DX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VPMOVZXWD   (BX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VMOVUPS     (R8), Z19
+	VFMADD231PS Z17, Z19, Z3
+	VFMADD231PS Z18, Z19, Z4
+	VMOVUPS     (R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z7
+	VFMADD231PS Z18, Z19, Z8
+	VMOVUPS     (R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z11
+	VFMADD231PS Z18, Z19, Z12
+	VMOVUPS     (R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z15
+	VFMADD231PS Z18, Z19, Z16
+	VPMOVZXWD   32(DX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VPMOVZXWD   32(BX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VMOVUPS     64(R8), Z19
+	VFMADD231PS Z17, Z19, Z3
+	VFMADD231PS Z18, Z19, Z4
+	VMOVUPS     64(R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z7
+	VFMADD231PS Z18, Z19, Z8
+	VMOVUPS     64(R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z11
+	VFMADD231PS Z18, Z19, Z12
+	VMOVUPS     64(R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z15
+	VFMADD231PS Z18, Z19, Z16
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+128, R8
+	SUBQ        $+32, R11
+	JGE         loop571
+
+done572:
+	ADDQ $+32, R11
+	SUBQ $+16, R11
+	JLT  done574
+
+loop573:
+	VPMOVZXWD   (DX), Z17
+	VPSLLD      $0x10, Z17, Z17
+	VPMOVZXWD   (BX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VMOVUPS     (R8), Z19
+	VFMADD231PS Z17, Z19, Z3
+	VFMADD231PS Z18, Z19, Z4
+	VMOVUPS     (R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z7
+	VFMADD231PS Z18, Z19, Z8
+	VMOVUPS     (R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z11
+	VFMADD231PS Z18, Z19, Z12
+	VMOVUPS     (R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z15
+	VFMADD231PS Z18, Z19, Z16
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+64, R8
+	SUBQ        $+16, R11
+	JGE         loop573
+
+done574:
+	ADDQ        $+16, R11
+	TESTQ       R11, R11
+	JZ          done575
+	VMOVDQU16.Z (DX), K1, Y17
+	VPMOVZXWD   Y17, Z17
+	VPSLLD      $0x10, Z17, Z17
+	VMOVDQU16.Z (BX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VMOVUPS.Z   (R8), K1, Z19
+	VFMADD231PS Z17, Z19, Z3
+	VFMADD231PS Z18, Z19, Z4
+	VMOVUPS.Z   (R8)(SI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z7
+	VFMADD231PS Z18, Z19, Z8
+	VMOVUPS.Z   (R8)(SI*2), K1, Z19
+	VFMADD231PS Z17, Z19, Z11
+	VFMADD231PS Z18, Z19, Z12
+	VMOVUPS.Z   (R8)(DI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z15
+	VFMADD231PS Z18, Z19, Z16
+
+done575:
+fold565:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -7560,29 +7694,29 @@ done559:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R12, DX
+	MOVQ          R10, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), SI
-	MOVL          $0x00000001, DI
-	SHLXL         DX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00001111, DI, DI
-	KMOVW         DI, K2
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R11
+	SHLXL         DX, R11, R11
+	DECL          R11
+	IMUL3L        $0x00001111, R11, R11
+	KMOVW         R11, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R11)
+	VMOVUPS       X3, K2, (R9)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R11)(BX*1)
+	VMOVUPS       X1, K2, (R9)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R11)(BX*2)
+	VMOVUPS       X1, K2, (R9)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R11)(SI*1)
-	ADDQ          $0x10, R11
-	SUBQ          $0x04, R12
-	JG            block553
+	VMOVUPS       X1, K2, (R9)(R8*1)
+	ADDQ          $0x10, R9
+	SUBQ          $0x04, R10
+	JG            block564
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -7603,7 +7737,7 @@ done559:
 	VZEROUPPER
 	RET
 
-long552:
+long563:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -7624,7 +7758,7 @@ long552:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block560:
+block576:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -7647,9 +7781,9 @@ block560:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
 	SUBQ   $+64, R9
-	JLT    done563
+	JLT    done579
 
-loop562:
+loop578:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (SI), Z17, Z1
@@ -7677,14 +7811,14 @@ loop562:
 	ADDQ        $+128, CX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop562
+	JGE         loop578
 
-done563:
+done579:
 	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done565
+	JLT  done581
 
-loop564:
+loop580:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (SI), Z17, Z1
@@ -7694,12 +7828,12 @@ loop564:
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop564
+	JGE         loop580
 
-done565:
+done581:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done566
+	JZ          done582
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -7712,18 +7846,18 @@ done565:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z13
 
-done566:
+done582:
 	CMPQ R8, $0x01
-	JLE  fold561
+	JLE  fold577
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done568
+	JLT  done584
 
-loop567:
+loop583:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (SI), Z17, Z2
@@ -7751,14 +7885,14 @@ loop567:
 	ADDQ        $+128, CX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop567
+	JGE         loop583
 
-done568:
+done584:
 	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done570
+	JLT  done586
 
-loop569:
+loop585:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (SI), Z17, Z2
@@ -7768,12 +7902,12 @@ loop569:
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop569
+	JGE         loop585
 
-done570:
+done586:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done571
+	JZ          done587
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -7786,18 +7920,18 @@ done570:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z14
 
-done571:
+done587:
 	CMPQ R8, $0x02
-	JLE  fold561
+	JLE  fold577
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done573
+	JLT  done589
 
-loop572:
+loop588:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (SI), Z17, Z3
@@ -7825,14 +7959,14 @@ loop572:
 	ADDQ        $+128, CX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop572
+	JGE         loop588
 
-done573:
+done589:
 	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done575
+	JLT  done591
 
-loop574:
+loop590:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (SI), Z17, Z3
@@ -7842,12 +7976,12 @@ loop574:
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop574
+	JGE         loop590
 
-done575:
+done591:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done576
+	JZ          done592
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -7860,18 +7994,18 @@ done575:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z15
 
-done576:
+done592:
 	CMPQ R8, $0x03
-	JLE  fold561
+	JLE  fold577
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done578
+	JLT  done594
 
-loop577:
+loop593:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (SI), Z17, Z4
@@ -7899,14 +8033,14 @@ loop577:
 	ADDQ        $+128, CX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop577
+	JGE         loop593
 
-done578:
+done594:
 	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done580
+	JLT  done596
 
-loop579:
+loop595:
 	VPMOVZXWD   (CX), Z17
 	VPSLLD      $0x10, Z17, Z17
 	VFMADD231PS (SI), Z17, Z4
@@ -7916,12 +8050,12 @@ loop579:
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop579
+	JGE         loop595
 
-done580:
+done596:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done581
+	JZ          done597
 	VMOVDQU16.Z (CX), K1, Y17
 	VPMOVZXWD   Y17, Z17
 	VPSLLD      $0x10, Z17, Z17
@@ -7934,8 +8068,8 @@ done580:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z16
 
-done581:
-fold561:
+done597:
+fold577:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -8003,7 +8137,7 @@ fold561:
 	VMOVUPS       X1, K2, (DI)(R9*1)
 	ADDQ          $0x10, DI
 	SUBQ          $0x04, R8
-	JG            block560
+	JG            block576
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -8029,11 +8163,11 @@ fold561:
 TEXT ·combineBF16AVX512(SB), NOSPLIT, $0-64
 	MOVQ         r+24(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows582
+	JE           rows598
 	CMPQ         AX, $0x03
-	JE           rows583
+	JE           rows599
 	CMPQ         AX, $0x04
-	JE           rows584
+	JE           rows600
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
@@ -8043,7 +8177,7 @@ TEXT ·combineBF16AVX512(SB), NOSPLIT, $0-64
 	SHLQ         $0x02, AX
 	XORQ         AX, AX
 
-block585:
+block601:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -8052,9 +8186,9 @@ block585:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done587
+	JLT   done603
 
-loop586:
+loop602:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -8072,7 +8206,7 @@ loop586:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first588
+	JZ      first604
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -8090,7 +8224,7 @@ loop586:
 	VMOVUPS 896(DX), Z15
 	VMOVUPS 960(DX), Z16
 
-first588:
+first604:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -8099,7 +8233,7 @@ first588:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key589:
+key605:
 	VBROADCASTSS (R8), Z17
 	VMOVUPS      (DI), Z19
 	VPSLLD       $0x10, Z19, Z18
@@ -8144,11 +8278,11 @@ key589:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key589
+	JNZ          key605
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between590
+	JGT          between606
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z17, Z1
@@ -8198,7 +8332,7 @@ key589:
 	VSHUFF32X4   $0xee, Z16, Z17, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between590:
+between606:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -8218,14 +8352,14 @@ between590:
 	ADDQ    $+512, CX
 	ADDQ    $+1024, DX
 	SUBQ    $+256, SI
-	JGE     loop586
+	JGE     loop602
 
-done587:
+done603:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done592
+	JLT  done608
 
-loop591:
+loop607:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -8235,7 +8369,7 @@ loop591:
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first593
+	JZ      first609
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -8245,7 +8379,7 @@ loop591:
 	VMOVUPS 384(DX), Z7
 	VMOVUPS 448(DX), Z8
 
-first593:
+first609:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -8254,7 +8388,7 @@ first593:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key594:
+key610:
 	VBROADCASTSS (R8), Z9
 	VMOVUPS      (DI), Z11
 	VPSLLD       $0x10, Z11, Z10
@@ -8279,11 +8413,11 @@ key594:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key594
+	JNZ          key610
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between595
+	JGT          between611
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z9, Z1
@@ -8309,7 +8443,7 @@ key594:
 	VSHUFF32X4   $0xee, Z8, Z9, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between595:
+between611:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -8321,26 +8455,26 @@ between595:
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, SI
-	JGE     loop591
+	JGE     loop607
 
-done592:
+done608:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done597
+	JLT  done613
 
-loop596:
+loop612:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first598
+	JZ      first614
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
 	VMOVUPS 192(DX), Z4
 
-first598:
+first614:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -8349,7 +8483,7 @@ first598:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key599:
+key615:
 	VBROADCASTSS (R8), Z5
 	VMOVUPS      (DI), Z7
 	VPSLLD       $0x10, Z7, Z6
@@ -8364,11 +8498,11 @@ key599:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key599
+	JNZ          key615
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between600
+	JGT          between616
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z5, Z1
@@ -8382,7 +8516,7 @@ key599:
 	VSHUFF32X4   $0xee, Z4, Z5, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between600:
+between616:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -8390,22 +8524,22 @@ between600:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, SI
-	JGE     loop596
+	JGE     loop612
 
-done597:
+done613:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done602
+	JLT  done618
 
-loop601:
+loop617:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first603
+	JZ      first619
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 
-first603:
+first619:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -8414,7 +8548,7 @@ first603:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key604:
+key620:
 	VBROADCASTSS (R8), Z3
 	VMOVUPS      (DI), Z5
 	VPSLLD       $0x10, Z5, Z4
@@ -8424,11 +8558,11 @@ key604:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key604
+	JNZ          key620
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between605
+	JGT          between621
 	VUNPCKLPS    Z2, Z1, Z3
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z3, Z1
@@ -8436,26 +8570,26 @@ key604:
 	VSHUFF32X4   $0xee, Z2, Z3, Z2
 	VSHUFF32X4   $0xd8, Z2, Z2, Z2
 
-between605:
+between621:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, SI
-	JGE     loop601
+	JGE     loop617
 
-done602:
+done618:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done607
+	JLT  done623
 
-loop606:
+loop622:
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first608
+	JZ      first624
 	VMOVUPS (DX), Z1
 
-first608:
+first624:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -8464,7 +8598,7 @@ first608:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key609:
+key625:
 	VBROADCASTSS (R8), Z2
 	VPMOVZXWD    (DI), Z3
 	VPSLLD       $0x10, Z3, Z3
@@ -8472,27 +8606,27 @@ key609:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key609
+	JNZ          key625
 	VMOVUPS      Z1, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop606
+	JGE          loop622
 
-done607:
+done623:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done610
+	JZ        done626
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first611
+	JZ        first627
 	VMOVUPS.Z (DX), K1, Z1
 
-first611:
+first627:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -8500,7 +8634,7 @@ first611:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key612:
+key628:
 	VBROADCASTSS (BX), Z2
 	VMOVDQU16.Z  (CX), K1, Y3
 	VPMOVZXWD    Y3, Z3
@@ -8509,17 +8643,17 @@ key612:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key612
+	JNZ          key628
 	VMOVUPS      Z1, K1, (DX)
 
-done610:
+done626:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block585
+	JLT  block601
 	VZEROUPPER
 	RET
 
-rows582:
+rows598:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
@@ -8529,7 +8663,7 @@ rows582:
 	SHLQ         $0x02, DI
 	XORQ         AX, AX
 
-block613:
+block629:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -8538,9 +8672,9 @@ block613:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done615
+	JLT   done631
 
-loop614:
+loop630:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -8558,7 +8692,7 @@ loop614:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first616
+	JZ      first632
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -8576,7 +8710,7 @@ loop614:
 	VMOVUPS 384(DX)(DI*1), Z15
 	VMOVUPS 448(DX)(DI*1), Z16
 
-first616:
+first632:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -8585,7 +8719,7 @@ first616:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key617:
+key633:
 	VBROADCASTSS (R10), Z17
 	VBROADCASTSS (R10)(SI*1), Z18
 	VMOVUPS      (R9), Z20
@@ -8619,11 +8753,11 @@ key617:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key617
+	JNZ          key633
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between618
+	JGT          between634
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z17, Z1
@@ -8673,7 +8807,7 @@ key617:
 	VSHUFF32X4   $0xee, Z16, Z17, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between618:
+between634:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -8693,14 +8827,14 @@ between618:
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop614
+	JGE     loop630
 
-done615:
+done631:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done620
+	JLT  done636
 
-loop619:
+loop635:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -8710,7 +8844,7 @@ loop619:
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first621
+	JZ      first637
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -8720,7 +8854,7 @@ loop619:
 	VMOVUPS 128(DX)(DI*1), Z7
 	VMOVUPS 192(DX)(DI*1), Z8
 
-first621:
+first637:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -8729,7 +8863,7 @@ first621:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key622:
+key638:
 	VBROADCASTSS (R10), Z9
 	VBROADCASTSS (R10)(SI*1), Z10
 	VMOVUPS      (R9), Z12
@@ -8749,11 +8883,11 @@ key622:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key622
+	JNZ          key638
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between623
+	JGT          between639
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z9, Z1
@@ -8779,7 +8913,7 @@ key622:
 	VSHUFF32X4   $0xee, Z8, Z9, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between623:
+between639:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -8791,26 +8925,26 @@ between623:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop619
+	JGE     loop635
 
-done620:
+done636:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done625
+	JLT  done641
 
-loop624:
+loop640:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first626
+	JZ      first642
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS (DX)(DI*1), Z3
 	VMOVUPS 64(DX)(DI*1), Z4
 
-first626:
+first642:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -8819,7 +8953,7 @@ first626:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key627:
+key643:
 	VBROADCASTSS (R10), Z5
 	VBROADCASTSS (R10)(SI*1), Z6
 	VMOVUPS      (R9), Z8
@@ -8832,11 +8966,11 @@ key627:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key627
+	JNZ          key643
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between628
+	JGT          between644
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z5, Z1
@@ -8850,7 +8984,7 @@ key627:
 	VSHUFF32X4   $0xee, Z4, Z5, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between628:
+between644:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, (DX)(DI*1)
@@ -8858,22 +8992,22 @@ between628:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop624
+	JGE     loop640
 
-done625:
+done641:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done630
+	JLT  done646
 
-loop629:
+loop645:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first631
+	JZ      first647
 	VMOVUPS (DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 
-first631:
+first647:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -8882,7 +9016,7 @@ first631:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key632:
+key648:
 	VPMOVZXWD    (R9), Z3
 	VPSLLD       $0x10, Z3, Z3
 	VBROADCASTSS (R10), Z4
@@ -8892,18 +9026,18 @@ key632:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key632
+	JNZ          key648
 	VMOVUPS      Z1, (DX)
 	VMOVUPS      Z2, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop629
+	JGE          loop645
 
-done630:
+done646:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done633
+	JZ        done649
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -8911,11 +9045,11 @@ done630:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first634
+	JZ        first650
 	VMOVUPS.Z (DX), K1, Z1
 	VMOVUPS.Z (DX)(DI*1), K1, Z2
 
-first634:
+first650:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -8923,7 +9057,7 @@ first634:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key635:
+key651:
 	VMOVDQU16.Z  (CX), K1, Y3
 	VPMOVZXWD    Y3, Z3
 	VPSLLD       $0x10, Z3, Z3
@@ -8934,18 +9068,18 @@ key635:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key635
+	JNZ          key651
 	VMOVUPS      Z1, K1, (DX)
 	VMOVUPS      Z2, K1, (DX)(DI*1)
 
-done633:
+done649:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block613
+	JLT  block629
 	VZEROUPPER
 	RET
 
-rows583:
+rows599:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
@@ -8957,7 +9091,7 @@ rows583:
 	LEAQ         (DI)(DI*2), AX
 	XORQ         AX, AX
 
-block636:
+block652:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -8966,9 +9100,9 @@ block636:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done638
+	JLT   done654
 
-loop637:
+loop653:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -8994,7 +9128,7 @@ loop637:
 	VXORPS  Z23, Z23, Z23
 	VXORPS  Z24, Z24, Z24
 	TESTQ   AX, AX
-	JZ      first639
+	JZ      first655
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -9020,7 +9154,7 @@ loop637:
 	VMOVUPS 384(DX)(DI*2), Z23
 	VMOVUPS 448(DX)(DI*2), Z24
 
-first639:
+first655:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9029,7 +9163,7 @@ first639:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key640:
+key656:
 	VBROADCASTSS (R10), Z25
 	VBROADCASTSS (R10)(SI*1), Z26
 	VBROADCASTSS (R10)(SI*2), Z27
@@ -9072,11 +9206,11 @@ key640:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key640
+	JNZ          key656
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between641
+	JGT          between657
 	VUNPCKLPS    Z2, Z1, Z25
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z25, Z1
@@ -9150,7 +9284,7 @@ key640:
 	VSHUFF32X4   $0xee, Z24, Z25, Z24
 	VSHUFF32X4   $0xd8, Z24, Z24, Z24
 
-between641:
+between657:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -9178,14 +9312,14 @@ between641:
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop637
+	JGE     loop653
 
-done638:
+done654:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done643
+	JLT  done659
 
-loop642:
+loop658:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -9199,7 +9333,7 @@ loop642:
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
 	TESTQ   AX, AX
-	JZ      first644
+	JZ      first660
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -9213,7 +9347,7 @@ loop642:
 	VMOVUPS 128(DX)(DI*2), Z11
 	VMOVUPS 192(DX)(DI*2), Z12
 
-first644:
+first660:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9222,7 +9356,7 @@ first644:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key645:
+key661:
 	VBROADCASTSS (R10), Z13
 	VBROADCASTSS (R10)(SI*1), Z14
 	VBROADCASTSS (R10)(SI*2), Z15
@@ -9247,11 +9381,11 @@ key645:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key645
+	JNZ          key661
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between646
+	JGT          between662
 	VUNPCKLPS    Z2, Z1, Z13
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z13, Z1
@@ -9289,7 +9423,7 @@ key645:
 	VSHUFF32X4   $0xee, Z12, Z13, Z12
 	VSHUFF32X4   $0xd8, Z12, Z12, Z12
 
-between646:
+between662:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -9305,14 +9439,14 @@ between646:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop642
+	JGE     loop658
 
-done643:
+done659:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done648
+	JLT  done664
 
-loop647:
+loop663:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -9320,7 +9454,7 @@ loop647:
 	VXORPS  Z5, Z5, Z5
 	VXORPS  Z6, Z6, Z6
 	TESTQ   AX, AX
-	JZ      first649
+	JZ      first665
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS (DX)(DI*1), Z3
@@ -9328,7 +9462,7 @@ loop647:
 	VMOVUPS (DX)(DI*2), Z5
 	VMOVUPS 64(DX)(DI*2), Z6
 
-first649:
+first665:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9337,7 +9471,7 @@ first649:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key650:
+key666:
 	VMOVUPS      (R9), Z8
 	VPSLLD       $0x10, Z8, Z7
 	VPANDD       Z0, Z8, Z8
@@ -9353,11 +9487,11 @@ key650:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key650
+	JNZ          key666
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between651
+	JGT          between667
 	VUNPCKLPS    Z2, Z1, Z7
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z7, Z1
@@ -9377,7 +9511,7 @@ key650:
 	VSHUFF32X4   $0xee, Z6, Z7, Z6
 	VSHUFF32X4   $0xd8, Z6, Z6, Z6
 
-between651:
+between667:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, (DX)(DI*1)
@@ -9387,24 +9521,24 @@ between651:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop647
+	JGE     loop663
 
-done648:
+done664:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done653
+	JLT  done669
 
-loop652:
+loop668:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first654
+	JZ      first670
 	VMOVUPS (DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS (DX)(DI*2), Z3
 
-first654:
+first670:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9413,7 +9547,7 @@ first654:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key655:
+key671:
 	VPMOVZXWD    (R9), Z4
 	VPSLLD       $0x10, Z4, Z4
 	VBROADCASTSS (R10), Z5
@@ -9425,19 +9559,19 @@ key655:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key655
+	JNZ          key671
 	VMOVUPS      Z1, (DX)
 	VMOVUPS      Z2, (DX)(DI*1)
 	VMOVUPS      Z3, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop652
+	JGE          loop668
 
-done653:
+done669:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done656
+	JZ        done672
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -9446,12 +9580,12 @@ done653:
 	VXORPS    Z2, Z2, Z2
 	VXORPS    Z3, Z3, Z3
 	TESTQ     AX, AX
-	JZ        first657
+	JZ        first673
 	VMOVUPS.Z (DX), K1, Z1
 	VMOVUPS.Z (DX)(DI*1), K1, Z2
 	VMOVUPS.Z (DX)(DI*2), K1, Z3
 
-first657:
+first673:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -9459,7 +9593,7 @@ first657:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key658:
+key674:
 	VMOVDQU16.Z  (CX), K1, Y4
 	VPMOVZXWD    Y4, Z4
 	VPSLLD       $0x10, Z4, Z4
@@ -9472,22 +9606,22 @@ key658:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key658
+	JNZ          key674
 	VMOVUPS      Z1, K1, (DX)
 	VMOVUPS      Z2, K1, (DX)(DI*1)
 	VMOVUPS      Z3, K1, (DX)(DI*2)
 
-done656:
+done672:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block636
+	JLT  block652
 	VZEROUPPER
 	RET
 
-rows584:
+rows600:
 	MOVQ         dv+56(FP), AX
 	CMPQ         AX, $0x40
-	JGT          wide659
+	JGT          wide675
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
@@ -9499,7 +9633,7 @@ rows584:
 	LEAQ         (R8)(R8*2), R9
 	XORQ         AX, AX
 
-block660:
+block676:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -9508,9 +9642,9 @@ block660:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R10
 	SUBQ  $+64, R10
-	JLT   done662
+	JLT   done678
 
-loop661:
+loop677:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -9528,7 +9662,7 @@ loop661:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first663
+	JZ      first679
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -9546,7 +9680,7 @@ loop661:
 	VMOVUPS 128(DX)(R9*1), Z15
 	VMOVUPS 192(DX)(R9*1), Z16
 
-first663:
+first679:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -9555,7 +9689,7 @@ first663:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key664:
+key680:
 	VBROADCASTSS (R12), Z17
 	VBROADCASTSS (R12)(SI*1), Z18
 	VBROADCASTSS (R12)(SI*2), Z19
@@ -9585,11 +9719,11 @@ key664:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key664
+	JNZ          key680
 	MOVQ         keys+48(FP), R11
 	SUBQ         AX, R11
 	CMPQ         R11, $0x20
-	JGT          between665
+	JGT          between681
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z17, Z1
@@ -9639,7 +9773,7 @@ key664:
 	VSHUFF32X4   $0xee, Z16, Z17, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between665:
+between681:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -9659,14 +9793,14 @@ between665:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R10
-	JGE     loop661
+	JGE     loop677
 
-done662:
+done678:
 	ADDQ $+64, R10
 	SUBQ $+32, R10
-	JLT  done667
+	JLT  done683
 
-loop666:
+loop682:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -9676,7 +9810,7 @@ loop666:
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first668
+	JZ      first684
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS (DX)(R8*1), Z3
@@ -9686,7 +9820,7 @@ loop666:
 	VMOVUPS (DX)(R9*1), Z7
 	VMOVUPS 64(DX)(R9*1), Z8
 
-first668:
+first684:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -9695,7 +9829,7 @@ first668:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key669:
+key685:
 	VMOVUPS      (R11), Z10
 	VPSLLD       $0x10, Z10, Z9
 	VPANDD       Z0, Z10, Z10
@@ -9714,11 +9848,11 @@ key669:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key669
+	JNZ          key685
 	MOVQ         keys+48(FP), R11
 	SUBQ         AX, R11
 	CMPQ         R11, $0x20
-	JGT          between670
+	JGT          between686
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z9, Z1
@@ -9744,7 +9878,7 @@ key669:
 	VSHUFF32X4   $0xee, Z8, Z9, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between670:
+between686:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, (DX)(R8*1)
@@ -9756,26 +9890,26 @@ between670:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R10
-	JGE     loop666
+	JGE     loop682
 
-done667:
+done683:
 	ADDQ $+32, R10
 	SUBQ $+16, R10
-	JLT  done672
+	JLT  done688
 
-loop671:
+loop687:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first673
+	JZ      first689
 	VMOVUPS (DX), Z1
 	VMOVUPS (DX)(R8*1), Z2
 	VMOVUPS (DX)(R8*2), Z3
 	VMOVUPS (DX)(R9*1), Z4
 
-first673:
+first689:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -9784,7 +9918,7 @@ first673:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key674:
+key690:
 	VPMOVZXWD    (R11), Z5
 	VPSLLD       $0x10, Z5, Z5
 	VBROADCASTSS (R12), Z6
@@ -9798,7 +9932,7 @@ key674:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key674
+	JNZ          key690
 	VMOVUPS      Z1, (DX)
 	VMOVUPS      Z2, (DX)(R8*1)
 	VMOVUPS      Z3, (DX)(R8*2)
@@ -9806,12 +9940,12 @@ key674:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R10
-	JGE          loop671
+	JGE          loop687
 
-done672:
+done688:
 	ADDQ      $+16, R10
 	TESTQ     R10, R10
-	JZ        done675
+	JZ        done691
 	MOVL      $0x00000001, R11
 	SHLXL     R10, R11, R11
 	DECL      R11
@@ -9821,13 +9955,13 @@ done672:
 	VXORPS    Z3, Z3, Z3
 	VXORPS    Z4, Z4, Z4
 	TESTQ     AX, AX
-	JZ        first676
+	JZ        first692
 	VMOVUPS.Z (DX), K1, Z1
 	VMOVUPS.Z (DX)(R8*1), K1, Z2
 	VMOVUPS.Z (DX)(R8*2), K1, Z3
 	VMOVUPS.Z (DX)(R9*1), K1, Z4
 
-first676:
+first692:
 	MOVQ    keys+48(FP), R10
 	MOVQ    BX, BX
 	SUBQ    AX, R10
@@ -9835,7 +9969,7 @@ first676:
 	CMPQ    R10, R11
 	CMOVQGT R11, R10
 
-key677:
+key693:
 	VMOVDQU16.Z  (CX), K1, Y5
 	VPMOVZXWD    Y5, Z5
 	VPSLLD       $0x10, Z5, Z5
@@ -9850,20 +9984,20 @@ key677:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R10
-	JNZ          key677
+	JNZ          key693
 	VMOVUPS      Z1, K1, (DX)
 	VMOVUPS      Z2, K1, (DX)(R8*1)
 	VMOVUPS      Z3, K1, (DX)(R8*2)
 	VMOVUPS      Z4, K1, (DX)(R9*1)
 
-done675:
+done691:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block660
+	JLT  block676
 	VZEROUPPER
 	RET
 
-wide659:
+wide675:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Z0
@@ -9873,7 +10007,7 @@ wide659:
 	SHLQ         $0x02, DI
 	XORQ         AX, AX
 
-block678:
+block694:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -9882,9 +10016,9 @@ block678:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done680
+	JLT   done696
 
-loop679:
+loop695:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -9902,7 +10036,7 @@ loop679:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first681
+	JZ      first697
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -9920,7 +10054,7 @@ loop679:
 	VMOVUPS 384(DX)(DI*1), Z15
 	VMOVUPS 448(DX)(DI*1), Z16
 
-first681:
+first697:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -9929,7 +10063,7 @@ first681:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key682:
+key698:
 	VBROADCASTSS (R10), Z17
 	VBROADCASTSS (R10)(SI*1), Z18
 	VMOVUPS      (R9), Z20
@@ -9963,11 +10097,11 @@ key682:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key682
+	JNZ          key698
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between683
+	JGT          between699
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z17, Z1
@@ -10017,7 +10151,7 @@ key682:
 	VSHUFF32X4   $0xee, Z16, Z17, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between683:
+between699:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -10037,14 +10171,14 @@ between683:
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop679
+	JGE     loop695
 
-done680:
+done696:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done685
+	JLT  done701
 
-loop684:
+loop700:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -10054,7 +10188,7 @@ loop684:
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first686
+	JZ      first702
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -10064,7 +10198,7 @@ loop684:
 	VMOVUPS 128(DX)(DI*1), Z7
 	VMOVUPS 192(DX)(DI*1), Z8
 
-first686:
+first702:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -10073,7 +10207,7 @@ first686:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key687:
+key703:
 	VBROADCASTSS (R10), Z9
 	VBROADCASTSS (R10)(SI*1), Z10
 	VMOVUPS      (R9), Z12
@@ -10093,11 +10227,11 @@ key687:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key687
+	JNZ          key703
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between688
+	JGT          between704
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z9, Z1
@@ -10123,7 +10257,7 @@ key687:
 	VSHUFF32X4   $0xee, Z8, Z9, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between688:
+between704:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -10135,26 +10269,26 @@ between688:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop684
+	JGE     loop700
 
-done685:
+done701:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done690
+	JLT  done706
 
-loop689:
+loop705:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first691
+	JZ      first707
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS (DX)(DI*1), Z3
 	VMOVUPS 64(DX)(DI*1), Z4
 
-first691:
+first707:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -10163,7 +10297,7 @@ first691:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key692:
+key708:
 	VBROADCASTSS (R10), Z5
 	VBROADCASTSS (R10)(SI*1), Z6
 	VMOVUPS      (R9), Z8
@@ -10176,11 +10310,11 @@ key692:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key692
+	JNZ          key708
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between693
+	JGT          between709
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z5, Z1
@@ -10194,7 +10328,7 @@ key692:
 	VSHUFF32X4   $0xee, Z4, Z5, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between693:
+between709:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, (DX)(DI*1)
@@ -10202,22 +10336,22 @@ between693:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop689
+	JGE     loop705
 
-done690:
+done706:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done695
+	JLT  done711
 
-loop694:
+loop710:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first696
+	JZ      first712
 	VMOVUPS (DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 
-first696:
+first712:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -10226,7 +10360,7 @@ first696:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key697:
+key713:
 	VPMOVZXWD    (R9), Z3
 	VPSLLD       $0x10, Z3, Z3
 	VBROADCASTSS (R10), Z4
@@ -10236,18 +10370,18 @@ key697:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key697
+	JNZ          key713
 	VMOVUPS      Z1, (DX)
 	VMOVUPS      Z2, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop694
+	JGE          loop710
 
-done695:
+done711:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done698
+	JZ        done714
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -10255,11 +10389,11 @@ done695:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first699
+	JZ        first715
 	VMOVUPS.Z (DX), K1, Z1
 	VMOVUPS.Z (DX)(DI*1), K1, Z2
 
-first699:
+first715:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -10267,7 +10401,7 @@ first699:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key700:
+key716:
 	VMOVDQU16.Z  (CX), K1, Y3
 	VPMOVZXWD    Y3, Z3
 	VPSLLD       $0x10, Z3, Z3
@@ -10278,11 +10412,11 @@ key700:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key700
+	JNZ          key716
 	VMOVUPS      Z1, K1, (DX)
 	VMOVUPS      Z2, K1, (DX)(DI*1)
 
-done698:
+done714:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -10293,9 +10427,9 @@ done698:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done702
+	JLT   done718
 
-loop701:
+loop717:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -10313,7 +10447,7 @@ loop701:
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
 	TESTQ   AX, AX
-	JZ      first703
+	JZ      first719
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -10331,7 +10465,7 @@ loop701:
 	VMOVUPS 384(DX)(DI*1), Z15
 	VMOVUPS 448(DX)(DI*1), Z16
 
-first703:
+first719:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -10340,7 +10474,7 @@ first703:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key704:
+key720:
 	VBROADCASTSS (R10), Z17
 	VBROADCASTSS (R10)(SI*1), Z18
 	VMOVUPS      (R9), Z20
@@ -10374,11 +10508,11 @@ key704:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key704
+	JNZ          key720
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between705
+	JGT          between721
 	VUNPCKLPS    Z2, Z1, Z17
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z17, Z1
@@ -10428,7 +10562,7 @@ key704:
 	VSHUFF32X4   $0xee, Z16, Z17, Z16
 	VSHUFF32X4   $0xd8, Z16, Z16, Z16
 
-between705:
+between721:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -10448,14 +10582,14 @@ between705:
 	ADDQ    $+256, CX
 	ADDQ    $+512, DX
 	SUBQ    $+128, R8
-	JGE     loop701
+	JGE     loop717
 
-done702:
+done718:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done707
+	JLT  done723
 
-loop706:
+loop722:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -10465,7 +10599,7 @@ loop706:
 	VXORPS  Z7, Z7, Z7
 	VXORPS  Z8, Z8, Z8
 	TESTQ   AX, AX
-	JZ      first708
+	JZ      first724
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS 128(DX), Z3
@@ -10475,7 +10609,7 @@ loop706:
 	VMOVUPS 128(DX)(DI*1), Z7
 	VMOVUPS 192(DX)(DI*1), Z8
 
-first708:
+first724:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -10484,7 +10618,7 @@ first708:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key709:
+key725:
 	VBROADCASTSS (R10), Z9
 	VBROADCASTSS (R10)(SI*1), Z10
 	VMOVUPS      (R9), Z12
@@ -10504,11 +10638,11 @@ key709:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key709
+	JNZ          key725
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between710
+	JGT          between726
 	VUNPCKLPS    Z2, Z1, Z9
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z9, Z1
@@ -10534,7 +10668,7 @@ key709:
 	VSHUFF32X4   $0xee, Z8, Z9, Z8
 	VSHUFF32X4   $0xd8, Z8, Z8, Z8
 
-between710:
+between726:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, 128(DX)
@@ -10546,26 +10680,26 @@ between710:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, R8
-	JGE     loop706
+	JGE     loop722
 
-done707:
+done723:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done712
+	JLT  done728
 
-loop711:
+loop727:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	VXORPS  Z4, Z4, Z4
 	TESTQ   AX, AX
-	JZ      first713
+	JZ      first729
 	VMOVUPS (DX), Z1
 	VMOVUPS 64(DX), Z2
 	VMOVUPS (DX)(DI*1), Z3
 	VMOVUPS 64(DX)(DI*1), Z4
 
-first713:
+first729:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -10574,7 +10708,7 @@ first713:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key714:
+key730:
 	VBROADCASTSS (R10), Z5
 	VBROADCASTSS (R10)(SI*1), Z6
 	VMOVUPS      (R9), Z8
@@ -10587,11 +10721,11 @@ key714:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key714
+	JNZ          key730
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between715
+	JGT          between731
 	VUNPCKLPS    Z2, Z1, Z5
 	VUNPCKHPS    Z2, Z1, Z2
 	VSHUFF32X4   $0x44, Z2, Z5, Z1
@@ -10605,7 +10739,7 @@ key714:
 	VSHUFF32X4   $0xee, Z4, Z5, Z4
 	VSHUFF32X4   $0xd8, Z4, Z4, Z4
 
-between715:
+between731:
 	VMOVUPS Z1, (DX)
 	VMOVUPS Z2, 64(DX)
 	VMOVUPS Z3, (DX)(DI*1)
@@ -10613,22 +10747,22 @@ between715:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop711
+	JGE     loop727
 
-done712:
+done728:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done717
+	JLT  done733
 
-loop716:
+loop732:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first718
+	JZ      first734
 	VMOVUPS (DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 
-first718:
+first734:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -10637,7 +10771,7 @@ first718:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key719:
+key735:
 	VPMOVZXWD    (R9), Z3
 	VPSLLD       $0x10, Z3, Z3
 	VBROADCASTSS (R10), Z4
@@ -10647,18 +10781,18 @@ key719:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key719
+	JNZ          key735
 	VMOVUPS      Z1, (DX)
 	VMOVUPS      Z2, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop716
+	JGE          loop732
 
-done717:
+done733:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done720
+	JZ        done736
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -10666,11 +10800,11 @@ done717:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first721
+	JZ        first737
 	VMOVUPS.Z (DX), K1, Z1
 	VMOVUPS.Z (DX)(DI*1), K1, Z2
 
-first721:
+first737:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -10678,7 +10812,7 @@ first721:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key722:
+key738:
 	VMOVDQU16.Z  (CX), K1, Y3
 	VPMOVZXWD    Y3, Z3
 	VPSLLD       $0x10, Z3, Z3
@@ -10689,14 +10823,14 @@ key722:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key722
+	JNZ          key738
 	VMOVUPS      Z1, K1, (DX)
 	VMOVUPS      Z2, K1, (DX)(DI*1)
 
-done720:
+done736:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block678
+	JLT  block694
 	VZEROUPPER
 	RET
 
@@ -10720,7 +10854,7 @@ TEXT ·normBF16AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block723:
+block739:
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
 	VXORPS Z4, Z4, Z4
@@ -10742,9 +10876,9 @@ block723:
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), BX
 	SUBQ   $+64, BX
-	JLT    done726
+	JLT    done742
 
-loop725:
+loop741:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
@@ -10759,727 +10893,727 @@ loop725:
 	VFMADD231PS Z18, Z18, Z2
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop725
+	JGE         loop741
 
-done726:
+done742:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done728
+	JLT  done744
 
-loop727:
+loop743:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z2
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop727
-
-done728:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done729
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z2
-
-done729:
-	CMPQ DX, $0x01
-	JLE  fold724
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+64, BX
-	JLT  done731
-
-loop730:
-	VPMOVZXWD   (CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-	VPMOVZXWD   32(CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-	VPMOVZXWD   64(CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-	VPMOVZXWD   96(CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-	ADDQ        $+128, CX
-	SUBQ        $+64, BX
-	JGE         loop730
-
-done731:
-	ADDQ $+64, BX
-	SUBQ $+16, BX
-	JLT  done733
-
-loop732:
-	VPMOVZXWD   (CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-	ADDQ        $+32, CX
-	SUBQ        $+16, BX
-	JGE         loop732
-
-done733:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done734
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z3
-
-done734:
-	CMPQ DX, $0x02
-	JLE  fold724
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+64, BX
-	JLT  done736
-
-loop735:
-	VPMOVZXWD   (CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-	VPMOVZXWD   32(CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-	VPMOVZXWD   64(CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-	VPMOVZXWD   96(CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-	ADDQ        $+128, CX
-	SUBQ        $+64, BX
-	JGE         loop735
-
-done736:
-	ADDQ $+64, BX
-	SUBQ $+16, BX
-	JLT  done738
-
-loop737:
-	VPMOVZXWD   (CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-	ADDQ        $+32, CX
-	SUBQ        $+16, BX
-	JGE         loop737
-
-done738:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done739
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z4
-
-done739:
-	CMPQ DX, $0x03
-	JLE  fold724
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+64, BX
-	JLT  done741
-
-loop740:
-	VPMOVZXWD   (CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	VPMOVZXWD   32(CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	VPMOVZXWD   64(CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	VPMOVZXWD   96(CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+128, CX
-	SUBQ        $+64, BX
-	JGE         loop740
-
-done741:
-	ADDQ $+64, BX
-	SUBQ $+16, BX
-	JLT  done743
-
-loop742:
-	VPMOVZXWD   (CX), Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+32, CX
-	SUBQ        $+16, BX
-	JGE         loop742
-
-done743:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done744
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z5
+	JGE         loop743
 
 done744:
-	CMPQ DX, $0x04
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done745
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z2
+
+done745:
+	CMPQ DX, $0x01
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done746
+	JLT  done747
 
-loop745:
+loop746:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z6
+	VFMADD231PS Z18, Z18, Z3
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z6
+	VFMADD231PS Z18, Z18, Z3
 	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z6
+	VFMADD231PS Z18, Z18, Z3
 	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z6
+	VFMADD231PS Z18, Z18, Z3
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop745
+	JGE         loop746
 
-done746:
+done747:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done748
+	JLT  done749
 
-loop747:
+loop748:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z6
+	VFMADD231PS Z18, Z18, Z3
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop747
-
-done748:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done749
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z6
+	JGE         loop748
 
 done749:
-	CMPQ DX, $0x05
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done750
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z3
+
+done750:
+	CMPQ DX, $0x02
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done751
+	JLT  done752
 
-loop750:
+loop751:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
+	VFMADD231PS Z18, Z18, Z4
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
+	VFMADD231PS Z18, Z18, Z4
 	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
+	VFMADD231PS Z18, Z18, Z4
 	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
+	VFMADD231PS Z18, Z18, Z4
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop750
+	JGE         loop751
 
-done751:
+done752:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done753
+	JLT  done754
 
-loop752:
+loop753:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
+	VFMADD231PS Z18, Z18, Z4
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop752
-
-done753:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done754
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z7
+	JGE         loop753
 
 done754:
-	CMPQ DX, $0x06
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done755
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z4
+
+done755:
+	CMPQ DX, $0x03
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done756
+	JLT  done757
 
-loop755:
+loop756:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z5
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z5
 	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z5
 	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z5
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop755
+	JGE         loop756
 
-done756:
+done757:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done758
+	JLT  done759
 
-loop757:
+loop758:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z5
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop757
-
-done758:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done759
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z8
+	JGE         loop758
 
 done759:
-	CMPQ DX, $0x07
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done760
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z5
+
+done760:
+	CMPQ DX, $0x04
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done761
+	JLT  done762
 
-loop760:
+loop761:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z6
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z6
 	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z6
 	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z6
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop760
+	JGE         loop761
 
-done761:
+done762:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done763
+	JLT  done764
 
-loop762:
+loop763:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z6
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop762
-
-done763:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done764
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z9
+	JGE         loop763
 
 done764:
-	CMPQ DX, $0x08
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done765
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z6
+
+done765:
+	CMPQ DX, $0x05
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done766
+	JLT  done767
 
-loop765:
+loop766:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z7
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z7
 	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z7
 	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z7
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop765
+	JGE         loop766
 
-done766:
+done767:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done768
+	JLT  done769
 
-loop767:
+loop768:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z7
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop767
-
-done768:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done769
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z10
+	JGE         loop768
 
 done769:
-	CMPQ DX, $0x09
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done770
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z7
+
+done770:
+	CMPQ DX, $0x06
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done771
+	JLT  done772
 
-loop770:
+loop771:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z8
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z8
 	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z8
 	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z8
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop770
+	JGE         loop771
 
-done771:
+done772:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done773
+	JLT  done774
 
-loop772:
+loop773:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z8
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop772
-
-done773:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done774
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z11
+	JGE         loop773
 
 done774:
-	CMPQ DX, $0x0a
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done775
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z8
+
+done775:
+	CMPQ DX, $0x07
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done776
+	JLT  done777
 
-loop775:
+loop776:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z9
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z9
 	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z9
 	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z9
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop775
+	JGE         loop776
 
-done776:
+done777:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done778
+	JLT  done779
 
-loop777:
+loop778:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z9
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop777
-
-done778:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done779
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z12
+	JGE         loop778
 
 done779:
-	CMPQ DX, $0x0b
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done780
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z9
+
+done780:
+	CMPQ DX, $0x08
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done781
+	JLT  done782
 
-loop780:
+loop781:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z10
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z10
 	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z10
 	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z10
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop780
+	JGE         loop781
 
-done781:
+done782:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done783
+	JLT  done784
 
-loop782:
+loop783:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z10
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop782
-
-done783:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done784
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z13
+	JGE         loop783
 
 done784:
-	CMPQ DX, $0x0c
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done785
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z10
+
+done785:
+	CMPQ DX, $0x09
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done786
+	JLT  done787
 
-loop785:
+loop786:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z11
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z11
 	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z11
 	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z11
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop785
+	JGE         loop786
 
-done786:
+done787:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done788
+	JLT  done789
 
-loop787:
+loop788:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z11
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop787
-
-done788:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done789
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z14
+	JGE         loop788
 
 done789:
-	CMPQ DX, $0x0d
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done790
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z11
+
+done790:
+	CMPQ DX, $0x0a
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done791
+	JLT  done792
 
-loop790:
+loop791:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z12
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z12
 	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z12
 	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z12
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop790
+	JGE         loop791
 
-done791:
+done792:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done793
+	JLT  done794
 
-loop792:
+loop793:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z12
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop792
-
-done793:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done794
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z15
+	JGE         loop793
 
 done794:
-	CMPQ DX, $0x0e
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done795
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z12
+
+done795:
+	CMPQ DX, $0x0b
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done796
+	JLT  done797
 
-loop795:
+loop796:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z13
 	VPMOVZXWD   32(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z13
 	VPMOVZXWD   64(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z13
 	VPMOVZXWD   96(CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z13
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop795
+	JGE         loop796
 
-done796:
+done797:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done798
+	JLT  done799
 
-loop797:
+loop798:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z13
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop797
-
-done798:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done799
-	VMOVDQU16.Z (CX), K1, Y18
-	VPMOVZXWD   Y18, Z18
-	VPSLLD      $0x10, Z18, Z18
-	VFMADD231PS Z18, Z18, Z16
+	JGE         loop798
 
 done799:
-	CMPQ DX, $0x0f
-	JLE  fold724
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done800
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z13
+
+done800:
+	CMPQ DX, $0x0c
+	JLE  fold740
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done801
+	JLT  done802
 
-loop800:
+loop801:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z14
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z14
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z14
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop801
+
+done802:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done804
+
+loop803:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop803
+
+done804:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done805
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z14
+
+done805:
+	CMPQ DX, $0x0d
+	JLE  fold740
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done807
+
+loop806:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop806
+
+done807:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done809
+
+loop808:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop808
+
+done809:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done810
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z15
+
+done810:
+	CMPQ DX, $0x0e
+	JLE  fold740
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done812
+
+loop811:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VPMOVZXWD   32(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VPMOVZXWD   64(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	VPMOVZXWD   96(CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop811
+
+done812:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done814
+
+loop813:
+	VPMOVZXWD   (CX), Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop813
+
+done814:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done815
+	VMOVDQU16.Z (CX), K1, Y18
+	VPMOVZXWD   Y18, Z18
+	VPSLLD      $0x10, Z18, Z18
+	VFMADD231PS Z18, Z18, Z16
+
+done815:
+	CMPQ DX, $0x0f
+	JLE  fold740
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done817
+
+loop816:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z17
@@ -11494,32 +11628,32 @@ loop800:
 	VFMADD231PS Z18, Z18, Z17
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop800
+	JGE         loop816
 
-done801:
+done817:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done803
+	JLT  done819
 
-loop802:
+loop818:
 	VPMOVZXWD   (CX), Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z17
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop802
+	JGE         loop818
 
-done803:
+done819:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done804
+	JZ          done820
 	VMOVDQU16.Z (CX), K1, Y18
 	VPMOVZXWD   Y18, Z18
 	VPSLLD      $0x10, Z18, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done804:
-fold724:
+done820:
+fold740:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -11568,7 +11702,7 @@ fold724:
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
 	SUBQ          $0x10, DX
-	JG            block723
+	JG            block739
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -11601,15 +11735,15 @@ TEXT ·peakBF16AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block805:
+block821:
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done807
+	JLT  done823
 
-loop806:
+loop822:
 	VPMOVZXWD (CX), Z2
 	VPSLLD    $0x10, Z2, Z2
 	VPANDD    Z0, Z2, Z2
@@ -11628,35 +11762,35 @@ loop806:
 	VPMAXUD   Z2, Z1, Z1
 	ADDQ      $+128, CX
 	SUBQ      $+64, BX
-	JGE       loop806
+	JGE       loop822
 
-done807:
+done823:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done809
+	JLT  done825
 
-loop808:
+loop824:
 	VPMOVZXWD (CX), Z2
 	VPSLLD    $0x10, Z2, Z2
 	VPANDD    Z0, Z2, Z2
 	VPMAXUD   Z2, Z1, Z1
 	ADDQ      $+32, CX
 	SUBQ      $+16, BX
-	JGE       loop808
+	JGE       loop824
 
-done809:
+done825:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done810
+	JZ          done826
 	VMOVDQU16.Z (CX), K1, Y2
 	VPMOVZXWD   Y2, Z2
 	VPSLLD      $0x10, Z2, Z2
 	VPANDD      Z0, Z2, Z2
 	VPMAXUD     Z2, Z1, Z1
 
-done810:
+done826:
 	SUBQ          $0x01, DX
-	JG            block805
+	JG            block821
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -11681,9 +11815,9 @@ TEXT ·widenBF16AVX512(SB), NOSPLIT, $0-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+64, DX
-	JLT  done812
+	JLT  done828
 
-loop811:
+loop827:
 	VPMOVZXWD (CX), Z0
 	VPSLLD    $0x10, Z0, Z0
 	VMOVUPS   Z0, (AX)
@@ -11699,26 +11833,26 @@ loop811:
 	ADDQ      $+128, CX
 	ADDQ      $+256, AX
 	SUBQ      $+64, DX
-	JGE       loop811
+	JGE       loop827
 
-done812:
+done828:
 	ADDQ $+64, DX
 	SUBQ $+16, DX
-	JLT  done814
+	JLT  done830
 
-loop813:
+loop829:
 	VPMOVZXWD (CX), Z0
 	VPSLLD    $0x10, Z0, Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+32, CX
 	ADDQ      $+64, AX
 	SUBQ      $+16, DX
-	JGE       loop813
+	JGE       loop829
 
-done814:
+done830:
 	ADDQ        $+16, DX
 	TESTQ       DX, DX
-	JZ          done815
+	JZ          done831
 	MOVL        $0x00000001, BX
 	SHLXL       DX, BX, BX
 	DECL        BX
@@ -11728,7 +11862,7 @@ done814:
 	VPSLLD      $0x10, Z0, Z0
 	VMOVUPS     Z0, K1, (AX)
 
-done815:
+done831:
 	VZEROUPPER
 	RET
 
@@ -11737,11 +11871,11 @@ done815:
 TEXT ·dotsF16AVX512(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows816
+	JE           rows832
 	CMPQ         AX, $0x03
-	JE           rows817
+	JE           rows833
 	CMPQ         AX, $0x04
-	JE           rows818
+	JE           rows834
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -11759,7 +11893,7 @@ TEXT ·dotsF16AVX512(SB), NOSPLIT, $0-72
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block819:
+block835:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -11782,9 +11916,9 @@ block819:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
 	SUBQ   $+64, DI
-	JLT    done822
+	JLT    done838
 
-loop821:
+loop837:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z1
 	VCVTPH2PS   32(CX), Z17
@@ -11796,42 +11930,42 @@ loop821:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop821
+	JGE         loop837
 
-done822:
+done838:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done824
+	JLT  done840
 
-loop823:
+loop839:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z1
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop823
+	JGE         loop839
 
-done824:
+done840:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done825
+	JZ          done841
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z1
 
-done825:
+done841:
 	CMPQ SI, $0x01
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done827
+	JLT  done843
 
-loop826:
+loop842:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z2
 	VCVTPH2PS   32(CX), Z17
@@ -11843,42 +11977,42 @@ loop826:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop826
+	JGE         loop842
 
-done827:
+done843:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done829
+	JLT  done845
 
-loop828:
+loop844:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z2
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop828
+	JGE         loop844
 
-done829:
+done845:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done830
+	JZ          done846
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z2
 
-done830:
+done846:
 	CMPQ SI, $0x02
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done832
+	JLT  done848
 
-loop831:
+loop847:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z3
 	VCVTPH2PS   32(CX), Z17
@@ -11890,42 +12024,42 @@ loop831:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop831
+	JGE         loop847
 
-done832:
+done848:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done834
+	JLT  done850
 
-loop833:
+loop849:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z3
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop833
+	JGE         loop849
 
-done834:
+done850:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done835
+	JZ          done851
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z3
 
-done835:
+done851:
 	CMPQ SI, $0x03
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done837
+	JLT  done853
 
-loop836:
+loop852:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z4
 	VCVTPH2PS   32(CX), Z17
@@ -11937,42 +12071,42 @@ loop836:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop836
+	JGE         loop852
 
-done837:
+done853:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done839
+	JLT  done855
 
-loop838:
+loop854:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z4
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop838
+	JGE         loop854
 
-done839:
+done855:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done840
+	JZ          done856
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z4
 
-done840:
+done856:
 	CMPQ SI, $0x04
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done842
+	JLT  done858
 
-loop841:
+loop857:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z5
 	VCVTPH2PS   32(CX), Z17
@@ -11984,42 +12118,42 @@ loop841:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop841
+	JGE         loop857
 
-done842:
+done858:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done844
+	JLT  done860
 
-loop843:
+loop859:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z5
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop843
+	JGE         loop859
 
-done844:
+done860:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done845
+	JZ          done861
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z5
 
-done845:
+done861:
 	CMPQ SI, $0x05
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done847
+	JLT  done863
 
-loop846:
+loop862:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z6
 	VCVTPH2PS   32(CX), Z17
@@ -12031,42 +12165,42 @@ loop846:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop846
+	JGE         loop862
 
-done847:
+done863:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done849
+	JLT  done865
 
-loop848:
+loop864:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z6
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop848
+	JGE         loop864
 
-done849:
+done865:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done850
+	JZ          done866
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z6
 
-done850:
+done866:
 	CMPQ SI, $0x06
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done852
+	JLT  done868
 
-loop851:
+loop867:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z7
 	VCVTPH2PS   32(CX), Z17
@@ -12078,42 +12212,42 @@ loop851:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop851
+	JGE         loop867
 
-done852:
+done868:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done854
+	JLT  done870
 
-loop853:
+loop869:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z7
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop853
+	JGE         loop869
 
-done854:
+done870:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done855
+	JZ          done871
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z7
 
-done855:
+done871:
 	CMPQ SI, $0x07
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done857
+	JLT  done873
 
-loop856:
+loop872:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z8
 	VCVTPH2PS   32(CX), Z17
@@ -12125,42 +12259,42 @@ loop856:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop856
+	JGE         loop872
 
-done857:
+done873:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done859
+	JLT  done875
 
-loop858:
+loop874:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z8
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop858
+	JGE         loop874
 
-done859:
+done875:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done860
+	JZ          done876
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z8
 
-done860:
+done876:
 	CMPQ SI, $0x08
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done862
+	JLT  done878
 
-loop861:
+loop877:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z9
 	VCVTPH2PS   32(CX), Z17
@@ -12172,42 +12306,42 @@ loop861:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop861
+	JGE         loop877
 
-done862:
+done878:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done864
+	JLT  done880
 
-loop863:
+loop879:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop863
+	JGE         loop879
 
-done864:
+done880:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done865
+	JZ          done881
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z9
 
-done865:
+done881:
 	CMPQ SI, $0x09
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done867
+	JLT  done883
 
-loop866:
+loop882:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z10
 	VCVTPH2PS   32(CX), Z17
@@ -12219,42 +12353,42 @@ loop866:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop866
+	JGE         loop882
 
-done867:
+done883:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done869
+	JLT  done885
 
-loop868:
+loop884:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop868
+	JGE         loop884
 
-done869:
+done885:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done870
+	JZ          done886
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z10
 
-done870:
+done886:
 	CMPQ SI, $0x0a
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done872
+	JLT  done888
 
-loop871:
+loop887:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z11
 	VCVTPH2PS   32(CX), Z17
@@ -12266,42 +12400,42 @@ loop871:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop871
+	JGE         loop887
 
-done872:
+done888:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done874
+	JLT  done890
 
-loop873:
+loop889:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop873
+	JGE         loop889
 
-done874:
+done890:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done875
+	JZ          done891
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z11
 
-done875:
+done891:
 	CMPQ SI, $0x0b
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done877
+	JLT  done893
 
-loop876:
+loop892:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z12
 	VCVTPH2PS   32(CX), Z17
@@ -12313,42 +12447,42 @@ loop876:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop876
+	JGE         loop892
 
-done877:
+done893:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done879
+	JLT  done895
 
-loop878:
+loop894:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop878
+	JGE         loop894
 
-done879:
+done895:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done880
+	JZ          done896
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z12
 
-done880:
+done896:
 	CMPQ SI, $0x0c
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done882
+	JLT  done898
 
-loop881:
+loop897:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z13
 	VCVTPH2PS   32(CX), Z17
@@ -12360,42 +12494,42 @@ loop881:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop881
+	JGE         loop897
 
-done882:
+done898:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done884
+	JLT  done900
 
-loop883:
+loop899:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop883
+	JGE         loop899
 
-done884:
+done900:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done885
+	JZ          done901
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z13
 
-done885:
+done901:
 	CMPQ SI, $0x0d
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done887
+	JLT  done903
 
-loop886:
+loop902:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z14
 	VCVTPH2PS   32(CX), Z17
@@ -12407,42 +12541,42 @@ loop886:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop886
+	JGE         loop902
 
-done887:
+done903:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done889
+	JLT  done905
 
-loop888:
+loop904:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop888
+	JGE         loop904
 
-done889:
+done905:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done890
+	JZ          done906
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z14
 
-done890:
+done906:
 	CMPQ SI, $0x0e
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done892
+	JLT  done908
 
-loop891:
+loop907:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z15
 	VCVTPH2PS   32(CX), Z17
@@ -12454,42 +12588,42 @@ loop891:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop891
+	JGE         loop907
 
-done892:
+done908:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done894
+	JLT  done910
 
-loop893:
+loop909:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop893
+	JGE         loop909
 
-done894:
+done910:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done895
+	JZ          done911
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z15
 
-done895:
+done911:
 	CMPQ SI, $0x0f
-	JLE  fold820
+	JLE  fold836
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+64, DI
-	JLT  done897
+	JLT  done913
 
-loop896:
+loop912:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z16
 	VCVTPH2PS   32(CX), Z17
@@ -12501,32 +12635,32 @@ loop896:
 	ADDQ        $+128, CX
 	ADDQ        $+256, DX
 	SUBQ        $+64, DI
-	JGE         loop896
+	JGE         loop912
 
-done897:
+done913:
 	ADDQ $+64, DI
 	SUBQ $+16, DI
-	JLT  done899
+	JLT  done915
 
-loop898:
+loop914:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (DX), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, DX
 	SUBQ        $+16, DI
-	JGE         loop898
+	JGE         loop914
 
-done899:
+done915:
 	ADDQ        $+16, DI
 	TESTQ       DI, DI
-	JZ          done900
+	JZ          done916
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (DX), K1, Z18
 	VFMADD231PS Z18, Z17, Z16
 
-done900:
-fold820:
+done916:
+fold836:
 	VSHUFF32X4 $0x44, Z5, Z1, Z17
 	VSHUFF32X4 $0xee, Z5, Z1, Z1
 	VADDPS     Z17, Z1, Z17
@@ -12587,7 +12721,7 @@ fold820:
 	VMOVUPS    Z3, K2, (BX)
 	ADDQ       $0x40, BX
 	SUBQ       $0x10, SI
-	JG         block819
+	JG         block835
 	MOVQ       top+16(FP), AX
 	VSHUFF32X4 $0x4e, Z0, Z0, Z1
 	VMAXPS     Z1, Z0, Z0
@@ -12603,7 +12737,7 @@ fold820:
 	VZEROUPPER
 	RET
 
-rows816:
+rows832:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -12623,7 +12757,7 @@ rows816:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block901:
+block917:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -12646,9 +12780,9 @@ block901:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+64, R8
-	JLT    done904
+	JLT    done920
 
-loop903:
+loop919:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z1
 	VFMADD231PS (BX)(DX*1), Z17, Z9
@@ -12664,26 +12798,26 @@ loop903:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop903
+	JGE         loop919
 
-done904:
+done920:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done906
+	JLT  done922
 
-loop905:
+loop921:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z1
 	VFMADD231PS (BX)(DX*1), Z17, Z9
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop905
+	JGE         loop921
 
-done906:
+done922:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done907
+	JZ          done923
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -12691,18 +12825,18 @@ done906:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z9
 
-done907:
+done923:
 	CMPQ DI, $0x01
-	JLE  fold902
+	JLE  fold918
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done909
+	JLT  done925
 
-loop908:
+loop924:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z2
 	VFMADD231PS (BX)(DX*1), Z17, Z10
@@ -12718,26 +12852,26 @@ loop908:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop908
+	JGE         loop924
 
-done909:
+done925:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done911
+	JLT  done927
 
-loop910:
+loop926:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z2
 	VFMADD231PS (BX)(DX*1), Z17, Z10
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop910
+	JGE         loop926
 
-done911:
+done927:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done912
+	JZ          done928
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -12745,18 +12879,18 @@ done911:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z10
 
-done912:
+done928:
 	CMPQ DI, $0x02
-	JLE  fold902
+	JLE  fold918
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done914
+	JLT  done930
 
-loop913:
+loop929:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z3
 	VFMADD231PS (BX)(DX*1), Z17, Z11
@@ -12772,26 +12906,26 @@ loop913:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop913
+	JGE         loop929
 
-done914:
+done930:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done916
+	JLT  done932
 
-loop915:
+loop931:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z3
 	VFMADD231PS (BX)(DX*1), Z17, Z11
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop915
+	JGE         loop931
 
-done916:
+done932:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done917
+	JZ          done933
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -12799,18 +12933,18 @@ done916:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z11
 
-done917:
+done933:
 	CMPQ DI, $0x03
-	JLE  fold902
+	JLE  fold918
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done919
+	JLT  done935
 
-loop918:
+loop934:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z4
 	VFMADD231PS (BX)(DX*1), Z17, Z12
@@ -12826,26 +12960,26 @@ loop918:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop918
+	JGE         loop934
 
-done919:
+done935:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done921
+	JLT  done937
 
-loop920:
+loop936:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z4
 	VFMADD231PS (BX)(DX*1), Z17, Z12
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop920
+	JGE         loop936
 
-done921:
+done937:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done922
+	JZ          done938
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -12853,18 +12987,18 @@ done921:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z12
 
-done922:
+done938:
 	CMPQ DI, $0x04
-	JLE  fold902
+	JLE  fold918
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done924
+	JLT  done940
 
-loop923:
+loop939:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z5
 	VFMADD231PS (BX)(DX*1), Z17, Z13
@@ -12880,26 +13014,26 @@ loop923:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop923
+	JGE         loop939
 
-done924:
+done940:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done926
+	JLT  done942
 
-loop925:
+loop941:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z5
 	VFMADD231PS (BX)(DX*1), Z17, Z13
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop925
+	JGE         loop941
 
-done926:
+done942:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done927
+	JZ          done943
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -12907,18 +13041,18 @@ done926:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z13
 
-done927:
+done943:
 	CMPQ DI, $0x05
-	JLE  fold902
+	JLE  fold918
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done929
+	JLT  done945
 
-loop928:
+loop944:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z6
 	VFMADD231PS (BX)(DX*1), Z17, Z14
@@ -12934,26 +13068,26 @@ loop928:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop928
+	JGE         loop944
 
-done929:
+done945:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done931
+	JLT  done947
 
-loop930:
+loop946:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z6
 	VFMADD231PS (BX)(DX*1), Z17, Z14
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop930
+	JGE         loop946
 
-done931:
+done947:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done932
+	JZ          done948
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -12961,18 +13095,18 @@ done931:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z14
 
-done932:
+done948:
 	CMPQ DI, $0x06
-	JLE  fold902
+	JLE  fold918
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done934
+	JLT  done950
 
-loop933:
+loop949:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z7
 	VFMADD231PS (BX)(DX*1), Z17, Z15
@@ -12988,26 +13122,26 @@ loop933:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop933
+	JGE         loop949
 
-done934:
+done950:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done936
+	JLT  done952
 
-loop935:
+loop951:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z7
 	VFMADD231PS (BX)(DX*1), Z17, Z15
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop935
+	JGE         loop951
 
-done936:
+done952:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done937
+	JZ          done953
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -13015,18 +13149,18 @@ done936:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z15
 
-done937:
+done953:
 	CMPQ DI, $0x07
-	JLE  fold902
+	JLE  fold918
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done939
+	JLT  done955
 
-loop938:
+loop954:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z8
 	VFMADD231PS (BX)(DX*1), Z17, Z16
@@ -13042,26 +13176,26 @@ loop938:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop938
+	JGE         loop954
 
-done939:
+done955:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done941
+	JLT  done957
 
-loop940:
+loop956:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (BX), Z17, Z8
 	VFMADD231PS (BX)(DX*1), Z17, Z16
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop940
+	JGE         loop956
 
-done941:
+done957:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done942
+	JZ          done958
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (BX), K1, Z18
@@ -13069,8 +13203,8 @@ done941:
 	VMOVUPS.Z   (BX)(DX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z16
 
-done942:
-fold902:
+done958:
+fold918:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -13134,7 +13268,7 @@ fold902:
 	VMOVUPS       Y1, K2, (SI)(BX*1)
 	ADDQ          $0x20, SI
 	SUBQ          $0x08, DI
-	JG            block901
+	JG            block917
 	MOVQ          top+16(FP), AX
 	VSHUFF32X4    $0xb1, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -13151,10 +13285,10 @@ fold902:
 	VZEROUPPER
 	RET
 
-rows817:
+rows833:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long943
+	JGT          long959
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -13166,15 +13300,15 @@ rows817:
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R8
-	SHLQ         $0x02, R8
-	MOVQ         s+0(FP), R10
-	MOVQ         keys+64(FP), R11
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	MOVQ         s+0(FP), R8
+	MOVQ         keys+64(FP), R9
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block944:
+block960:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -13187,135 +13321,175 @@ block944:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	VXORPS  Z12, Z12, Z12
-	MOVQ    q+24(FP), R9
+	MOVQ    q+24(FP), DI
 	MOVQ    AX, DX
 	MOVQ    DX, BX
 	ADDQ    stride+56(FP), BX
 	CMPQ    BX, CX
 	CMOVQHI CX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, AX
+	MOVQ    BX, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R12
-	SUBQ    $+32, R12
-	JLT     done947
+	MOVQ    d+32(FP), R10
+	SUBQ    $+32, R10
+	JLT     done963
 
-loop946:
+loop962:
 	VCVTPH2PS   (DX), Z13
 	VCVTPH2PS   (BX), Z14
-	VCVTPH2PS   (SI), Z15
-	VCVTPH2PS   (DI), Z16
-	VMOVUPS     (R9), Z17
-	VFMADD231PS Z13, Z17, Z1
-	VFMADD231PS Z14, Z17, Z2
-	VFMADD231PS Z15, Z17, Z3
-	VFMADD231PS Z16, Z17, Z4
-	VMOVUPS     (R9)(R8*1), Z17
-	VFMADD231PS Z13, Z17, Z5
-	VFMADD231PS Z14, Z17, Z6
-	VFMADD231PS Z15, Z17, Z7
-	VFMADD231PS Z16, Z17, Z8
-	VMOVUPS     (R9)(R8*2), Z17
-	VFMADD231PS Z13, Z17, Z9
-	VFMADD231PS Z14, Z17, Z10
-	VFMADD231PS Z15, Z17, Z11
-	VFMADD231PS Z16, Z17, Z12
+	VMOVUPS     (DI), Z15
+	VFMADD231PS Z13, Z15, Z1
+	VFMADD231PS Z14, Z15, Z2
+	VMOVUPS     (DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z5
+	VFMADD231PS Z14, Z15, Z6
+	VMOVUPS     (DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z9
+	VFMADD231PS Z14, Z15, Z10
 	VCVTPH2PS   32(DX), Z13
 	VCVTPH2PS   32(BX), Z14
-	VCVTPH2PS   32(SI), Z15
-	VCVTPH2PS   32(DI), Z16
-	VMOVUPS     64(R9), Z17
-	VFMADD231PS Z13, Z17, Z1
-	VFMADD231PS Z14, Z17, Z2
-	VFMADD231PS Z15, Z17, Z3
-	VFMADD231PS Z16, Z17, Z4
-	VMOVUPS     64(R9)(R8*1), Z17
-	VFMADD231PS Z13, Z17, Z5
-	VFMADD231PS Z14, Z17, Z6
-	VFMADD231PS Z15, Z17, Z7
-	VFMADD231PS Z16, Z17, Z8
-	VMOVUPS     64(R9)(R8*2), Z17
-	VFMADD231PS Z13, Z17, Z9
-	VFMADD231PS Z14, Z17, Z10
-	VFMADD231PS Z15, Z17, Z11
-	VFMADD231PS Z16, Z17, Z12
+	VMOVUPS     64(DI), Z15
+	VFMADD231PS Z13, Z15, Z1
+	VFMADD231PS Z14, Z15, Z2
+	VMOVUPS     64(DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z5
+	VFMADD231PS Z14, Z15, Z6
+	VMOVUPS     64(DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z9
+	VFMADD231PS Z14, Z15, Z10
 	ADDQ        $+64, DX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+128, R9
-	SUBQ        $+32, R12
-	JGE         loop946
+	ADDQ        $+128, DI
+	SUBQ        $+32, R10
+	JGE         loop962
 
-done947:
-	ADDQ $+32, R12
-	SUBQ $+16, R12
-	JLT  done949
+done963:
+	ADDQ $+32, R10
+	SUBQ $+16, R10
+	JLT  done965
 
-loop948:
+loop964:
 	VCVTPH2PS   (DX), Z13
 	VCVTPH2PS   (BX), Z14
-	VCVTPH2PS   (SI), Z15
-	VCVTPH2PS   (DI), Z16
-	VMOVUPS     (R9), Z17
-	VFMADD231PS Z13, Z17, Z1
-	VFMADD231PS Z14, Z17, Z2
-	VFMADD231PS Z15, Z17, Z3
-	VFMADD231PS Z16, Z17, Z4
-	VMOVUPS     (R9)(R8*1), Z17
-	VFMADD231PS Z13, Z17, Z5
-	VFMADD231PS Z14, Z17, Z6
-	VFMADD231PS Z15, Z17, Z7
-	VFMADD231PS Z16, Z17, Z8
-	VMOVUPS     (R9)(R8*2), Z17
-	VFMADD231PS Z13, Z17, Z9
-	VFMADD231PS Z14, Z17, Z10
-	VFMADD231PS Z15, Z17, Z11
-	VFMADD231PS Z16, Z17, Z12
+	VMOVUPS     (DI), Z15
+	VFMADD231PS Z13, Z15, Z1
+	VFMADD231PS Z14, Z15, Z2
+	VMOVUPS     (DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z5
+	VFMADD231PS Z14, Z15, Z6
+	VMOVUPS     (DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z9
+	VFMADD231PS Z14, Z15, Z10
 	ADDQ        $+32, DX
 	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+64, R9
-	SUBQ        $+16, R12
-	JGE         loop948
+	ADDQ        $+64, DI
+	SUBQ        $+16, R10
+	JGE         loop964
 
-done949:
-	ADDQ        $+16, R12
-	TESTQ       R12, R12
-	JZ          done950
+done965:
+	ADDQ        $+16, R10
+	TESTQ       R10, R10
+	JZ          done966
 	VMOVDQU16.Z (DX), K1, Y13
 	VCVTPH2PS   Y13, Z13
 	VMOVDQU16.Z (BX), K1, Y14
 	VCVTPH2PS   Y14, Z14
-	VMOVDQU16.Z (SI), K1, Y15
-	VCVTPH2PS   Y15, Z15
-	VMOVDQU16.Z (DI), K1, Y16
-	VCVTPH2PS   Y16, Z16
-	VMOVUPS.Z   (R9), K1, Z17
-	VFMADD231PS Z13, Z17, Z1
-	VFMADD231PS Z14, Z17, Z2
-	VFMADD231PS Z15, Z17, Z3
-	VFMADD231PS Z16, Z17, Z4
-	VMOVUPS.Z   (R9)(R8*1), K1, Z17
-	VFMADD231PS Z13, Z17, Z5
-	VFMADD231PS Z14, Z17, Z6
-	VFMADD231PS Z15, Z17, Z7
-	VFMADD231PS Z16, Z17, Z8
-	VMOVUPS.Z   (R9)(R8*2), K1, Z17
-	VFMADD231PS Z13, Z17, Z9
-	VFMADD231PS Z14, Z17, Z10
-	VFMADD231PS Z15, Z17, Z11
-	VFMADD231PS Z16, Z17, Z12
+	VMOVUPS.Z   (DI), K1, Z15
+	VFMADD231PS Z13, Z15, Z1
+	VFMADD231PS Z14, Z15, Z2
+	VMOVUPS.Z   (DI)(SI*1), K1, Z15
+	VFMADD231PS Z13, Z15, Z5
+	VFMADD231PS Z14, Z15, Z6
+	VMOVUPS.Z   (DI)(SI*2), K1, Z15
+	VFMADD231PS Z13, Z15, Z9
+	VFMADD231PS Z14, Z15, Z10
 
-done950:
+done966:
+	CMPQ    R9, $0x02
+	JLE     fold961
+	MOVQ    q+24(FP), DI
+	MOVQ    AX, DX
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R10
+	SUBQ    $+32, R10
+	JLT     done968
+
+loop967:
+	VCVTPH2PS   (DX), Z13
+	VCVTPH2PS   (BX), Z14
+	VMOVUPS     (DI), Z15
+	VFMADD231PS Z13, Z15, Z3
+	VFMADD231PS Z14, Z15, Z4
+	VMOVUPS     (DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z7
+	VFMADD231PS Z14, Z15, Z8
+	VMOVUPS     (DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z11
+	VFMADD231PS Z14, Z15, Z12
+	VCVTPH2PS   32(DX), Z13
+	VCVTPH2PS   32(BX), Z14
+	VMOVUPS     64(DI), Z15
+	VFMADD231PS Z13, Z15, Z3
+	VFMADD231PS Z14, Z15, Z4
+	VMOVUPS     64(DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z7
+	VFMADD231PS Z14, Z15, Z8
+	VMOVUPS     64(DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z11
+	VFMADD231PS Z14, Z15, Z12
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+128, DI
+	SUBQ        $+32, R10
+	JGE         loop967
+
+done968:
+	ADDQ $+32, R10
+	SUBQ $+16, R10
+	JLT  done970
+
+loop969:
+	VCVTPH2PS   (DX), Z13
+	VCVTPH2PS   (BX), Z14
+	VMOVUPS     (DI), Z15
+	VFMADD231PS Z13, Z15, Z3
+	VFMADD231PS Z14, Z15, Z4
+	VMOVUPS     (DI)(SI*1), Z15
+	VFMADD231PS Z13, Z15, Z7
+	VFMADD231PS Z14, Z15, Z8
+	VMOVUPS     (DI)(SI*2), Z15
+	VFMADD231PS Z13, Z15, Z11
+	VFMADD231PS Z14, Z15, Z12
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+64, DI
+	SUBQ        $+16, R10
+	JGE         loop969
+
+done970:
+	ADDQ        $+16, R10
+	TESTQ       R10, R10
+	JZ          done971
+	VMOVDQU16.Z (DX), K1, Y13
+	VCVTPH2PS   Y13, Z13
+	VMOVDQU16.Z (BX), K1, Y14
+	VCVTPH2PS   Y14, Z14
+	VMOVUPS.Z   (DI), K1, Z15
+	VFMADD231PS Z13, Z15, Z3
+	VFMADD231PS Z14, Z15, Z4
+	VMOVUPS.Z   (DI)(SI*1), K1, Z15
+	VFMADD231PS Z13, Z15, Z7
+	VFMADD231PS Z14, Z15, Z8
+	VMOVUPS.Z   (DI)(SI*2), K1, Z15
+	VFMADD231PS Z13, Z15, Z11
+	VFMADD231PS Z14, Z15, Z12
+
+done971:
+fold961:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -13361,27 +13535,27 @@ done950:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R11, DX
+	MOVQ          R9, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), SI
-	MOVL          $0x00000001, SI
-	SHLXL         DX, SI, SI
-	DECL          SI
-	IMUL3L        $0x00001111, SI, SI
-	KMOVW         SI, K2
+	LEAQ          (BX)(BX*2), DI
+	MOVL          $0x00000001, DI
+	SHLXL         DX, DI, DI
+	DECL          DI
+	IMUL3L        $0x00001111, DI, DI
+	KMOVW         DI, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R10)
+	VMOVUPS       X3, K2, (R8)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R10)(BX*1)
+	VMOVUPS       X1, K2, (R8)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R10)(BX*2)
-	ADDQ          $0x10, R10
-	SUBQ          $0x04, R11
-	JG            block944
+	VMOVUPS       X1, K2, (R8)(BX*2)
+	ADDQ          $0x10, R8
+	SUBQ          $0x04, R9
+	JG            block960
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -13399,7 +13573,7 @@ done950:
 	VZEROUPPER
 	RET
 
-long943:
+long959:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -13419,7 +13593,7 @@ long943:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block951:
+block972:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -13438,9 +13612,9 @@ block951:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+64, R8
-	JLT    done954
+	JLT    done975
 
-loop953:
+loop974:
 	VCVTPH2PS   (CX), Z13
 	VFMADD231PS (BX), Z13, Z1
 	VFMADD231PS (BX)(DX*1), Z13, Z5
@@ -13460,14 +13634,14 @@ loop953:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop953
+	JGE         loop974
 
-done954:
+done975:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done956
+	JLT  done977
 
-loop955:
+loop976:
 	VCVTPH2PS   (CX), Z13
 	VFMADD231PS (BX), Z13, Z1
 	VFMADD231PS (BX)(DX*1), Z13, Z5
@@ -13475,12 +13649,12 @@ loop955:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop955
+	JGE         loop976
 
-done956:
+done977:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done957
+	JZ          done978
 	VMOVDQU16.Z (CX), K1, Y13
 	VCVTPH2PS   Y13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
@@ -13490,18 +13664,18 @@ done956:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z9
 
-done957:
+done978:
 	CMPQ DI, $0x01
-	JLE  fold952
+	JLE  fold973
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done959
+	JLT  done980
 
-loop958:
+loop979:
 	VCVTPH2PS   (CX), Z13
 	VFMADD231PS (BX), Z13, Z2
 	VFMADD231PS (BX)(DX*1), Z13, Z6
@@ -13521,14 +13695,14 @@ loop958:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop958
+	JGE         loop979
 
-done959:
+done980:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done961
+	JLT  done982
 
-loop960:
+loop981:
 	VCVTPH2PS   (CX), Z13
 	VFMADD231PS (BX), Z13, Z2
 	VFMADD231PS (BX)(DX*1), Z13, Z6
@@ -13536,12 +13710,12 @@ loop960:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop960
+	JGE         loop981
 
-done961:
+done982:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done962
+	JZ          done983
 	VMOVDQU16.Z (CX), K1, Y13
 	VCVTPH2PS   Y13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
@@ -13551,18 +13725,18 @@ done961:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z10
 
-done962:
+done983:
 	CMPQ DI, $0x02
-	JLE  fold952
+	JLE  fold973
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done964
+	JLT  done985
 
-loop963:
+loop984:
 	VCVTPH2PS   (CX), Z13
 	VFMADD231PS (BX), Z13, Z3
 	VFMADD231PS (BX)(DX*1), Z13, Z7
@@ -13582,14 +13756,14 @@ loop963:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop963
+	JGE         loop984
 
-done964:
+done985:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done966
+	JLT  done987
 
-loop965:
+loop986:
 	VCVTPH2PS   (CX), Z13
 	VFMADD231PS (BX), Z13, Z3
 	VFMADD231PS (BX)(DX*1), Z13, Z7
@@ -13597,12 +13771,12 @@ loop965:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop965
+	JGE         loop986
 
-done966:
+done987:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done967
+	JZ          done988
 	VMOVDQU16.Z (CX), K1, Y13
 	VCVTPH2PS   Y13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
@@ -13612,18 +13786,18 @@ done966:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z11
 
-done967:
+done988:
 	CMPQ DI, $0x03
-	JLE  fold952
+	JLE  fold973
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done969
+	JLT  done990
 
-loop968:
+loop989:
 	VCVTPH2PS   (CX), Z13
 	VFMADD231PS (BX), Z13, Z4
 	VFMADD231PS (BX)(DX*1), Z13, Z8
@@ -13643,14 +13817,14 @@ loop968:
 	ADDQ        $+128, CX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop968
+	JGE         loop989
 
-done969:
+done990:
 	ADDQ $+64, R8
 	SUBQ $+16, R8
-	JLT  done971
+	JLT  done992
 
-loop970:
+loop991:
 	VCVTPH2PS   (CX), Z13
 	VFMADD231PS (BX), Z13, Z4
 	VFMADD231PS (BX)(DX*1), Z13, Z8
@@ -13658,12 +13832,12 @@ loop970:
 	ADDQ        $+32, CX
 	ADDQ        $+64, BX
 	SUBQ        $+16, R8
-	JGE         loop970
+	JGE         loop991
 
-done971:
+done992:
 	ADDQ        $+16, R8
 	TESTQ       R8, R8
-	JZ          done972
+	JZ          done993
 	VMOVDQU16.Z (CX), K1, Y13
 	VCVTPH2PS   Y13, Z13
 	VMOVUPS.Z   (BX), K1, Z14
@@ -13673,8 +13847,8 @@ done971:
 	VMOVUPS.Z   (BX)(DX*2), K1, Z14
 	VFMADD231PS Z14, Z13, Z12
 
-done972:
-fold952:
+done993:
+fold973:
 	VSHUFF32X4    $0x44, Z5, Z1, Z13
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z13, Z1, Z13
@@ -13740,7 +13914,7 @@ fold952:
 	VMOVUPS       X1, K2, (SI)(BX*2)
 	ADDQ          $0x10, SI
 	SUBQ          $0x04, DI
-	JG            block951
+	JG            block972
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -13758,10 +13932,10 @@ fold952:
 	VZEROUPPER
 	RET
 
-rows818:
+rows834:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long973
+	JGT          long994
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -13773,16 +13947,16 @@ rows818:
 	SHLXL        DX, BX, BX
 	DECL         BX
 	KMOVW        BX, K1
-	MOVQ         d+32(FP), R8
-	SHLQ         $0x02, R8
-	LEAQ         (R8)(R8*2), R9
-	MOVQ         s+0(FP), R11
-	MOVQ         keys+64(FP), R12
+	MOVQ         d+32(FP), SI
+	SHLQ         $0x02, SI
+	LEAQ         (SI)(SI*2), DI
+	MOVQ         s+0(FP), R9
+	MOVQ         keys+64(FP), R10
 	MOVL         $0xff800000, DX
 	VMOVD        DX, X0
 	VBROADCASTSS X0, Z0
 
-block974:
+block995:
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
@@ -13799,155 +13973,199 @@ block974:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	VXORPS  Z16, Z16, Z16
-	MOVQ    q+24(FP), R10
+	MOVQ    q+24(FP), R8
 	MOVQ    AX, DX
 	MOVQ    DX, BX
 	ADDQ    stride+56(FP), BX
 	CMPQ    BX, CX
 	CMOVQHI CX, BX
-	MOVQ    BX, SI
-	ADDQ    stride+56(FP), SI
-	CMPQ    SI, CX
-	CMOVQHI CX, SI
-	MOVQ    SI, DI
-	ADDQ    stride+56(FP), DI
-	CMPQ    DI, CX
-	CMOVQHI CX, DI
-	MOVQ    DI, AX
+	MOVQ    BX, AX
 	ADDQ    stride+56(FP), AX
-	MOVQ    d+32(FP), R13
-	SUBQ    $+32, R13
-	JLT     done977
+	MOVQ    d+32(FP), R11
+	SUBQ    $+32, R11
+	JLT     done998
 
-loop976:
+loop997:
 	VCVTPH2PS   (DX), Z17
 	VCVTPH2PS   (BX), Z18
-	VCVTPH2PS   (SI), Z19
-	VCVTPH2PS   (DI), Z20
-	VMOVUPS     (R10), Z21
-	VFMADD231PS Z17, Z21, Z1
-	VFMADD231PS Z18, Z21, Z2
-	VFMADD231PS Z19, Z21, Z3
-	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R10)(R8*1), Z21
-	VFMADD231PS Z17, Z21, Z5
-	VFMADD231PS Z18, Z21, Z6
-	VFMADD231PS Z19, Z21, Z7
-	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R10)(R8*2), Z21
-	VFMADD231PS Z17, Z21, Z9
-	VFMADD231PS Z18, Z21, Z10
-	VFMADD231PS Z19, Z21, Z11
-	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R10)(R9*1), Z21
-	VFMADD231PS Z17, Z21, Z13
-	VFMADD231PS Z18, Z21, Z14
-	VFMADD231PS Z19, Z21, Z15
-	VFMADD231PS Z20, Z21, Z16
+	VMOVUPS     (R8), Z19
+	VFMADD231PS Z17, Z19, Z1
+	VFMADD231PS Z18, Z19, Z2
+	VMOVUPS     (R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z5
+	VFMADD231PS Z18, Z19, Z6
+	VMOVUPS     (R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z9
+	VFMADD231PS Z18, Z19, Z10
+	VMOVUPS     (R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z13
+	VFMADD231PS Z18, Z19, Z14
 	VCVTPH2PS   32(DX), Z17
 	VCVTPH2PS   32(BX), Z18
-	VCVTPH2PS   32(SI), Z19
-	VCVTPH2PS   32(DI), Z20
-	VMOVUPS     64(R10), Z21
-	VFMADD231PS Z17, Z21, Z1
-	VFMADD231PS Z18, Z21, Z2
-	VFMADD231PS Z19, Z21, Z3
-	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     64(R10)(R8*1), Z21
-	VFMADD231PS Z17, Z21, Z5
-	VFMADD231PS Z18, Z21, Z6
-	VFMADD231PS Z19, Z21, Z7
-	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     64(R10)(R8*2), Z21
-	VFMADD231PS Z17, Z21, Z9
-	VFMADD231PS Z18, Z21, Z10
-	VFMADD231PS Z19, Z21, Z11
-	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     64(R10)(R9*1), Z21
-	VFMADD231PS Z17, Z21, Z13
-	VFMADD231PS Z18, Z21, Z14
-	VFMADD231PS Z19, Z21, Z15
-	VFMADD231PS Z20, Z21, Z16
+	VMOVUPS     64(R8), Z19
+	VFMADD231PS Z17, Z19, Z1
+	VFMADD231PS Z18, Z19, Z2
+	VMOVUPS     64(R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z5
+	VFMADD231PS Z18, Z19, Z6
+	VMOVUPS     64(R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z9
+	VFMADD231PS Z18, Z19, Z10
+	VMOVUPS     64(R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z13
+	VFMADD231PS Z18, Z19, Z14
 	ADDQ        $+64, DX
 	ADDQ        $+64, BX
-	ADDQ        $+64, SI
-	ADDQ        $+64, DI
-	ADDQ        $+128, R10
-	SUBQ        $+32, R13
-	JGE         loop976
+	ADDQ        $+128, R8
+	SUBQ        $+32, R11
+	JGE         loop997
 
-done977:
-	ADDQ $+32, R13
-	SUBQ $+16, R13
-	JLT  done979
+done998:
+	ADDQ $+32, R11
+	SUBQ $+16, R11
+	JLT  done1000
 
-loop978:
+loop999:
 	VCVTPH2PS   (DX), Z17
 	VCVTPH2PS   (BX), Z18
-	VCVTPH2PS   (SI), Z19
-	VCVTPH2PS   (DI), Z20
-	VMOVUPS     (R10), Z21
-	VFMADD231PS Z17, Z21, Z1
-	VFMADD231PS Z18, Z21, Z2
-	VFMADD231PS Z19, Z21, Z3
-	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS     (R10)(R8*1), Z21
-	VFMADD231PS Z17, Z21, Z5
-	VFMADD231PS Z18, Z21, Z6
-	VFMADD231PS Z19, Z21, Z7
-	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS     (R10)(R8*2), Z21
-	VFMADD231PS Z17, Z21, Z9
-	VFMADD231PS Z18, Z21, Z10
-	VFMADD231PS Z19, Z21, Z11
-	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS     (R10)(R9*1), Z21
-	VFMADD231PS Z17, Z21, Z13
-	VFMADD231PS Z18, Z21, Z14
-	VFMADD231PS Z19, Z21, Z15
-	VFMADD231PS Z20, Z21, Z16
+	VMOVUPS     (R8), Z19
+	VFMADD231PS Z17, Z19, Z1
+	VFMADD231PS Z18, Z19, Z2
+	VMOVUPS     (R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z5
+	VFMADD231PS Z18, Z19, Z6
+	VMOVUPS     (R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z9
+	VFMADD231PS Z18, Z19, Z10
+	VMOVUPS     (R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z13
+	VFMADD231PS Z18, Z19, Z14
 	ADDQ        $+32, DX
 	ADDQ        $+32, BX
-	ADDQ        $+32, SI
-	ADDQ        $+32, DI
-	ADDQ        $+64, R10
-	SUBQ        $+16, R13
-	JGE         loop978
+	ADDQ        $+64, R8
+	SUBQ        $+16, R11
+	JGE         loop999
 
-done979:
-	ADDQ        $+16, R13
-	TESTQ       R13, R13
-	JZ          done980
+done1000:
+	ADDQ        $+16, R11
+	TESTQ       R11, R11
+	JZ          done1001
 	VMOVDQU16.Z (DX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVDQU16.Z (BX), K1, Y18
 	VCVTPH2PS   Y18, Z18
-	VMOVDQU16.Z (SI), K1, Y19
-	VCVTPH2PS   Y19, Z19
-	VMOVDQU16.Z (DI), K1, Y20
-	VCVTPH2PS   Y20, Z20
-	VMOVUPS.Z   (R10), K1, Z21
-	VFMADD231PS Z17, Z21, Z1
-	VFMADD231PS Z18, Z21, Z2
-	VFMADD231PS Z19, Z21, Z3
-	VFMADD231PS Z20, Z21, Z4
-	VMOVUPS.Z   (R10)(R8*1), K1, Z21
-	VFMADD231PS Z17, Z21, Z5
-	VFMADD231PS Z18, Z21, Z6
-	VFMADD231PS Z19, Z21, Z7
-	VFMADD231PS Z20, Z21, Z8
-	VMOVUPS.Z   (R10)(R8*2), K1, Z21
-	VFMADD231PS Z17, Z21, Z9
-	VFMADD231PS Z18, Z21, Z10
-	VFMADD231PS Z19, Z21, Z11
-	VFMADD231PS Z20, Z21, Z12
-	VMOVUPS.Z   (R10)(R9*1), K1, Z21
-	VFMADD231PS Z17, Z21, Z13
-	VFMADD231PS Z18, Z21, Z14
-	VFMADD231PS Z19, Z21, Z15
-	VFMADD231PS Z20, Z21, Z16
+	VMOVUPS.Z   (R8), K1, Z19
+	VFMADD231PS Z17, Z19, Z1
+	VFMADD231PS Z18, Z19, Z2
+	VMOVUPS.Z   (R8)(SI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z5
+	VFMADD231PS Z18, Z19, Z6
+	VMOVUPS.Z   (R8)(SI*2), K1, Z19
+	VFMADD231PS Z17, Z19, Z9
+	VFMADD231PS Z18, Z19, Z10
+	VMOVUPS.Z   (R8)(DI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z13
+	VFMADD231PS Z18, Z19, Z14
 
-done980:
+done1001:
+	CMPQ    R10, $0x02
+	JLE     fold996
+	MOVQ    q+24(FP), R8
+	MOVQ    AX, DX
+	MOVQ    DX, BX
+	ADDQ    stride+56(FP), BX
+	CMPQ    BX, CX
+	CMOVQHI CX, BX
+	MOVQ    BX, AX
+	ADDQ    stride+56(FP), AX
+	MOVQ    d+32(FP), R11
+	SUBQ    $+32, R11
+	JLT     done1003
+
+loop1002:
+	VCVTPH2PS   (DX), Z17
+	VCVTPH2PS   (BX), Z18
+	VMOVUPS     (R8), Z19
+	VFMADD231PS Z17, Z19, Z3
+	VFMADD231PS Z18, Z19, Z4
+	VMOVUPS     (R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z7
+	VFMADD231PS Z18, Z19, Z8
+	VMOVUPS     (R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z11
+	VFMADD231PS Z18, Z19, Z12
+	VMOVUPS     (R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z15
+	VFMADD231PS Z18, Z19, Z16
+	VCVTPH2PS   32(DX), Z17
+	VCVTPH2PS   32(BX), Z18
+	VMOVUPS     64(R8), Z19
+	VFMADD231PS Z17, Z19, Z3
+	VFMADD231PS Z18, Z19, Z4
+	VMOVUPS     64(R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z7
+	VFMADD231PS Z18, Z19, Z8
+	VMOVUPS     64(R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z11
+	VFMADD231PS Z18, Z19, Z12
+	VMOVUPS     64(R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z15
+	VFMADD231PS Z18, Z19, Z16
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+128, R8
+	SUBQ        $+32, R11
+	JGE         loop1002
+
+done1003:
+	ADDQ $+32, R11
+	SUBQ $+16, R11
+	JLT  done1005
+
+loop1004:
+	VCVTPH2PS   (DX), Z17
+	VCVTPH2PS   (BX), Z18
+	VMOVUPS     (R8), Z19
+	VFMADD231PS Z17, Z19, Z3
+	VFMADD231PS Z18, Z19, Z4
+	VMOVUPS     (R8)(SI*1), Z19
+	VFMADD231PS Z17, Z19, Z7
+	VFMADD231PS Z18, Z19, Z8
+	VMOVUPS     (R8)(SI*2), Z19
+	VFMADD231PS Z17, Z19, Z11
+	VFMADD231PS Z18, Z19, Z12
+	VMOVUPS     (R8)(DI*1), Z19
+	VFMADD231PS Z17, Z19, Z15
+	VFMADD231PS Z18, Z19, Z16
+	ADDQ        $+32, DX
+	ADDQ        $+32, BX
+	ADDQ        $+64, R8
+	SUBQ        $+16, R11
+	JGE         loop1004
+
+done1005:
+	ADDQ        $+16, R11
+	TESTQ       R11, R11
+	JZ          done1006
+	VMOVDQU16.Z (DX), K1, Y17
+	VCVTPH2PS   Y17, Z17
+	VMOVDQU16.Z (BX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VMOVUPS.Z   (R8), K1, Z19
+	VFMADD231PS Z17, Z19, Z3
+	VFMADD231PS Z18, Z19, Z4
+	VMOVUPS.Z   (R8)(SI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z7
+	VFMADD231PS Z18, Z19, Z8
+	VMOVUPS.Z   (R8)(SI*2), K1, Z19
+	VFMADD231PS Z17, Z19, Z11
+	VFMADD231PS Z18, Z19, Z12
+	VMOVUPS.Z   (R8)(DI*1), K1, Z19
+	VFMADD231PS Z17, Z19, Z15
+	VFMADD231PS Z18, Z19, Z16
+
+done1006:
+fold996:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -13993,29 +14211,29 @@ done980:
 	VUNPCKLPD     Z2, Z1, Z3
 	VUNPCKHPD     Z2, Z1, Z1
 	VADDPS        Z3, Z1, Z3
-	MOVQ          R12, DX
+	MOVQ          R10, DX
 	MOVQ          $0x00000004, BX
 	CMPQ          DX, BX
 	CMOVQGT       BX, DX
 	MOVQ          ldS+8(FP), BX
 	SHLQ          $0x02, BX
-	LEAQ          (BX)(BX*2), SI
-	MOVL          $0x00000001, DI
-	SHLXL         DX, DI, DI
-	DECL          DI
-	IMUL3L        $0x00001111, DI, DI
-	KMOVW         DI, K2
+	LEAQ          (BX)(BX*2), R8
+	MOVL          $0x00000001, R11
+	SHLXL         DX, R11, R11
+	DECL          R11
+	IMUL3L        $0x00001111, R11, R11
+	KMOVW         R11, K2
 	VMAXPS        Z0, Z3, K2, Z0
-	VMOVUPS       X3, K2, (R11)
+	VMOVUPS       X3, K2, (R9)
 	VEXTRACTF32X4 $0x01, Z3, X1
-	VMOVUPS       X1, K2, (R11)(BX*1)
+	VMOVUPS       X1, K2, (R9)(BX*1)
 	VEXTRACTF32X4 $0x02, Z3, X1
-	VMOVUPS       X1, K2, (R11)(BX*2)
+	VMOVUPS       X1, K2, (R9)(BX*2)
 	VEXTRACTF32X4 $0x03, Z3, X1
-	VMOVUPS       X1, K2, (R11)(SI*1)
-	ADDQ          $0x10, R11
-	SUBQ          $0x04, R12
-	JG            block974
+	VMOVUPS       X1, K2, (R9)(R8*1)
+	ADDQ          $0x10, R9
+	SUBQ          $0x04, R10
+	JG            block995
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -14036,7 +14254,7 @@ done980:
 	VZEROUPPER
 	RET
 
-long973:
+long994:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -14057,7 +14275,7 @@ long973:
 	VMOVD        CX, X0
 	VBROADCASTSS X0, Z0
 
-block981:
+block1007:
 	VXORPS Z1, Z1, Z1
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
@@ -14080,9 +14298,9 @@ block981:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
 	SUBQ   $+64, R9
-	JLT    done984
+	JLT    done1010
 
-loop983:
+loop1009:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (SI), Z17, Z1
 	VFMADD231PS (SI)(DX*1), Z17, Z5
@@ -14106,14 +14324,14 @@ loop983:
 	ADDQ        $+128, CX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop983
+	JGE         loop1009
 
-done984:
+done1010:
 	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done986
+	JLT  done1012
 
-loop985:
+loop1011:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (SI), Z17, Z1
 	VFMADD231PS (SI)(DX*1), Z17, Z5
@@ -14122,12 +14340,12 @@ loop985:
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop985
+	JGE         loop1011
 
-done986:
+done1012:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done987
+	JZ          done1013
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
@@ -14139,18 +14357,18 @@ done986:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z13
 
-done987:
+done1013:
 	CMPQ R8, $0x01
-	JLE  fold982
+	JLE  fold1008
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done989
+	JLT  done1015
 
-loop988:
+loop1014:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (SI), Z17, Z2
 	VFMADD231PS (SI)(DX*1), Z17, Z6
@@ -14174,14 +14392,14 @@ loop988:
 	ADDQ        $+128, CX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop988
+	JGE         loop1014
 
-done989:
+done1015:
 	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done991
+	JLT  done1017
 
-loop990:
+loop1016:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (SI), Z17, Z2
 	VFMADD231PS (SI)(DX*1), Z17, Z6
@@ -14190,12 +14408,12 @@ loop990:
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop990
+	JGE         loop1016
 
-done991:
+done1017:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done992
+	JZ          done1018
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
@@ -14207,18 +14425,18 @@ done991:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z14
 
-done992:
+done1018:
 	CMPQ R8, $0x02
-	JLE  fold982
+	JLE  fold1008
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done994
+	JLT  done1020
 
-loop993:
+loop1019:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (SI), Z17, Z3
 	VFMADD231PS (SI)(DX*1), Z17, Z7
@@ -14242,14 +14460,14 @@ loop993:
 	ADDQ        $+128, CX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop993
+	JGE         loop1019
 
-done994:
+done1020:
 	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done996
+	JLT  done1022
 
-loop995:
+loop1021:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (SI), Z17, Z3
 	VFMADD231PS (SI)(DX*1), Z17, Z7
@@ -14258,12 +14476,12 @@ loop995:
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop995
+	JGE         loop1021
 
-done996:
+done1022:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done997
+	JZ          done1023
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
@@ -14275,18 +14493,18 @@ done996:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z15
 
-done997:
+done1023:
 	CMPQ R8, $0x03
-	JLE  fold982
+	JLE  fold1008
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done999
+	JLT  done1025
 
-loop998:
+loop1024:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (SI), Z17, Z4
 	VFMADD231PS (SI)(DX*1), Z17, Z8
@@ -14310,14 +14528,14 @@ loop998:
 	ADDQ        $+128, CX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop998
+	JGE         loop1024
 
-done999:
+done1025:
 	ADDQ $+64, R9
 	SUBQ $+16, R9
-	JLT  done1001
+	JLT  done1027
 
-loop1000:
+loop1026:
 	VCVTPH2PS   (CX), Z17
 	VFMADD231PS (SI), Z17, Z4
 	VFMADD231PS (SI)(DX*1), Z17, Z8
@@ -14326,12 +14544,12 @@ loop1000:
 	ADDQ        $+32, CX
 	ADDQ        $+64, SI
 	SUBQ        $+16, R9
-	JGE         loop1000
+	JGE         loop1026
 
-done1001:
+done1027:
 	ADDQ        $+16, R9
 	TESTQ       R9, R9
-	JZ          done1002
+	JZ          done1028
 	VMOVDQU16.Z (CX), K1, Y17
 	VCVTPH2PS   Y17, Z17
 	VMOVUPS.Z   (SI), K1, Z18
@@ -14343,8 +14561,8 @@ done1001:
 	VMOVUPS.Z   (SI)(BX*1), K1, Z18
 	VFMADD231PS Z18, Z17, Z16
 
-done1002:
-fold982:
+done1028:
+fold1008:
 	VSHUFF32X4    $0x44, Z5, Z1, Z17
 	VSHUFF32X4    $0xee, Z5, Z1, Z1
 	VADDPS        Z17, Z1, Z17
@@ -14412,7 +14630,7 @@ fold982:
 	VMOVUPS       X1, K2, (DI)(R9*1)
 	ADDQ          $0x10, DI
 	SUBQ          $0x04, R8
-	JG            block981
+	JG            block1007
 	MOVQ          top+16(FP), AX
 	VSHUFPS       $0x4e, Z0, Z0, Z1
 	VMAXPS        Z1, Z0, Z0
@@ -14438,18 +14656,18 @@ fold982:
 TEXT ·combineF16AVX512(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows1003
+	JE   rows1029
 	CMPQ AX, $0x03
-	JE   rows1004
+	JE   rows1030
 	CMPQ AX, $0x04
-	JE   rows1005
+	JE   rows1031
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block1006:
+block1032:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -14458,9 +14676,9 @@ block1006:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+256, SI
-	JLT   done1008
+	JLT   done1034
 
-loop1007:
+loop1033:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -14478,7 +14696,7 @@ loop1007:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first1009
+	JZ      first1035
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -14496,7 +14714,7 @@ loop1007:
 	VMOVUPS 896(DX), Z14
 	VMOVUPS 960(DX), Z15
 
-first1009:
+first1035:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -14505,7 +14723,7 @@ first1009:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1010:
+key1036:
 	VBROADCASTSS (R8), Z16
 	VCVTPH2PS    (DI), Z17
 	VFMADD231PS  Z17, Z16, Z0
@@ -14542,7 +14760,7 @@ key1010:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1010
+	JNZ          key1036
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -14562,14 +14780,14 @@ key1010:
 	ADDQ         $+512, CX
 	ADDQ         $+1024, DX
 	SUBQ         $+256, SI
-	JGE          loop1007
+	JGE          loop1033
 
-done1008:
+done1034:
 	ADDQ $+256, SI
 	SUBQ $+128, SI
-	JLT  done1012
+	JLT  done1038
 
-loop1011:
+loop1037:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -14579,7 +14797,7 @@ loop1011:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first1013
+	JZ      first1039
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -14589,7 +14807,7 @@ loop1011:
 	VMOVUPS 384(DX), Z6
 	VMOVUPS 448(DX), Z7
 
-first1013:
+first1039:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -14598,7 +14816,7 @@ first1013:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1014:
+key1040:
 	VBROADCASTSS (R8), Z8
 	VCVTPH2PS    (DI), Z9
 	VFMADD231PS  Z9, Z8, Z0
@@ -14619,7 +14837,7 @@ key1014:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1014
+	JNZ          key1040
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -14631,26 +14849,26 @@ key1014:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, SI
-	JGE          loop1011
+	JGE          loop1037
 
-done1012:
+done1038:
 	ADDQ $+128, SI
 	SUBQ $+64, SI
-	JLT  done1016
+	JLT  done1042
 
-loop1015:
+loop1041:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first1017
+	JZ      first1043
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
 	VMOVUPS 192(DX), Z3
 
-first1017:
+first1043:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -14659,7 +14877,7 @@ first1017:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1018:
+key1044:
 	VBROADCASTSS (R8), Z4
 	VCVTPH2PS    (DI), Z5
 	VFMADD231PS  Z5, Z4, Z0
@@ -14672,7 +14890,7 @@ key1018:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1018
+	JNZ          key1044
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -14680,22 +14898,22 @@ key1018:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop1015
+	JGE          loop1041
 
-done1016:
+done1042:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done1020
+	JLT  done1046
 
-loop1019:
+loop1045:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first1021
+	JZ      first1047
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 
-first1021:
+first1047:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -14704,7 +14922,7 @@ first1021:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1022:
+key1048:
 	VBROADCASTSS (R8), Z2
 	VCVTPH2PS    (DI), Z3
 	VFMADD231PS  Z3, Z2, Z0
@@ -14713,26 +14931,26 @@ key1022:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1022
+	JNZ          key1048
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop1019
+	JGE          loop1045
 
-done1020:
+done1046:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done1024
+	JLT  done1050
 
-loop1023:
+loop1049:
 	VXORPS  Z0, Z0, Z0
 	TESTQ   AX, AX
-	JZ      first1025
+	JZ      first1051
 	VMOVUPS (DX), Z0
 
-first1025:
+first1051:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -14741,34 +14959,34 @@ first1025:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1026:
+key1052:
 	VBROADCASTSS (R8), Z1
 	VCVTPH2PS    (DI), Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1026
+	JNZ          key1052
 	VMOVUPS      Z0, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop1023
+	JGE          loop1049
 
-done1024:
+done1050:
 	ADDQ      $+16, SI
 	TESTQ     SI, SI
-	JZ        done1027
+	JZ        done1053
 	MOVL      $0x00000001, DI
 	SHLXL     SI, DI, DI
 	DECL      DI
 	KMOVW     DI, K1
 	VXORPS    Z0, Z0, Z0
 	TESTQ     AX, AX
-	JZ        first1028
+	JZ        first1054
 	VMOVUPS.Z (DX), K1, Z0
 
-first1028:
+first1054:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -14776,7 +14994,7 @@ first1028:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key1029:
+key1055:
 	VBROADCASTSS (BX), Z1
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
@@ -14784,24 +15002,24 @@ key1029:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key1029
+	JNZ          key1055
 	VMOVUPS      Z0, K1, (DX)
 
-done1027:
+done1053:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1006
+	JLT  block1032
 	VZEROUPPER
 	RET
 
-rows1003:
+rows1029:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1030:
+block1056:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -14810,9 +15028,9 @@ block1030:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done1032
+	JLT   done1058
 
-loop1031:
+loop1057:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -14830,7 +15048,7 @@ loop1031:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first1033
+	JZ      first1059
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -14848,7 +15066,7 @@ loop1031:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first1033:
+first1059:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14857,7 +15075,7 @@ first1033:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1034:
+key1060:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -14887,7 +15105,7 @@ key1034:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1034
+	JNZ          key1060
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -14907,14 +15125,14 @@ key1034:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop1031
+	JGE          loop1057
 
-done1032:
+done1058:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done1036
+	JLT  done1062
 
-loop1035:
+loop1061:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -14924,7 +15142,7 @@ loop1035:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first1037
+	JZ      first1063
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -14934,7 +15152,7 @@ loop1035:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first1037:
+first1063:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -14943,7 +15161,7 @@ first1037:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1038:
+key1064:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -14961,7 +15179,7 @@ key1038:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1038
+	JNZ          key1064
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -14973,26 +15191,26 @@ key1038:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop1035
+	JGE          loop1061
 
-done1036:
+done1062:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done1040
+	JLT  done1066
 
-loop1039:
+loop1065:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first1041
+	JZ      first1067
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first1041:
+first1067:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15001,7 +15219,7 @@ first1041:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1042:
+key1068:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -15013,7 +15231,7 @@ key1042:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1042
+	JNZ          key1068
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -15021,22 +15239,22 @@ key1042:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1039
+	JGE          loop1065
 
-done1040:
+done1066:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1044
+	JLT  done1070
 
-loop1043:
+loop1069:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first1045
+	JZ      first1071
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first1045:
+first1071:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15045,7 +15263,7 @@ first1045:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1046:
+key1072:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -15054,18 +15272,18 @@ key1046:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1046
+	JNZ          key1072
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1043
+	JGE          loop1069
 
-done1044:
+done1070:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done1047
+	JZ        done1073
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -15073,11 +15291,11 @@ done1044:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first1048
+	JZ        first1074
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first1048:
+first1074:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -15085,7 +15303,7 @@ first1048:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1049:
+key1075:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -15095,18 +15313,18 @@ key1049:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1049
+	JNZ          key1075
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done1047:
+done1073:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1030
+	JLT  block1056
 	VZEROUPPER
 	RET
 
-rows1004:
+rows1030:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -15115,7 +15333,7 @@ rows1004:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block1050:
+block1076:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -15124,9 +15342,9 @@ block1050:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done1052
+	JLT   done1078
 
-loop1051:
+loop1077:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -15152,7 +15370,7 @@ loop1051:
 	VXORPS  Z22, Z22, Z22
 	VXORPS  Z23, Z23, Z23
 	TESTQ   AX, AX
-	JZ      first1053
+	JZ      first1079
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -15178,7 +15396,7 @@ loop1051:
 	VMOVUPS 384(DX)(DI*2), Z22
 	VMOVUPS 448(DX)(DI*2), Z23
 
-first1053:
+first1079:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15187,7 +15405,7 @@ first1053:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1054:
+key1080:
 	VBROADCASTSS (R10), Z24
 	VBROADCASTSS (R10)(SI*1), Z25
 	VBROADCASTSS (R10)(SI*2), Z26
@@ -15226,7 +15444,7 @@ key1054:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1054
+	JNZ          key1080
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -15254,14 +15472,14 @@ key1054:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop1051
+	JGE          loop1077
 
-done1052:
+done1078:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done1056
+	JLT  done1082
 
-loop1055:
+loop1081:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -15275,7 +15493,7 @@ loop1055:
 	VXORPS  Z10, Z10, Z10
 	VXORPS  Z11, Z11, Z11
 	TESTQ   AX, AX
-	JZ      first1057
+	JZ      first1083
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -15289,7 +15507,7 @@ loop1055:
 	VMOVUPS 128(DX)(DI*2), Z10
 	VMOVUPS 192(DX)(DI*2), Z11
 
-first1057:
+first1083:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15298,7 +15516,7 @@ first1057:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1058:
+key1084:
 	VBROADCASTSS (R10), Z12
 	VBROADCASTSS (R10)(SI*1), Z13
 	VBROADCASTSS (R10)(SI*2), Z14
@@ -15321,7 +15539,7 @@ key1058:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1058
+	JNZ          key1084
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -15337,14 +15555,14 @@ key1058:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop1055
+	JGE          loop1081
 
-done1056:
+done1082:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done1060
+	JLT  done1086
 
-loop1059:
+loop1085:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -15352,7 +15570,7 @@ loop1059:
 	VXORPS  Z4, Z4, Z4
 	VXORPS  Z5, Z5, Z5
 	TESTQ   AX, AX
-	JZ      first1061
+	JZ      first1087
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
@@ -15360,7 +15578,7 @@ loop1059:
 	VMOVUPS (DX)(DI*2), Z4
 	VMOVUPS 64(DX)(DI*2), Z5
 
-first1061:
+first1087:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15369,7 +15587,7 @@ first1061:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1062:
+key1088:
 	VCVTPH2PS    (R9), Z6
 	VCVTPH2PS    32(R9), Z7
 	VBROADCASTSS (R10), Z8
@@ -15384,7 +15602,7 @@ key1062:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1062
+	JNZ          key1088
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -15394,24 +15612,24 @@ key1062:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1059
+	JGE          loop1085
 
-done1060:
+done1086:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1064
+	JLT  done1090
 
-loop1063:
+loop1089:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	TESTQ   AX, AX
-	JZ      first1065
+	JZ      first1091
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 	VMOVUPS (DX)(DI*2), Z2
 
-first1065:
+first1091:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15420,7 +15638,7 @@ first1065:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1066:
+key1092:
 	VCVTPH2PS    (R9), Z3
 	VBROADCASTSS (R10), Z4
 	VFMADD231PS  Z3, Z4, Z0
@@ -15431,19 +15649,19 @@ key1066:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1066
+	JNZ          key1092
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	VMOVUPS      Z2, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1063
+	JGE          loop1089
 
-done1064:
+done1090:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done1067
+	JZ        done1093
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -15452,12 +15670,12 @@ done1064:
 	VXORPS    Z1, Z1, Z1
 	VXORPS    Z2, Z2, Z2
 	TESTQ     AX, AX
-	JZ        first1068
+	JZ        first1094
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 	VMOVUPS.Z (DX)(DI*2), K1, Z2
 
-first1068:
+first1094:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -15465,7 +15683,7 @@ first1068:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1069:
+key1095:
 	VMOVDQU16.Z  (CX), K1, Y3
 	VCVTPH2PS    Y3, Z3
 	VBROADCASTSS (BX), Z4
@@ -15477,22 +15695,22 @@ key1069:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1069
+	JNZ          key1095
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 	VMOVUPS      Z2, K1, (DX)(DI*2)
 
-done1067:
+done1093:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1050
+	JLT  block1076
 	VZEROUPPER
 	RET
 
-rows1005:
+rows1031:
 	MOVQ dv+56(FP), AX
 	CMPQ AX, $0x40
-	JGT  wide1070
+	JGT  wide1096
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), DI
@@ -15501,7 +15719,7 @@ rows1005:
 	LEAQ (R8)(R8*2), R9
 	XORQ AX, AX
 
-block1071:
+block1097:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -15510,9 +15728,9 @@ block1071:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R10
 	SUBQ  $+64, R10
-	JLT   done1073
+	JLT   done1099
 
-loop1072:
+loop1098:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -15530,7 +15748,7 @@ loop1072:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first1074
+	JZ      first1100
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -15548,7 +15766,7 @@ loop1072:
 	VMOVUPS 128(DX)(R9*1), Z14
 	VMOVUPS 192(DX)(R9*1), Z15
 
-first1074:
+first1100:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -15557,7 +15775,7 @@ first1074:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key1075:
+key1101:
 	VBROADCASTSS (R12), Z16
 	VBROADCASTSS (R12)(SI*1), Z17
 	VBROADCASTSS (R12)(SI*2), Z18
@@ -15585,7 +15803,7 @@ key1075:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key1075
+	JNZ          key1101
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -15605,14 +15823,14 @@ key1075:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R10
-	JGE          loop1072
+	JGE          loop1098
 
-done1073:
+done1099:
 	ADDQ $+64, R10
 	SUBQ $+32, R10
-	JLT  done1077
+	JLT  done1103
 
-loop1076:
+loop1102:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -15622,7 +15840,7 @@ loop1076:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first1078
+	JZ      first1104
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(R8*1), Z2
@@ -15632,7 +15850,7 @@ loop1076:
 	VMOVUPS (DX)(R9*1), Z6
 	VMOVUPS 64(DX)(R9*1), Z7
 
-first1078:
+first1104:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -15641,7 +15859,7 @@ first1078:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key1079:
+key1105:
 	VCVTPH2PS    (R11), Z8
 	VCVTPH2PS    32(R11), Z9
 	VBROADCASTSS (R12), Z10
@@ -15659,7 +15877,7 @@ key1079:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key1079
+	JNZ          key1105
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(R8*1)
@@ -15671,26 +15889,26 @@ key1079:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R10
-	JGE          loop1076
+	JGE          loop1102
 
-done1077:
+done1103:
 	ADDQ $+32, R10
 	SUBQ $+16, R10
-	JLT  done1081
+	JLT  done1107
 
-loop1080:
+loop1106:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first1082
+	JZ      first1108
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(R8*1), Z1
 	VMOVUPS (DX)(R8*2), Z2
 	VMOVUPS (DX)(R9*1), Z3
 
-first1082:
+first1108:
 	MOVQ    keys+48(FP), R13
 	MOVQ    CX, R11
 	MOVQ    BX, R12
@@ -15699,7 +15917,7 @@ first1082:
 	CMPQ    R13, R14
 	CMOVQGT R14, R13
 
-key1083:
+key1109:
 	VCVTPH2PS    (R11), Z4
 	VBROADCASTSS (R12), Z5
 	VFMADD231PS  Z4, Z5, Z0
@@ -15712,7 +15930,7 @@ key1083:
 	ADDQ         stride+40(FP), R11
 	ADDQ         $0x04, R12
 	DECQ         R13
-	JNZ          key1083
+	JNZ          key1109
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(R8*1)
 	VMOVUPS      Z2, (DX)(R8*2)
@@ -15720,12 +15938,12 @@ key1083:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R10
-	JGE          loop1080
+	JGE          loop1106
 
-done1081:
+done1107:
 	ADDQ      $+16, R10
 	TESTQ     R10, R10
-	JZ        done1084
+	JZ        done1110
 	MOVL      $0x00000001, R11
 	SHLXL     R10, R11, R11
 	DECL      R11
@@ -15735,13 +15953,13 @@ done1081:
 	VXORPS    Z2, Z2, Z2
 	VXORPS    Z3, Z3, Z3
 	TESTQ     AX, AX
-	JZ        first1085
+	JZ        first1111
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(R8*1), K1, Z1
 	VMOVUPS.Z (DX)(R8*2), K1, Z2
 	VMOVUPS.Z (DX)(R9*1), K1, Z3
 
-first1085:
+first1111:
 	MOVQ    keys+48(FP), R10
 	MOVQ    BX, BX
 	SUBQ    AX, R10
@@ -15749,7 +15967,7 @@ first1085:
 	CMPQ    R10, R11
 	CMOVQGT R11, R10
 
-key1086:
+key1112:
 	VMOVDQU16.Z  (CX), K1, Y4
 	VCVTPH2PS    Y4, Z4
 	VBROADCASTSS (BX), Z5
@@ -15763,27 +15981,27 @@ key1086:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R10
-	JNZ          key1086
+	JNZ          key1112
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(R8*1)
 	VMOVUPS      Z2, K1, (DX)(R8*2)
 	VMOVUPS      Z3, K1, (DX)(R9*1)
 
-done1084:
+done1110:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1071
+	JLT  block1097
 	VZEROUPPER
 	RET
 
-wide1070:
+wide1096:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1087:
+block1113:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -15792,9 +16010,9 @@ block1087:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done1089
+	JLT   done1115
 
-loop1088:
+loop1114:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -15812,7 +16030,7 @@ loop1088:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first1090
+	JZ      first1116
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -15830,7 +16048,7 @@ loop1088:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first1090:
+first1116:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15839,7 +16057,7 @@ first1090:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1091:
+key1117:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -15869,7 +16087,7 @@ key1091:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1091
+	JNZ          key1117
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -15889,14 +16107,14 @@ key1091:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop1088
+	JGE          loop1114
 
-done1089:
+done1115:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done1093
+	JLT  done1119
 
-loop1092:
+loop1118:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -15906,7 +16124,7 @@ loop1092:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first1094
+	JZ      first1120
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -15916,7 +16134,7 @@ loop1092:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first1094:
+first1120:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15925,7 +16143,7 @@ first1094:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1095:
+key1121:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -15943,7 +16161,7 @@ key1095:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1095
+	JNZ          key1121
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -15955,26 +16173,26 @@ key1095:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop1092
+	JGE          loop1118
 
-done1093:
+done1119:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done1097
+	JLT  done1123
 
-loop1096:
+loop1122:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first1098
+	JZ      first1124
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first1098:
+first1124:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -15983,7 +16201,7 @@ first1098:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1099:
+key1125:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -15995,7 +16213,7 @@ key1099:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1099
+	JNZ          key1125
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -16003,22 +16221,22 @@ key1099:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1096
+	JGE          loop1122
 
-done1097:
+done1123:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1101
+	JLT  done1127
 
-loop1100:
+loop1126:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first1102
+	JZ      first1128
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first1102:
+first1128:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -16027,7 +16245,7 @@ first1102:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1103:
+key1129:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -16036,18 +16254,18 @@ key1103:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1103
+	JNZ          key1129
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1100
+	JGE          loop1126
 
-done1101:
+done1127:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done1104
+	JZ        done1130
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -16055,11 +16273,11 @@ done1101:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first1105
+	JZ        first1131
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first1105:
+first1131:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -16067,7 +16285,7 @@ first1105:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1106:
+key1132:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -16077,11 +16295,11 @@ key1106:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1106
+	JNZ          key1132
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done1104:
+done1130:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -16092,9 +16310,9 @@ done1104:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+128, R8
-	JLT   done1108
+	JLT   done1134
 
-loop1107:
+loop1133:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -16112,7 +16330,7 @@ loop1107:
 	VXORPS  Z14, Z14, Z14
 	VXORPS  Z15, Z15, Z15
 	TESTQ   AX, AX
-	JZ      first1109
+	JZ      first1135
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -16130,7 +16348,7 @@ loop1107:
 	VMOVUPS 384(DX)(DI*1), Z14
 	VMOVUPS 448(DX)(DI*1), Z15
 
-first1109:
+first1135:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -16139,7 +16357,7 @@ first1109:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1110:
+key1136:
 	VBROADCASTSS (R10), Z16
 	VBROADCASTSS (R10)(SI*1), Z17
 	VCVTPH2PS    (R9), Z18
@@ -16169,7 +16387,7 @@ key1110:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1110
+	JNZ          key1136
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -16189,14 +16407,14 @@ key1110:
 	ADDQ         $+256, CX
 	ADDQ         $+512, DX
 	SUBQ         $+128, R8
-	JGE          loop1107
+	JGE          loop1133
 
-done1108:
+done1134:
 	ADDQ $+128, R8
 	SUBQ $+64, R8
-	JLT  done1112
+	JLT  done1138
 
-loop1111:
+loop1137:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
@@ -16206,7 +16424,7 @@ loop1111:
 	VXORPS  Z6, Z6, Z6
 	VXORPS  Z7, Z7, Z7
 	TESTQ   AX, AX
-	JZ      first1113
+	JZ      first1139
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS 128(DX), Z2
@@ -16216,7 +16434,7 @@ loop1111:
 	VMOVUPS 128(DX)(DI*1), Z6
 	VMOVUPS 192(DX)(DI*1), Z7
 
-first1113:
+first1139:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -16225,7 +16443,7 @@ first1113:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1114:
+key1140:
 	VBROADCASTSS (R10), Z8
 	VBROADCASTSS (R10)(SI*1), Z9
 	VCVTPH2PS    (R9), Z10
@@ -16243,7 +16461,7 @@ key1114:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1114
+	JNZ          key1140
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, 128(DX)
@@ -16255,26 +16473,26 @@ key1114:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, R8
-	JGE          loop1111
+	JGE          loop1137
 
-done1112:
+done1138:
 	ADDQ $+64, R8
 	SUBQ $+32, R8
-	JLT  done1116
+	JLT  done1142
 
-loop1115:
+loop1141:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	VXORPS  Z2, Z2, Z2
 	VXORPS  Z3, Z3, Z3
 	TESTQ   AX, AX
-	JZ      first1117
+	JZ      first1143
 	VMOVUPS (DX), Z0
 	VMOVUPS 64(DX), Z1
 	VMOVUPS (DX)(DI*1), Z2
 	VMOVUPS 64(DX)(DI*1), Z3
 
-first1117:
+first1143:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -16283,7 +16501,7 @@ first1117:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1118:
+key1144:
 	VBROADCASTSS (R10), Z4
 	VBROADCASTSS (R10)(SI*1), Z5
 	VCVTPH2PS    (R9), Z6
@@ -16295,7 +16513,7 @@ key1118:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1118
+	JNZ          key1144
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, 64(DX)
 	VMOVUPS      Z2, (DX)(DI*1)
@@ -16303,22 +16521,22 @@ key1118:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1115
+	JGE          loop1141
 
-done1116:
+done1142:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1120
+	JLT  done1146
 
-loop1119:
+loop1145:
 	VXORPS  Z0, Z0, Z0
 	VXORPS  Z1, Z1, Z1
 	TESTQ   AX, AX
-	JZ      first1121
+	JZ      first1147
 	VMOVUPS (DX), Z0
 	VMOVUPS (DX)(DI*1), Z1
 
-first1121:
+first1147:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -16327,7 +16545,7 @@ first1121:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1122:
+key1148:
 	VCVTPH2PS    (R9), Z2
 	VBROADCASTSS (R10), Z3
 	VFMADD231PS  Z2, Z3, Z0
@@ -16336,18 +16554,18 @@ key1122:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1122
+	JNZ          key1148
 	VMOVUPS      Z0, (DX)
 	VMOVUPS      Z1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1119
+	JGE          loop1145
 
-done1120:
+done1146:
 	ADDQ      $+16, R8
 	TESTQ     R8, R8
-	JZ        done1123
+	JZ        done1149
 	MOVL      $0x00000001, R9
 	SHLXL     R8, R9, R9
 	DECL      R9
@@ -16355,11 +16573,11 @@ done1120:
 	VXORPS    Z0, Z0, Z0
 	VXORPS    Z1, Z1, Z1
 	TESTQ     AX, AX
-	JZ        first1124
+	JZ        first1150
 	VMOVUPS.Z (DX), K1, Z0
 	VMOVUPS.Z (DX)(DI*1), K1, Z1
 
-first1124:
+first1150:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -16367,7 +16585,7 @@ first1124:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1125:
+key1151:
 	VMOVDQU16.Z  (CX), K1, Y2
 	VCVTPH2PS    Y2, Z2
 	VBROADCASTSS (BX), Z3
@@ -16377,14 +16595,14 @@ key1125:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1125
+	JNZ          key1151
 	VMOVUPS      Z0, K1, (DX)
 	VMOVUPS      Z1, K1, (DX)(DI*1)
 
-done1123:
+done1149:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1087
+	JLT  block1113
 	VZEROUPPER
 	RET
 
@@ -16408,7 +16626,7 @@ TEXT ·normF16AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block1126:
+block1152:
 	VXORPS Z2, Z2, Z2
 	VXORPS Z3, Z3, Z3
 	VXORPS Z4, Z4, Z4
@@ -16430,9 +16648,9 @@ block1126:
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), BX
 	SUBQ   $+64, BX
-	JLT    done1129
+	JLT    done1155
 
-loop1128:
+loop1154:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
 	VCVTPH2PS   32(CX), Z18
@@ -16443,641 +16661,641 @@ loop1128:
 	VFMADD231PS Z18, Z18, Z2
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop1128
+	JGE         loop1154
 
-done1129:
+done1155:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1131
+	JLT  done1157
 
-loop1130:
+loop1156:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z2
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1130
-
-done1131:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1132
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z2
-
-done1132:
-	CMPQ DX, $0x01
-	JLE  fold1127
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+64, BX
-	JLT  done1134
-
-loop1133:
-	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z3
-	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z3
-	ADDQ        $+128, CX
-	SUBQ        $+64, BX
-	JGE         loop1133
-
-done1134:
-	ADDQ $+64, BX
-	SUBQ $+16, BX
-	JLT  done1136
-
-loop1135:
-	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z3
-	ADDQ        $+32, CX
-	SUBQ        $+16, BX
-	JGE         loop1135
-
-done1136:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1137
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z3
-
-done1137:
-	CMPQ DX, $0x02
-	JLE  fold1127
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+64, BX
-	JLT  done1139
-
-loop1138:
-	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z4
-	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z4
-	ADDQ        $+128, CX
-	SUBQ        $+64, BX
-	JGE         loop1138
-
-done1139:
-	ADDQ $+64, BX
-	SUBQ $+16, BX
-	JLT  done1141
-
-loop1140:
-	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z4
-	ADDQ        $+32, CX
-	SUBQ        $+16, BX
-	JGE         loop1140
-
-done1141:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1142
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z4
-
-done1142:
-	CMPQ DX, $0x03
-	JLE  fold1127
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+64, BX
-	JLT  done1144
-
-loop1143:
-	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z5
-	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z5
-	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z5
-	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+128, CX
-	SUBQ        $+64, BX
-	JGE         loop1143
-
-done1144:
-	ADDQ $+64, BX
-	SUBQ $+16, BX
-	JLT  done1146
-
-loop1145:
-	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z5
-	ADDQ        $+32, CX
-	SUBQ        $+16, BX
-	JGE         loop1145
-
-done1146:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1147
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z5
-
-done1147:
-	CMPQ DX, $0x04
-	JLE  fold1127
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+64, BX
-	JLT  done1149
-
-loop1148:
-	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z6
-	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z6
-	ADDQ        $+128, CX
-	SUBQ        $+64, BX
-	JGE         loop1148
-
-done1149:
-	ADDQ $+64, BX
-	SUBQ $+16, BX
-	JLT  done1151
-
-loop1150:
-	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z6
-	ADDQ        $+32, CX
-	SUBQ        $+16, BX
-	JGE         loop1150
-
-done1151:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1152
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z6
-
-done1152:
-	CMPQ DX, $0x05
-	JLE  fold1127
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+64, BX
-	JLT  done1154
-
-loop1153:
-	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z7
-	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z7
-	ADDQ        $+128, CX
-	SUBQ        $+64, BX
-	JGE         loop1153
-
-done1154:
-	ADDQ $+64, BX
-	SUBQ $+16, BX
-	JLT  done1156
-
-loop1155:
-	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z7
-	ADDQ        $+32, CX
-	SUBQ        $+16, BX
-	JGE         loop1155
-
-done1156:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1157
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z7
+	JGE         loop1156
 
 done1157:
-	CMPQ DX, $0x06
-	JLE  fold1127
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1158
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z2
+
+done1158:
+	CMPQ DX, $0x01
+	JLE  fold1153
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done1159
+	JLT  done1160
 
-loop1158:
+loop1159:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z3
 	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z3
 	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z3
 	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z3
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop1158
+	JGE         loop1159
 
-done1159:
+done1160:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1161
+	JLT  done1162
 
-loop1160:
+loop1161:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z8
+	VFMADD231PS Z18, Z18, Z3
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1160
-
-done1161:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1162
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z8
+	JGE         loop1161
 
 done1162:
-	CMPQ DX, $0x07
-	JLE  fold1127
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1163
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z3
+
+done1163:
+	CMPQ DX, $0x02
+	JLE  fold1153
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done1164
+	JLT  done1165
 
-loop1163:
+loop1164:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z4
 	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z4
 	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z4
 	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z4
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop1163
+	JGE         loop1164
 
-done1164:
+done1165:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1166
+	JLT  done1167
 
-loop1165:
+loop1166:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z9
+	VFMADD231PS Z18, Z18, Z4
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1165
-
-done1166:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1167
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z9
+	JGE         loop1166
 
 done1167:
-	CMPQ DX, $0x08
-	JLE  fold1127
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1168
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z4
+
+done1168:
+	CMPQ DX, $0x03
+	JLE  fold1153
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done1169
+	JLT  done1170
 
-loop1168:
+loop1169:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z5
 	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z5
 	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z5
 	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z5
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop1168
+	JGE         loop1169
 
-done1169:
+done1170:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1171
+	JLT  done1172
 
-loop1170:
+loop1171:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z10
+	VFMADD231PS Z18, Z18, Z5
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1170
-
-done1171:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1172
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z10
+	JGE         loop1171
 
 done1172:
-	CMPQ DX, $0x09
-	JLE  fold1127
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1173
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z5
+
+done1173:
+	CMPQ DX, $0x04
+	JLE  fold1153
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done1174
+	JLT  done1175
 
-loop1173:
+loop1174:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z6
 	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z6
 	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z6
 	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z6
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop1173
+	JGE         loop1174
 
-done1174:
+done1175:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1176
+	JLT  done1177
 
-loop1175:
+loop1176:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z11
+	VFMADD231PS Z18, Z18, Z6
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1175
-
-done1176:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1177
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z11
+	JGE         loop1176
 
 done1177:
-	CMPQ DX, $0x0a
-	JLE  fold1127
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1178
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z6
+
+done1178:
+	CMPQ DX, $0x05
+	JLE  fold1153
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done1179
+	JLT  done1180
 
-loop1178:
+loop1179:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z7
 	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z7
 	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z7
 	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z7
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop1178
+	JGE         loop1179
 
-done1179:
+done1180:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1181
+	JLT  done1182
 
-loop1180:
+loop1181:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z12
+	VFMADD231PS Z18, Z18, Z7
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1180
-
-done1181:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1182
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z12
+	JGE         loop1181
 
 done1182:
-	CMPQ DX, $0x0b
-	JLE  fold1127
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1183
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z7
+
+done1183:
+	CMPQ DX, $0x06
+	JLE  fold1153
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done1184
+	JLT  done1185
 
-loop1183:
+loop1184:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z8
 	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z8
 	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z8
 	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z8
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop1183
+	JGE         loop1184
 
-done1184:
+done1185:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1186
+	JLT  done1187
 
-loop1185:
+loop1186:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z13
+	VFMADD231PS Z18, Z18, Z8
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1185
-
-done1186:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1187
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z13
+	JGE         loop1186
 
 done1187:
-	CMPQ DX, $0x0c
-	JLE  fold1127
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1188
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z8
+
+done1188:
+	CMPQ DX, $0x07
+	JLE  fold1153
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done1189
+	JLT  done1190
 
-loop1188:
+loop1189:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z9
 	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z9
 	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z9
 	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z9
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop1188
+	JGE         loop1189
 
-done1189:
+done1190:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1191
+	JLT  done1192
 
-loop1190:
+loop1191:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z14
+	VFMADD231PS Z18, Z18, Z9
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1190
-
-done1191:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1192
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z14
+	JGE         loop1191
 
 done1192:
-	CMPQ DX, $0x0d
-	JLE  fold1127
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1193
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z9
+
+done1193:
+	CMPQ DX, $0x08
+	JLE  fold1153
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done1194
+	JLT  done1195
 
-loop1193:
+loop1194:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z10
 	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z10
 	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z10
 	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z10
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop1193
+	JGE         loop1194
 
-done1194:
+done1195:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1196
+	JLT  done1197
 
-loop1195:
+loop1196:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z15
+	VFMADD231PS Z18, Z18, Z10
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1195
-
-done1196:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1197
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z15
+	JGE         loop1196
 
 done1197:
-	CMPQ DX, $0x0e
-	JLE  fold1127
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1198
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z10
+
+done1198:
+	CMPQ DX, $0x09
+	JLE  fold1153
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done1199
+	JLT  done1200
 
-loop1198:
+loop1199:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z11
 	VCVTPH2PS   32(CX), Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z11
 	VCVTPH2PS   64(CX), Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z11
 	VCVTPH2PS   96(CX), Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z11
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop1198
+	JGE         loop1199
 
-done1199:
+done1200:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1201
+	JLT  done1202
 
-loop1200:
+loop1201:
 	VCVTPH2PS   (CX), Z18
-	VFMADD231PS Z18, Z18, Z16
+	VFMADD231PS Z18, Z18, Z11
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1200
-
-done1201:
-	ADDQ        $+16, BX
-	TESTQ       BX, BX
-	JZ          done1202
-	VMOVDQU16.Z (CX), K1, Y18
-	VCVTPH2PS   Y18, Z18
-	VFMADD231PS Z18, Z18, Z16
+	JGE         loop1201
 
 done1202:
-	CMPQ DX, $0x0f
-	JLE  fold1127
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1203
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z11
+
+done1203:
+	CMPQ DX, $0x0a
+	JLE  fold1153
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done1204
+	JLT  done1205
 
-loop1203:
+loop1204:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1204
+
+done1205:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1207
+
+loop1206:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z12
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1206
+
+done1207:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1208
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z12
+
+done1208:
+	CMPQ DX, $0x0b
+	JLE  fold1153
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1210
+
+loop1209:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1209
+
+done1210:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1212
+
+loop1211:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z13
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1211
+
+done1212:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1213
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z13
+
+done1213:
+	CMPQ DX, $0x0c
+	JLE  fold1153
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1215
+
+loop1214:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1214
+
+done1215:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1217
+
+loop1216:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z14
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1216
+
+done1217:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1218
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z14
+
+done1218:
+	CMPQ DX, $0x0d
+	JLE  fold1153
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1220
+
+loop1219:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1219
+
+done1220:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1222
+
+loop1221:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z15
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1221
+
+done1222:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1223
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z15
+
+done1223:
+	CMPQ DX, $0x0e
+	JLE  fold1153
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1225
+
+loop1224:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VCVTPH2PS   32(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VCVTPH2PS   64(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	VCVTPH2PS   96(CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+128, CX
+	SUBQ        $+64, BX
+	JGE         loop1224
+
+done1225:
+	ADDQ $+64, BX
+	SUBQ $+16, BX
+	JLT  done1227
+
+loop1226:
+	VCVTPH2PS   (CX), Z18
+	VFMADD231PS Z18, Z18, Z16
+	ADDQ        $+32, CX
+	SUBQ        $+16, BX
+	JGE         loop1226
+
+done1227:
+	ADDQ        $+16, BX
+	TESTQ       BX, BX
+	JZ          done1228
+	VMOVDQU16.Z (CX), K1, Y18
+	VCVTPH2PS   Y18, Z18
+	VFMADD231PS Z18, Z18, Z16
+
+done1228:
+	CMPQ DX, $0x0f
+	JLE  fold1153
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+64, BX
+	JLT  done1230
+
+loop1229:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z17
 	VCVTPH2PS   32(CX), Z18
@@ -17088,30 +17306,30 @@ loop1203:
 	VFMADD231PS Z18, Z18, Z17
 	ADDQ        $+128, CX
 	SUBQ        $+64, BX
-	JGE         loop1203
+	JGE         loop1229
 
-done1204:
+done1230:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1206
+	JLT  done1232
 
-loop1205:
+loop1231:
 	VCVTPH2PS   (CX), Z18
 	VFMADD231PS Z18, Z18, Z17
 	ADDQ        $+32, CX
 	SUBQ        $+16, BX
-	JGE         loop1205
+	JGE         loop1231
 
-done1206:
+done1232:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1207
+	JZ          done1233
 	VMOVDQU16.Z (CX), K1, Y18
 	VCVTPH2PS   Y18, Z18
 	VFMADD231PS Z18, Z18, Z17
 
-done1207:
-fold1127:
+done1233:
+fold1153:
 	VSHUFF32X4    $0x44, Z6, Z2, Z18
 	VSHUFF32X4    $0xee, Z6, Z2, Z2
 	VADDPS        Z18, Z2, Z18
@@ -17160,7 +17378,7 @@ fold1127:
 	VMINPS        Z0, Z4, Z4
 	VMAXPS        Z4, Z1, Z1
 	SUBQ          $0x10, DX
-	JG            block1126
+	JG            block1152
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VMAXPS        Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -17193,15 +17411,15 @@ TEXT ·peakF16AVX512(SB), NOSPLIT, $0-36
 	VBROADCASTSS X0, Z0
 	VXORPS       Z1, Z1, Z1
 
-block1208:
+block1234:
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+64, BX
-	JLT  done1210
+	JLT  done1236
 
-loop1209:
+loop1235:
 	VCVTPH2PS (CX), Z2
 	VPANDD    Z0, Z2, Z2
 	VPMAXUD   Z2, Z1, Z1
@@ -17216,33 +17434,33 @@ loop1209:
 	VPMAXUD   Z2, Z1, Z1
 	ADDQ      $+128, CX
 	SUBQ      $+64, BX
-	JGE       loop1209
+	JGE       loop1235
 
-done1210:
+done1236:
 	ADDQ $+64, BX
 	SUBQ $+16, BX
-	JLT  done1212
+	JLT  done1238
 
-loop1211:
+loop1237:
 	VCVTPH2PS (CX), Z2
 	VPANDD    Z0, Z2, Z2
 	VPMAXUD   Z2, Z1, Z1
 	ADDQ      $+32, CX
 	SUBQ      $+16, BX
-	JGE       loop1211
+	JGE       loop1237
 
-done1212:
+done1238:
 	ADDQ        $+16, BX
 	TESTQ       BX, BX
-	JZ          done1213
+	JZ          done1239
 	VMOVDQU16.Z (CX), K1, Y2
 	VCVTPH2PS   Y2, Z2
 	VPANDD      Z0, Z2, Z2
 	VPMAXUD     Z2, Z1, Z1
 
-done1213:
+done1239:
 	SUBQ          $0x01, DX
-	JG            block1208
+	JG            block1234
 	VEXTRACTF64X4 $0x01, Z1, Y0
 	VPMAXUD       Y0, Y1, Y1
 	VEXTRACTF128  $0x01, Y1, X0
@@ -17267,9 +17485,9 @@ TEXT ·widenF16AVX512(SB), NOSPLIT, $0-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+64, DX
-	JLT  done1215
+	JLT  done1241
 
-loop1214:
+loop1240:
 	VCVTPH2PS (CX), Z0
 	VMOVUPS   Z0, (AX)
 	VCVTPH2PS 32(CX), Z0
@@ -17281,25 +17499,25 @@ loop1214:
 	ADDQ      $+128, CX
 	ADDQ      $+256, AX
 	SUBQ      $+64, DX
-	JGE       loop1214
+	JGE       loop1240
 
-done1215:
+done1241:
 	ADDQ $+64, DX
 	SUBQ $+16, DX
-	JLT  done1217
+	JLT  done1243
 
-loop1216:
+loop1242:
 	VCVTPH2PS (CX), Z0
 	VMOVUPS   Z0, (AX)
 	ADDQ      $+32, CX
 	ADDQ      $+64, AX
 	SUBQ      $+16, DX
-	JGE       loop1216
+	JGE       loop1242
 
-done1217:
+done1243:
 	ADDQ        $+16, DX
 	TESTQ       DX, DX
-	JZ          done1218
+	JZ          done1244
 	MOVL        $0x00000001, BX
 	SHLXL       DX, BX, BX
 	DECL        BX
@@ -17308,7 +17526,7 @@ done1217:
 	VCVTPH2PS   Y0, Z0
 	VMOVUPS     Z0, K1, (AX)
 
-done1218:
+done1244:
 	VZEROUPPER
 	RET
 
@@ -17353,9 +17571,9 @@ TEXT ·weightsAVX512(SB), NOSPLIT, $0-36
 	VXORPS       Z13, Z13, Z13
 	VXORPS       Z14, Z14, Z14
 	SUBQ         $+64, CX
-	JLT          done1220
+	JLT          done1246
 
-loop1219:
+loop1245:
 	VMOVUPS     (AX), Z15
 	VMOVAPS     Z2, Z16
 	VFMADD231PS Z15, Z1, Z16
@@ -17426,14 +17644,14 @@ loop1219:
 	VADDPS      Z17, Z14, Z14
 	ADDQ        $+256, AX
 	SUBQ        $+64, CX
-	JGE         loop1219
+	JGE         loop1245
 
-done1220:
+done1246:
 	ADDQ $+64, CX
 	SUBQ $+16, CX
-	JLT  done1222
+	JLT  done1248
 
-loop1221:
+loop1247:
 	VMOVUPS     (AX), Z15
 	VMOVAPS     Z2, Z16
 	VFMADD231PS Z15, Z1, Z16
@@ -17453,12 +17671,12 @@ loop1221:
 	VADDPS      Z17, Z11, Z11
 	ADDQ        $+64, AX
 	SUBQ        $+16, CX
-	JGE         loop1221
+	JGE         loop1247
 
-done1222:
+done1248:
 	ADDQ        $+16, CX
 	TESTQ       CX, CX
-	JZ          done1223
+	JZ          done1249
 	MOVL        $0x00000001, DX
 	SHLXL       CX, DX, DX
 	DECL        DX
@@ -17481,7 +17699,7 @@ done1222:
 	VMOVUPS     Z1, K1, (AX)
 	VADDPS      Z1, Z11, Z11
 
-done1223:
+done1249:
 	VADDPS        Z13, Z11, Z11
 	VADDPS        Z14, Z12, Z12
 	VADDPS        Z12, Z11, Z11
@@ -17511,9 +17729,9 @@ TEXT ·readPeakAVX512(SB), NOSPLIT, $0-16
 	VXORPS Z6, Z6, Z6
 	VXORPS Z7, Z7, Z7
 	SUBQ   $+512, CX
-	JLT    done1225
+	JLT    done1251
 
-loop1224:
+loop1250:
 	VMOVUPS (AX), Z8
 	VPADDD  Z8, Z0, Z0
 	VMOVUPS 64(AX), Z8
@@ -17532,21 +17750,21 @@ loop1224:
 	VPADDD  Z8, Z7, Z7
 	ADDQ    $+512, AX
 	SUBQ    $+512, CX
-	JGE     loop1224
+	JGE     loop1250
 
-done1225:
+done1251:
 	ADDQ $+512, CX
 	SUBQ $+64, CX
-	JLT  done1227
+	JLT  done1253
 
-loop1226:
+loop1252:
 	VMOVUPS (AX), Z1
 	VPADDD  Z1, Z0, Z0
 	ADDQ    $+64, AX
 	SUBQ    $+64, CX
-	JGE     loop1226
+	JGE     loop1252
 
-done1227:
+done1253:
 	ADDQ $+64, CX
 	VZEROUPPER
 	RET
@@ -17556,11 +17774,11 @@ done1227:
 TEXT ·dotsF32AVX2(SB), NOSPLIT, $0-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1228
+	JE           rows1254
 	CMPQ         AX, $0x03
-	JE           rows1229
+	JE           rows1255
 	CMPQ         AX, $0x04
-	JE           rows1230
+	JE           rows1256
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -17578,7 +17796,7 @@ TEXT ·dotsF32AVX2(SB), NOSPLIT, $0-72
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block1231:
+block1257:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -17593,9 +17811,9 @@ block1231:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), DI
 	SUBQ   $+32, DI
-	JLT    done1234
+	JLT    done1260
 
-loop1233:
+loop1259:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y2
 	VMOVUPS     32(CX), Y10
@@ -17607,41 +17825,41 @@ loop1233:
 	ADDQ        $+128, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop1233
+	JGE         loop1259
 
-done1234:
+done1260:
 	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1236
+	JLT  done1262
 
-loop1235:
+loop1261:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y2
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1235
+	JGE         loop1261
 
-done1236:
+done1262:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1237
+	JZ          done1263
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y2
 
-done1237:
+done1263:
 	CMPQ SI, $0x01
-	JLE  fold1232
+	JLE  fold1258
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done1239
+	JLT  done1265
 
-loop1238:
+loop1264:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y3
 	VMOVUPS     32(CX), Y10
@@ -17653,41 +17871,41 @@ loop1238:
 	ADDQ        $+128, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop1238
+	JGE         loop1264
 
-done1239:
+done1265:
 	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1241
+	JLT  done1267
 
-loop1240:
+loop1266:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y3
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1240
+	JGE         loop1266
 
-done1241:
+done1267:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1242
+	JZ          done1268
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y3
 
-done1242:
+done1268:
 	CMPQ SI, $0x02
-	JLE  fold1232
+	JLE  fold1258
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done1244
+	JLT  done1270
 
-loop1243:
+loop1269:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y4
 	VMOVUPS     32(CX), Y10
@@ -17699,41 +17917,41 @@ loop1243:
 	ADDQ        $+128, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop1243
+	JGE         loop1269
 
-done1244:
+done1270:
 	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1246
+	JLT  done1272
 
-loop1245:
+loop1271:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y4
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1245
+	JGE         loop1271
 
-done1246:
+done1272:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1247
+	JZ          done1273
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y4
 
-done1247:
+done1273:
 	CMPQ SI, $0x03
-	JLE  fold1232
+	JLE  fold1258
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done1249
+	JLT  done1275
 
-loop1248:
+loop1274:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y5
 	VMOVUPS     32(CX), Y10
@@ -17745,41 +17963,41 @@ loop1248:
 	ADDQ        $+128, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop1248
+	JGE         loop1274
 
-done1249:
+done1275:
 	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1251
+	JLT  done1277
 
-loop1250:
+loop1276:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y5
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1250
+	JGE         loop1276
 
-done1251:
+done1277:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1252
+	JZ          done1278
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y5
 
-done1252:
+done1278:
 	CMPQ SI, $0x04
-	JLE  fold1232
+	JLE  fold1258
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done1254
+	JLT  done1280
 
-loop1253:
+loop1279:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y6
 	VMOVUPS     32(CX), Y10
@@ -17791,41 +18009,41 @@ loop1253:
 	ADDQ        $+128, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop1253
+	JGE         loop1279
 
-done1254:
+done1280:
 	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1256
+	JLT  done1282
 
-loop1255:
+loop1281:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y6
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1255
+	JGE         loop1281
 
-done1256:
+done1282:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1257
+	JZ          done1283
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y6
 
-done1257:
+done1283:
 	CMPQ SI, $0x05
-	JLE  fold1232
+	JLE  fold1258
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done1259
+	JLT  done1285
 
-loop1258:
+loop1284:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y7
 	VMOVUPS     32(CX), Y10
@@ -17837,41 +18055,41 @@ loop1258:
 	ADDQ        $+128, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop1258
+	JGE         loop1284
 
-done1259:
+done1285:
 	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1261
+	JLT  done1287
 
-loop1260:
+loop1286:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y7
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1260
+	JGE         loop1286
 
-done1261:
+done1287:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1262
+	JZ          done1288
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y7
 
-done1262:
+done1288:
 	CMPQ SI, $0x06
-	JLE  fold1232
+	JLE  fold1258
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done1264
+	JLT  done1290
 
-loop1263:
+loop1289:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y8
 	VMOVUPS     32(CX), Y10
@@ -17883,41 +18101,41 @@ loop1263:
 	ADDQ        $+128, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop1263
+	JGE         loop1289
 
-done1264:
+done1290:
 	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1266
+	JLT  done1292
 
-loop1265:
+loop1291:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y8
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1265
+	JGE         loop1291
 
-done1266:
+done1292:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1267
+	JZ          done1293
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y8
 
-done1267:
+done1293:
 	CMPQ SI, $0x07
-	JLE  fold1232
+	JLE  fold1258
 	MOVQ q+24(FP), DX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), DI
 	SUBQ $+32, DI
-	JLT  done1269
+	JLT  done1295
 
-loop1268:
+loop1294:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y9
 	VMOVUPS     32(CX), Y10
@@ -17929,31 +18147,31 @@ loop1268:
 	ADDQ        $+128, CX
 	ADDQ        $+128, DX
 	SUBQ        $+32, DI
-	JGE         loop1268
+	JGE         loop1294
 
-done1269:
+done1295:
 	ADDQ $+32, DI
 	SUBQ $+8, DI
-	JLT  done1271
+	JLT  done1297
 
-loop1270:
+loop1296:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (DX), Y10, Y9
 	ADDQ        $+32, CX
 	ADDQ        $+32, DX
 	SUBQ        $+8, DI
-	JGE         loop1270
+	JGE         loop1296
 
-done1271:
+done1297:
 	ADDQ        $+8, DI
 	TESTQ       DI, DI
-	JZ          done1272
+	JZ          done1298
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (DX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y9
 
-done1272:
-fold1232:
+done1298:
+fold1258:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -17990,17 +18208,17 @@ fold1232:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       CX, $0x08
-	JLT        part1273
+	JLT        part1299
 	VMOVUPS    Y3, (BX)
-	JMP        stored1274
+	JMP        stored1300
 
-part1273:
+part1299:
 	VMASKMOVPS Y3, Y2, (BX)
 
-stored1274:
+stored1300:
 	ADDQ       $0x20, BX
 	SUBQ       $0x08, SI
-	JG         block1231
+	JG         block1257
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -18014,7 +18232,7 @@ stored1274:
 	VZEROUPPER
 	RET
 
-rows1228:
+rows1254:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -18034,7 +18252,7 @@ rows1228:
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block1275:
+block1301:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -18049,9 +18267,9 @@ block1275:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+32, R8
-	JLT    done1278
+	JLT    done1304
 
-loop1277:
+loop1303:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (BX), Y10, Y2
 	VFMADD231PS (BX)(DX*1), Y10, Y6
@@ -18067,44 +18285,44 @@ loop1277:
 	ADDQ        $+128, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1277
+	JGE         loop1303
 
-done1278:
+done1304:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1280
+	JLT  done1306
 
-loop1279:
+loop1305:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (BX), Y10, Y2
 	VFMADD231PS (BX)(DX*1), Y10, Y6
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1279
+	JGE         loop1305
 
-done1280:
+done1306:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1281
+	JZ          done1307
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y2
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y6
 
-done1281:
+done1307:
 	CMPQ DI, $0x01
-	JLE  fold1276
+	JLE  fold1302
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1283
+	JLT  done1309
 
-loop1282:
+loop1308:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (BX), Y10, Y3
 	VFMADD231PS (BX)(DX*1), Y10, Y7
@@ -18120,44 +18338,44 @@ loop1282:
 	ADDQ        $+128, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1282
+	JGE         loop1308
 
-done1283:
+done1309:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1285
+	JLT  done1311
 
-loop1284:
+loop1310:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (BX), Y10, Y3
 	VFMADD231PS (BX)(DX*1), Y10, Y7
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1284
+	JGE         loop1310
 
-done1285:
+done1311:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1286
+	JZ          done1312
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y3
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y7
 
-done1286:
+done1312:
 	CMPQ DI, $0x02
-	JLE  fold1276
+	JLE  fold1302
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1288
+	JLT  done1314
 
-loop1287:
+loop1313:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (BX), Y10, Y4
 	VFMADD231PS (BX)(DX*1), Y10, Y8
@@ -18173,44 +18391,44 @@ loop1287:
 	ADDQ        $+128, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1287
+	JGE         loop1313
 
-done1288:
+done1314:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1290
+	JLT  done1316
 
-loop1289:
+loop1315:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (BX), Y10, Y4
 	VFMADD231PS (BX)(DX*1), Y10, Y8
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1289
+	JGE         loop1315
 
-done1290:
+done1316:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1291
+	JZ          done1317
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y4
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y8
 
-done1291:
+done1317:
 	CMPQ DI, $0x03
-	JLE  fold1276
+	JLE  fold1302
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1293
+	JLT  done1319
 
-loop1292:
+loop1318:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (BX), Y10, Y5
 	VFMADD231PS (BX)(DX*1), Y10, Y9
@@ -18226,34 +18444,34 @@ loop1292:
 	ADDQ        $+128, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1292
+	JGE         loop1318
 
-done1293:
+done1319:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1295
+	JLT  done1321
 
-loop1294:
+loop1320:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (BX), Y10, Y5
 	VFMADD231PS (BX)(DX*1), Y10, Y9
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1294
+	JGE         loop1320
 
-done1295:
+done1321:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1296
+	JZ          done1322
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y5
 	VMASKMOVPS  (BX)(DX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y9
 
-done1296:
-fold1276:
+done1322:
+fold1302:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -18291,19 +18509,19 @@ fold1276:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           CX, $0x04
-	JLT            part1297
+	JLT            part1323
 	VMOVUPS        X3, (SI)
 	VMOVUPS        X4, (SI)(BX*1)
-	JMP            stored1298
+	JMP            stored1324
 
-part1297:
+part1323:
 	VMASKMOVPS X3, X2, (SI)
 	VMASKMOVPS X4, X2, (SI)(BX*1)
 
-stored1298:
+stored1324:
 	ADDQ         $0x10, SI
 	SUBQ         $0x04, DI
-	JG           block1275
+	JG           block1301
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -18318,10 +18536,10 @@ stored1298:
 	VZEROUPPER
 	RET
 
-rows1229:
+rows1255:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000040
-	JGT          long1299
+	JGT          long1325
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -18341,7 +18559,7 @@ rows1229:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1300:
+block1326:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -18358,9 +18576,9 @@ block1300:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R10
 	SUBQ    $+16, R10
-	JLT     done1303
+	JLT     done1329
 
-loop1302:
+loop1328:
 	VMOVUPS     (DX), Y8
 	VMOVUPS     (BX), Y9
 	VMOVUPS     (DI), Y10
@@ -18387,14 +18605,14 @@ loop1302:
 	ADDQ        $+64, BX
 	ADDQ        $+64, DI
 	SUBQ        $+16, R10
-	JGE         loop1302
+	JGE         loop1328
 
-done1303:
+done1329:
 	ADDQ $+16, R10
 	SUBQ $+8, R10
-	JLT  done1305
+	JLT  done1331
 
-loop1304:
+loop1330:
 	VMOVUPS     (DX), Y8
 	VMOVUPS     (BX), Y9
 	VMOVUPS     (DI), Y10
@@ -18410,12 +18628,12 @@ loop1304:
 	ADDQ        $+32, BX
 	ADDQ        $+32, DI
 	SUBQ        $+8, R10
-	JGE         loop1304
+	JGE         loop1330
 
-done1305:
+done1331:
 	ADDQ        $+8, R10
 	TESTQ       R10, R10
-	JZ          done1306
+	JZ          done1332
 	VMASKMOVPS  (DX), Y0, Y8
 	VMASKMOVPS  (BX), Y0, Y9
 	VMASKMOVPS  (DI), Y0, Y10
@@ -18428,7 +18646,7 @@ done1305:
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done1306:
+done1332:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -18466,21 +18684,21 @@ done1306:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1307
+	JLT          part1333
 	VMOVLPS      X3, (R8)
 	VMOVHPS      X3, (R8)(BX*1)
 	VMOVLPS      X2, (R8)(BX*2)
-	JMP          stored1308
+	JMP          stored1334
 
-part1307:
+part1333:
 	VEXTRACTPS $0x00, X3, (R8)
 	VEXTRACTPS $0x02, X3, (R8)(BX*1)
 	VEXTRACTPS $0x00, X2, (R8)(BX*2)
 
-stored1308:
+stored1334:
 	ADDQ         $0x08, R8
 	SUBQ         $0x02, R9
-	JG           block1300
+	JG           block1326
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -18497,7 +18715,7 @@ stored1308:
 	VZEROUPPER
 	RET
 
-long1299:
+long1325:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -18517,7 +18735,7 @@ long1299:
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block1309:
+block1335:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -18530,9 +18748,9 @@ block1309:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+32, R8
-	JLT    done1312
+	JLT    done1338
 
-loop1311:
+loop1337:
 	VMOVUPS     (CX), Y8
 	VFMADD231PS (BX), Y8, Y2
 	VFMADD231PS (BX)(DX*1), Y8, Y4
@@ -18552,14 +18770,14 @@ loop1311:
 	ADDQ        $+128, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1311
+	JGE         loop1337
 
-done1312:
+done1338:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1314
+	JLT  done1340
 
-loop1313:
+loop1339:
 	VMOVUPS     (CX), Y8
 	VFMADD231PS (BX), Y8, Y2
 	VFMADD231PS (BX)(DX*1), Y8, Y4
@@ -18567,12 +18785,12 @@ loop1313:
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1313
+	JGE         loop1339
 
-done1314:
+done1340:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1315
+	JZ          done1341
 	VMASKMOVPS  (CX), Y0, Y8
 	VMASKMOVPS  (BX), Y0, Y9
 	VFMADD231PS Y9, Y8, Y2
@@ -18581,18 +18799,18 @@ done1314:
 	VMASKMOVPS  (BX)(DX*2), Y0, Y9
 	VFMADD231PS Y9, Y8, Y6
 
-done1315:
+done1341:
 	CMPQ DI, $0x01
-	JLE  fold1310
+	JLE  fold1336
 	MOVQ q+24(FP), BX
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+32, R8
-	JLT  done1317
+	JLT  done1343
 
-loop1316:
+loop1342:
 	VMOVUPS     (CX), Y8
 	VFMADD231PS (BX), Y8, Y3
 	VFMADD231PS (BX)(DX*1), Y8, Y5
@@ -18612,14 +18830,14 @@ loop1316:
 	ADDQ        $+128, CX
 	ADDQ        $+128, BX
 	SUBQ        $+32, R8
-	JGE         loop1316
+	JGE         loop1342
 
-done1317:
+done1343:
 	ADDQ $+32, R8
 	SUBQ $+8, R8
-	JLT  done1319
+	JLT  done1345
 
-loop1318:
+loop1344:
 	VMOVUPS     (CX), Y8
 	VFMADD231PS (BX), Y8, Y3
 	VFMADD231PS (BX)(DX*1), Y8, Y5
@@ -18627,12 +18845,12 @@ loop1318:
 	ADDQ        $+32, CX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1318
+	JGE         loop1344
 
-done1319:
+done1345:
 	ADDQ        $+8, R8
 	TESTQ       R8, R8
-	JZ          done1320
+	JZ          done1346
 	VMASKMOVPS  (CX), Y0, Y8
 	VMASKMOVPS  (BX), Y0, Y9
 	VFMADD231PS Y9, Y8, Y3
@@ -18641,8 +18859,8 @@ done1319:
 	VMASKMOVPS  (BX)(DX*2), Y0, Y9
 	VFMADD231PS Y9, Y8, Y7
 
-done1320:
-fold1310:
+done1346:
+fold1336:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -18680,21 +18898,21 @@ fold1310:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         CX, $0x02
-	JLT          part1321
+	JLT          part1347
 	VMOVLPS      X3, (SI)
 	VMOVHPS      X3, (SI)(BX*1)
 	VMOVLPS      X2, (SI)(BX*2)
-	JMP          stored1322
+	JMP          stored1348
 
-part1321:
+part1347:
 	VEXTRACTPS $0x00, X3, (SI)
 	VEXTRACTPS $0x02, X3, (SI)(BX*1)
 	VEXTRACTPS $0x00, X2, (SI)(BX*2)
 
-stored1322:
+stored1348:
 	ADDQ         $0x08, SI
 	SUBQ         $0x02, DI
-	JG           block1309
+	JG           block1335
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -18711,10 +18929,10 @@ stored1322:
 	VZEROUPPER
 	RET
 
-rows1230:
+rows1256:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000040
-	JGT          long1323
+	JGT          long1349
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -18735,7 +18953,7 @@ rows1230:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1324:
+block1350:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -18754,9 +18972,9 @@ block1324:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R11
 	SUBQ    $+16, R11
-	JLT     done1327
+	JLT     done1353
 
-loop1326:
+loop1352:
 	VMOVUPS     (DX), Y10
 	VMOVUPS     (BX), Y11
 	VMOVUPS     (R8), Y12
@@ -18789,14 +19007,14 @@ loop1326:
 	ADDQ        $+64, BX
 	ADDQ        $+64, R8
 	SUBQ        $+16, R11
-	JGE         loop1326
+	JGE         loop1352
 
-done1327:
+done1353:
 	ADDQ $+16, R11
 	SUBQ $+8, R11
-	JLT  done1329
+	JLT  done1355
 
-loop1328:
+loop1354:
 	VMOVUPS     (DX), Y10
 	VMOVUPS     (BX), Y11
 	VMOVUPS     (R8), Y12
@@ -18815,12 +19033,12 @@ loop1328:
 	ADDQ        $+32, BX
 	ADDQ        $+32, R8
 	SUBQ        $+8, R11
-	JGE         loop1328
+	JGE         loop1354
 
-done1329:
+done1355:
 	ADDQ        $+8, R11
 	TESTQ       R11, R11
-	JZ          done1330
+	JZ          done1356
 	VMASKMOVPS  (DX), Y0, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VMASKMOVPS  (R8), Y0, Y12
@@ -18836,7 +19054,7 @@ done1329:
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done1330:
+done1356:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -18874,23 +19092,23 @@ done1330:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1331
+	JLT          part1357
 	VMOVLPS      X3, (R9)
 	VMOVHPS      X3, (R9)(BX*1)
 	VMOVLPS      X2, (R9)(BX*2)
 	VMOVHPS      X2, (R9)(R8*1)
-	JMP          stored1332
+	JMP          stored1358
 
-part1331:
+part1357:
 	VEXTRACTPS $0x00, X3, (R9)
 	VEXTRACTPS $0x02, X3, (R9)(BX*1)
 	VEXTRACTPS $0x00, X2, (R9)(BX*2)
 	VEXTRACTPS $0x02, X2, (R9)(R8*1)
 
-stored1332:
+stored1358:
 	ADDQ         $0x08, R9
 	SUBQ         $0x02, R10
-	JG           block1324
+	JG           block1350
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -18911,7 +19129,7 @@ stored1332:
 	VZEROUPPER
 	RET
 
-long1323:
+long1349:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -18932,7 +19150,7 @@ long1323:
 	VMOVD        CX, X1
 	VBROADCASTSS X1, Y1
 
-block1333:
+block1359:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -18947,9 +19165,9 @@ block1333:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
 	SUBQ   $+32, R9
-	JLT    done1336
+	JLT    done1362
 
-loop1335:
+loop1361:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (SI), Y10, Y2
 	VFMADD231PS (SI)(DX*1), Y10, Y4
@@ -18973,14 +19191,14 @@ loop1335:
 	ADDQ        $+128, CX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop1335
+	JGE         loop1361
 
-done1336:
+done1362:
 	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1338
+	JLT  done1364
 
-loop1337:
+loop1363:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (SI), Y10, Y2
 	VFMADD231PS (SI)(DX*1), Y10, Y4
@@ -18989,12 +19207,12 @@ loop1337:
 	ADDQ        $+32, CX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1337
+	JGE         loop1363
 
-done1338:
+done1364:
 	ADDQ        $+8, R9
 	TESTQ       R9, R9
-	JZ          done1339
+	JZ          done1365
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (SI), Y0, Y11
 	VFMADD231PS Y11, Y10, Y2
@@ -19005,18 +19223,18 @@ done1338:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y8
 
-done1339:
+done1365:
 	CMPQ R8, $0x01
-	JLE  fold1334
+	JLE  fold1360
 	MOVQ q+24(FP), SI
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+32, R9
-	JLT  done1341
+	JLT  done1367
 
-loop1340:
+loop1366:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (SI), Y10, Y3
 	VFMADD231PS (SI)(DX*1), Y10, Y5
@@ -19040,14 +19258,14 @@ loop1340:
 	ADDQ        $+128, CX
 	ADDQ        $+128, SI
 	SUBQ        $+32, R9
-	JGE         loop1340
+	JGE         loop1366
 
-done1341:
+done1367:
 	ADDQ $+32, R9
 	SUBQ $+8, R9
-	JLT  done1343
+	JLT  done1369
 
-loop1342:
+loop1368:
 	VMOVUPS     (CX), Y10
 	VFMADD231PS (SI), Y10, Y3
 	VFMADD231PS (SI)(DX*1), Y10, Y5
@@ -19056,12 +19274,12 @@ loop1342:
 	ADDQ        $+32, CX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1342
+	JGE         loop1368
 
-done1343:
+done1369:
 	ADDQ        $+8, R9
 	TESTQ       R9, R9
-	JZ          done1344
+	JZ          done1370
 	VMASKMOVPS  (CX), Y0, Y10
 	VMASKMOVPS  (SI), Y0, Y11
 	VFMADD231PS Y11, Y10, Y3
@@ -19072,8 +19290,8 @@ done1343:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y9
 
-done1344:
-fold1334:
+done1370:
+fold1360:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -19111,23 +19329,23 @@ fold1334:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         CX, $0x02
-	JLT          part1345
+	JLT          part1371
 	VMOVLPS      X3, (DI)
 	VMOVHPS      X3, (DI)(SI*1)
 	VMOVLPS      X2, (DI)(SI*2)
 	VMOVHPS      X2, (DI)(R9*1)
-	JMP          stored1346
+	JMP          stored1372
 
-part1345:
+part1371:
 	VEXTRACTPS $0x00, X3, (DI)
 	VEXTRACTPS $0x02, X3, (DI)(SI*1)
 	VEXTRACTPS $0x00, X2, (DI)(SI*2)
 	VEXTRACTPS $0x02, X2, (DI)(R9*1)
 
-stored1346:
+stored1372:
 	ADDQ         $0x08, DI
 	SUBQ         $0x02, R8
-	JG           block1333
+	JG           block1359
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -19171,18 +19389,18 @@ GLOBL rowsMask<>(SB), RODATA|NOPTR, $64
 TEXT ·combineF32AVX2(SB), NOSPLIT, $0-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows1347
+	JE   rows1373
 	CMPQ AX, $0x03
-	JE   rows1348
+	JE   rows1374
 	CMPQ AX, $0x04
-	JE   rows1349
+	JE   rows1375
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block1350:
+block1376:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -19191,9 +19409,9 @@ block1350:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done1352
+	JLT   done1378
 
-loop1351:
+loop1377:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -19203,7 +19421,7 @@ loop1351:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1353
+	JZ      first1379
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -19213,7 +19431,7 @@ loop1351:
 	VMOVUPS 192(DX), Y6
 	VMOVUPS 224(DX), Y7
 
-first1353:
+first1379:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -19222,7 +19440,7 @@ first1353:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1354:
+key1380:
 	VBROADCASTSS (R8), Y8
 	VMOVUPS      (DI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -19243,7 +19461,7 @@ key1354:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1354
+	JNZ          key1380
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -19255,26 +19473,26 @@ key1354:
 	ADDQ         $+256, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop1351
+	JGE          loop1377
 
-done1352:
+done1378:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done1356
+	JLT  done1382
 
-loop1355:
+loop1381:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1357
+	JZ      first1383
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
 	VMOVUPS 96(DX), Y3
 
-first1357:
+first1383:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -19283,7 +19501,7 @@ first1357:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1358:
+key1384:
 	VBROADCASTSS (R8), Y4
 	VMOVUPS      (DI), Y5
 	VFMADD231PS  Y5, Y4, Y0
@@ -19296,7 +19514,7 @@ key1358:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1358
+	JNZ          key1384
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -19304,22 +19522,22 @@ key1358:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop1355
+	JGE          loop1381
 
-done1356:
+done1382:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done1360
+	JLT  done1386
 
-loop1359:
+loop1385:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1361
+	JZ      first1387
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 
-first1361:
+first1387:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -19328,7 +19546,7 @@ first1361:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1362:
+key1388:
 	VBROADCASTSS (R8), Y2
 	VMOVUPS      (DI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -19337,26 +19555,26 @@ key1362:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1362
+	JNZ          key1388
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop1359
+	JGE          loop1385
 
-done1360:
+done1386:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done1364
+	JLT  done1390
 
-loop1363:
+loop1389:
 	VXORPS  Y0, Y0, Y0
 	TESTQ   AX, AX
-	JZ      first1365
+	JZ      first1391
 	VMOVUPS (DX), Y0
 
-first1365:
+first1391:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -19365,34 +19583,34 @@ first1365:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1366:
+key1392:
 	VBROADCASTSS (R8), Y1
 	VMOVUPS      (DI), Y2
 	VFMADD231PS  Y2, Y1, Y0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1366
+	JNZ          key1392
 	VMOVUPS      Y0, (DX)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop1363
+	JGE          loop1389
 
-done1364:
+done1390:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done1367
+	JZ         done1393
 	LEAQ       rowsMask<>+32(SB), DI
 	SHLQ       $0x02, SI
 	SUBQ       SI, DI
 	VMOVUPS    (DI), Y0
 	VXORPS     Y1, Y1, Y1
 	TESTQ      AX, AX
-	JZ         first1368
+	JZ         first1394
 	VMASKMOVPS (DX), Y0, Y1
 
-first1368:
+first1394:
 	MOVQ    keys+48(FP), SI
 	MOVQ    BX, BX
 	SUBQ    AX, SI
@@ -19400,31 +19618,31 @@ first1368:
 	CMPQ    SI, DI
 	CMOVQGT DI, SI
 
-key1369:
+key1395:
 	VBROADCASTSS (BX), Y2
 	VMASKMOVPS   (CX), Y0, Y3
 	VFMADD231PS  Y3, Y2, Y1
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         SI
-	JNZ          key1369
+	JNZ          key1395
 	VMASKMOVPS   Y1, Y0, (DX)
 
-done1367:
+done1393:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1350
+	JLT  block1376
 	VZEROUPPER
 	RET
 
-rows1347:
+rows1373:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1370:
+block1396:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -19433,9 +19651,9 @@ block1370:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1372
+	JLT   done1398
 
-loop1371:
+loop1397:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -19445,7 +19663,7 @@ loop1371:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1373
+	JZ      first1399
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -19455,7 +19673,7 @@ loop1371:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1373:
+first1399:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19464,7 +19682,7 @@ first1373:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1374:
+key1400:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -19482,7 +19700,7 @@ key1374:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1374
+	JNZ          key1400
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -19494,26 +19712,26 @@ key1374:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1371
+	JGE          loop1397
 
-done1372:
+done1398:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1376
+	JLT  done1402
 
-loop1375:
+loop1401:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1377
+	JZ      first1403
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1377:
+first1403:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19522,7 +19740,7 @@ first1377:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1378:
+key1404:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -19534,7 +19752,7 @@ key1378:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1378
+	JNZ          key1404
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -19542,22 +19760,22 @@ key1378:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1375
+	JGE          loop1401
 
-done1376:
+done1402:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1380
+	JLT  done1406
 
-loop1379:
+loop1405:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1381
+	JZ      first1407
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1381:
+first1407:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19566,7 +19784,7 @@ first1381:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1382:
+key1408:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -19575,18 +19793,18 @@ key1382:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1382
+	JNZ          key1408
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1379
+	JGE          loop1405
 
-done1380:
+done1406:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1383
+	JZ         done1409
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -19594,11 +19812,11 @@ done1380:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1384
+	JZ         first1410
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1384:
+first1410:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -19606,7 +19824,7 @@ first1384:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1385:
+key1411:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -19615,18 +19833,18 @@ key1385:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1385
+	JNZ          key1411
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1383:
+done1409:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1370
+	JLT  block1396
 	VZEROUPPER
 	RET
 
-rows1348:
+rows1374:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -19635,7 +19853,7 @@ rows1348:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block1386:
+block1412:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -19644,9 +19862,9 @@ block1386:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1388
+	JLT   done1414
 
-loop1387:
+loop1413:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -19660,7 +19878,7 @@ loop1387:
 	VXORPS  Y10, Y10, Y10
 	VXORPS  Y11, Y11, Y11
 	TESTQ   AX, AX
-	JZ      first1389
+	JZ      first1415
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -19674,7 +19892,7 @@ loop1387:
 	VMOVUPS 64(DX)(DI*2), Y10
 	VMOVUPS 96(DX)(DI*2), Y11
 
-first1389:
+first1415:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19683,7 +19901,7 @@ first1389:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1390:
+key1416:
 	VBROADCASTSS (R10), Y12
 	VBROADCASTSS (R10)(SI*1), Y13
 	VBROADCASTSS (R10)(SI*2), Y14
@@ -19706,7 +19924,7 @@ key1390:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1390
+	JNZ          key1416
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -19722,14 +19940,14 @@ key1390:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1387
+	JGE          loop1413
 
-done1388:
+done1414:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1392
+	JLT  done1418
 
-loop1391:
+loop1417:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -19737,7 +19955,7 @@ loop1391:
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	TESTQ   AX, AX
-	JZ      first1393
+	JZ      first1419
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
@@ -19745,7 +19963,7 @@ loop1391:
 	VMOVUPS (DX)(DI*2), Y4
 	VMOVUPS 32(DX)(DI*2), Y5
 
-first1393:
+first1419:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19754,7 +19972,7 @@ first1393:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1394:
+key1420:
 	VMOVUPS      (R9), Y6
 	VMOVUPS      32(R9), Y7
 	VBROADCASTSS (R10), Y8
@@ -19769,7 +19987,7 @@ key1394:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1394
+	JNZ          key1420
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -19779,24 +19997,24 @@ key1394:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1391
+	JGE          loop1417
 
-done1392:
+done1418:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1396
+	JLT  done1422
 
-loop1395:
+loop1421:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1397
+	JZ      first1423
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 	VMOVUPS (DX)(DI*2), Y2
 
-first1397:
+first1423:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19805,7 +20023,7 @@ first1397:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1398:
+key1424:
 	VMOVUPS      (R9), Y3
 	VBROADCASTSS (R10), Y4
 	VFMADD231PS  Y3, Y4, Y0
@@ -19816,19 +20034,19 @@ key1398:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1398
+	JNZ          key1424
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	VMOVUPS      Y2, (DX)(DI*2)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1395
+	JGE          loop1421
 
-done1396:
+done1422:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1399
+	JZ         done1425
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -19837,12 +20055,12 @@ done1396:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1400
+	JZ         first1426
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 	VMASKMOVPS (DX)(DI*2), Y0, Y3
 
-first1400:
+first1426:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -19850,7 +20068,7 @@ first1400:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1401:
+key1427:
 	VMASKMOVPS   (CX), Y0, Y4
 	VBROADCASTSS (BX), Y5
 	VFMADD231PS  Y4, Y5, Y1
@@ -19861,26 +20079,26 @@ key1401:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1401
+	JNZ          key1427
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
 
-done1399:
+done1425:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1386
+	JLT  block1412
 	VZEROUPPER
 	RET
 
-rows1349:
+rows1375:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1402:
+block1428:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -19889,9 +20107,9 @@ block1402:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1404
+	JLT   done1430
 
-loop1403:
+loop1429:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -19901,7 +20119,7 @@ loop1403:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1405
+	JZ      first1431
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -19911,7 +20129,7 @@ loop1403:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1405:
+first1431:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19920,7 +20138,7 @@ first1405:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1406:
+key1432:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -19938,7 +20156,7 @@ key1406:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1406
+	JNZ          key1432
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -19950,26 +20168,26 @@ key1406:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1403
+	JGE          loop1429
 
-done1404:
+done1430:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1408
+	JLT  done1434
 
-loop1407:
+loop1433:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1409
+	JZ      first1435
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1409:
+first1435:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -19978,7 +20196,7 @@ first1409:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1410:
+key1436:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -19990,7 +20208,7 @@ key1410:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1410
+	JNZ          key1436
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -19998,22 +20216,22 @@ key1410:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1407
+	JGE          loop1433
 
-done1408:
+done1434:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1412
+	JLT  done1438
 
-loop1411:
+loop1437:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1413
+	JZ      first1439
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1413:
+first1439:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -20022,7 +20240,7 @@ first1413:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1414:
+key1440:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -20031,18 +20249,18 @@ key1414:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1414
+	JNZ          key1440
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1411
+	JGE          loop1437
 
-done1412:
+done1438:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1415
+	JZ         done1441
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -20050,11 +20268,11 @@ done1412:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1416
+	JZ         first1442
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1416:
+first1442:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -20062,7 +20280,7 @@ first1416:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1417:
+key1443:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -20071,11 +20289,11 @@ key1417:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1417
+	JNZ          key1443
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1415:
+done1441:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -20086,9 +20304,9 @@ done1415:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1419
+	JLT   done1445
 
-loop1418:
+loop1444:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -20098,7 +20316,7 @@ loop1418:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1420
+	JZ      first1446
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -20108,7 +20326,7 @@ loop1418:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1420:
+first1446:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -20117,7 +20335,7 @@ first1420:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1421:
+key1447:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VMOVUPS      (R9), Y10
@@ -20135,7 +20353,7 @@ key1421:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1421
+	JNZ          key1447
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -20147,26 +20365,26 @@ key1421:
 	ADDQ         $+128, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1418
+	JGE          loop1444
 
-done1419:
+done1445:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1423
+	JLT  done1449
 
-loop1422:
+loop1448:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1424
+	JZ      first1450
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1424:
+first1450:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -20175,7 +20393,7 @@ first1424:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1425:
+key1451:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VMOVUPS      (R9), Y6
@@ -20187,7 +20405,7 @@ key1425:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1425
+	JNZ          key1451
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -20195,22 +20413,22 @@ key1425:
 	ADDQ         $+64, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1422
+	JGE          loop1448
 
-done1423:
+done1449:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1427
+	JLT  done1453
 
-loop1426:
+loop1452:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1428
+	JZ      first1454
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1428:
+first1454:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -20219,7 +20437,7 @@ first1428:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1429:
+key1455:
 	VMOVUPS      (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -20228,18 +20446,18 @@ key1429:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1429
+	JNZ          key1455
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+32, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1426
+	JGE          loop1452
 
-done1427:
+done1453:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1430
+	JZ         done1456
 	LEAQ       rowsMask<>+32(SB), R9
 	SHLQ       $0x02, R8
 	SUBQ       R8, R9
@@ -20247,11 +20465,11 @@ done1427:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1431
+	JZ         first1457
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1431:
+first1457:
 	MOVQ    keys+48(FP), R8
 	MOVQ    BX, BX
 	SUBQ    AX, R8
@@ -20259,7 +20477,7 @@ first1431:
 	CMPQ    R8, R9
 	CMOVQGT R9, R8
 
-key1432:
+key1458:
 	VMASKMOVPS   (CX), Y0, Y3
 	VBROADCASTSS (BX), Y4
 	VFMADD231PS  Y3, Y4, Y1
@@ -20268,14 +20486,14 @@ key1432:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R8
-	JNZ          key1432
+	JNZ          key1458
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1430:
+done1456:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1402
+	JLT  block1428
 	VZEROUPPER
 	RET
 
@@ -20299,7 +20517,7 @@ TEXT ·normF32AVX2(SB), NOSPLIT, $0-36
 	VBROADCASTSS X1, Y1
 	VXORPS       Y2, Y2, Y2
 
-block1433:
+block1459:
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
 	VXORPS Y5, Y5, Y5
@@ -20313,9 +20531,9 @@ block1433:
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), BX
 	SUBQ   $+32, BX
-	JLT    done1436
+	JLT    done1462
 
-loop1435:
+loop1461:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y3
 	VMOVUPS     32(CX), Y11
@@ -20326,290 +20544,290 @@ loop1435:
 	VFMADD231PS Y11, Y11, Y3
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop1435
+	JGE         loop1461
 
-done1436:
+done1462:
 	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1438
+	JLT  done1464
 
-loop1437:
+loop1463:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y3
 	ADDQ        $+32, CX
 	SUBQ        $+8, BX
-	JGE         loop1437
-
-done1438:
-	ADDQ        $+8, BX
-	TESTQ       BX, BX
-	JZ          done1439
-	VMASKMOVPS  (CX), Y0, Y11
-	VFMADD231PS Y11, Y11, Y3
-
-done1439:
-	CMPQ DX, $0x01
-	JLE  fold1434
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1441
-
-loop1440:
-	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y4
-	VMOVUPS     32(CX), Y11
-	VFMADD231PS Y11, Y11, Y4
-	VMOVUPS     64(CX), Y11
-	VFMADD231PS Y11, Y11, Y4
-	VMOVUPS     96(CX), Y11
-	VFMADD231PS Y11, Y11, Y4
-	ADDQ        $+128, CX
-	SUBQ        $+32, BX
-	JGE         loop1440
-
-done1441:
-	ADDQ $+32, BX
-	SUBQ $+8, BX
-	JLT  done1443
-
-loop1442:
-	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y4
-	ADDQ        $+32, CX
-	SUBQ        $+8, BX
-	JGE         loop1442
-
-done1443:
-	ADDQ        $+8, BX
-	TESTQ       BX, BX
-	JZ          done1444
-	VMASKMOVPS  (CX), Y0, Y11
-	VFMADD231PS Y11, Y11, Y4
-
-done1444:
-	CMPQ DX, $0x02
-	JLE  fold1434
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1446
-
-loop1445:
-	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y5
-	VMOVUPS     32(CX), Y11
-	VFMADD231PS Y11, Y11, Y5
-	VMOVUPS     64(CX), Y11
-	VFMADD231PS Y11, Y11, Y5
-	VMOVUPS     96(CX), Y11
-	VFMADD231PS Y11, Y11, Y5
-	ADDQ        $+128, CX
-	SUBQ        $+32, BX
-	JGE         loop1445
-
-done1446:
-	ADDQ $+32, BX
-	SUBQ $+8, BX
-	JLT  done1448
-
-loop1447:
-	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y5
-	ADDQ        $+32, CX
-	SUBQ        $+8, BX
-	JGE         loop1447
-
-done1448:
-	ADDQ        $+8, BX
-	TESTQ       BX, BX
-	JZ          done1449
-	VMASKMOVPS  (CX), Y0, Y11
-	VFMADD231PS Y11, Y11, Y5
-
-done1449:
-	CMPQ DX, $0x03
-	JLE  fold1434
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1451
-
-loop1450:
-	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y6
-	VMOVUPS     32(CX), Y11
-	VFMADD231PS Y11, Y11, Y6
-	VMOVUPS     64(CX), Y11
-	VFMADD231PS Y11, Y11, Y6
-	VMOVUPS     96(CX), Y11
-	VFMADD231PS Y11, Y11, Y6
-	ADDQ        $+128, CX
-	SUBQ        $+32, BX
-	JGE         loop1450
-
-done1451:
-	ADDQ $+32, BX
-	SUBQ $+8, BX
-	JLT  done1453
-
-loop1452:
-	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y6
-	ADDQ        $+32, CX
-	SUBQ        $+8, BX
-	JGE         loop1452
-
-done1453:
-	ADDQ        $+8, BX
-	TESTQ       BX, BX
-	JZ          done1454
-	VMASKMOVPS  (CX), Y0, Y11
-	VFMADD231PS Y11, Y11, Y6
-
-done1454:
-	CMPQ DX, $0x04
-	JLE  fold1434
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1456
-
-loop1455:
-	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     32(CX), Y11
-	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     64(CX), Y11
-	VFMADD231PS Y11, Y11, Y7
-	VMOVUPS     96(CX), Y11
-	VFMADD231PS Y11, Y11, Y7
-	ADDQ        $+128, CX
-	SUBQ        $+32, BX
-	JGE         loop1455
-
-done1456:
-	ADDQ $+32, BX
-	SUBQ $+8, BX
-	JLT  done1458
-
-loop1457:
-	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y7
-	ADDQ        $+32, CX
-	SUBQ        $+8, BX
-	JGE         loop1457
-
-done1458:
-	ADDQ        $+8, BX
-	TESTQ       BX, BX
-	JZ          done1459
-	VMASKMOVPS  (CX), Y0, Y11
-	VFMADD231PS Y11, Y11, Y7
-
-done1459:
-	CMPQ DX, $0x05
-	JLE  fold1434
-	MOVQ AX, CX
-	MOVQ CX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), BX
-	SUBQ $+32, BX
-	JLT  done1461
-
-loop1460:
-	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y8
-	VMOVUPS     32(CX), Y11
-	VFMADD231PS Y11, Y11, Y8
-	VMOVUPS     64(CX), Y11
-	VFMADD231PS Y11, Y11, Y8
-	VMOVUPS     96(CX), Y11
-	VFMADD231PS Y11, Y11, Y8
-	ADDQ        $+128, CX
-	SUBQ        $+32, BX
-	JGE         loop1460
-
-done1461:
-	ADDQ $+32, BX
-	SUBQ $+8, BX
-	JLT  done1463
-
-loop1462:
-	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y8
-	ADDQ        $+32, CX
-	SUBQ        $+8, BX
-	JGE         loop1462
-
-done1463:
-	ADDQ        $+8, BX
-	TESTQ       BX, BX
-	JZ          done1464
-	VMASKMOVPS  (CX), Y0, Y11
-	VFMADD231PS Y11, Y11, Y8
+	JGE         loop1463
 
 done1464:
-	CMPQ DX, $0x06
-	JLE  fold1434
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1465
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y3
+
+done1465:
+	CMPQ DX, $0x01
+	JLE  fold1460
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done1466
+	JLT  done1467
 
-loop1465:
+loop1466:
 	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y9
+	VFMADD231PS Y11, Y11, Y4
 	VMOVUPS     32(CX), Y11
-	VFMADD231PS Y11, Y11, Y9
+	VFMADD231PS Y11, Y11, Y4
 	VMOVUPS     64(CX), Y11
-	VFMADD231PS Y11, Y11, Y9
+	VFMADD231PS Y11, Y11, Y4
 	VMOVUPS     96(CX), Y11
-	VFMADD231PS Y11, Y11, Y9
+	VFMADD231PS Y11, Y11, Y4
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop1465
+	JGE         loop1466
 
-done1466:
+done1467:
 	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1468
+	JLT  done1469
 
-loop1467:
+loop1468:
 	VMOVUPS     (CX), Y11
-	VFMADD231PS Y11, Y11, Y9
+	VFMADD231PS Y11, Y11, Y4
 	ADDQ        $+32, CX
 	SUBQ        $+8, BX
-	JGE         loop1467
-
-done1468:
-	ADDQ        $+8, BX
-	TESTQ       BX, BX
-	JZ          done1469
-	VMASKMOVPS  (CX), Y0, Y11
-	VFMADD231PS Y11, Y11, Y9
+	JGE         loop1468
 
 done1469:
-	CMPQ DX, $0x07
-	JLE  fold1434
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1470
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y4
+
+done1470:
+	CMPQ DX, $0x02
+	JLE  fold1460
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done1471
+	JLT  done1472
 
-loop1470:
+loop1471:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1471
+
+done1472:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1474
+
+loop1473:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y5
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1473
+
+done1474:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1475
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y5
+
+done1475:
+	CMPQ DX, $0x03
+	JLE  fold1460
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1477
+
+loop1476:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1476
+
+done1477:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1479
+
+loop1478:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y6
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1478
+
+done1479:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1480
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y6
+
+done1480:
+	CMPQ DX, $0x04
+	JLE  fold1460
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1482
+
+loop1481:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y7
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y7
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y7
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y7
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1481
+
+done1482:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1484
+
+loop1483:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y7
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1483
+
+done1484:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1485
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y7
+
+done1485:
+	CMPQ DX, $0x05
+	JLE  fold1460
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1487
+
+loop1486:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1486
+
+done1487:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1489
+
+loop1488:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y8
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1488
+
+done1489:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1490
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y8
+
+done1490:
+	CMPQ DX, $0x06
+	JLE  fold1460
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1492
+
+loop1491:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	VMOVUPS     32(CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	VMOVUPS     64(CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	VMOVUPS     96(CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	ADDQ        $+128, CX
+	SUBQ        $+32, BX
+	JGE         loop1491
+
+done1492:
+	ADDQ $+32, BX
+	SUBQ $+8, BX
+	JLT  done1494
+
+loop1493:
+	VMOVUPS     (CX), Y11
+	VFMADD231PS Y11, Y11, Y9
+	ADDQ        $+32, CX
+	SUBQ        $+8, BX
+	JGE         loop1493
+
+done1494:
+	ADDQ        $+8, BX
+	TESTQ       BX, BX
+	JZ          done1495
+	VMASKMOVPS  (CX), Y0, Y11
+	VFMADD231PS Y11, Y11, Y9
+
+done1495:
+	CMPQ DX, $0x07
+	JLE  fold1460
+	MOVQ AX, CX
+	MOVQ CX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), BX
+	SUBQ $+32, BX
+	JLT  done1497
+
+loop1496:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y10
 	VMOVUPS     32(CX), Y11
@@ -20620,29 +20838,29 @@ loop1470:
 	VFMADD231PS Y11, Y11, Y10
 	ADDQ        $+128, CX
 	SUBQ        $+32, BX
-	JGE         loop1470
+	JGE         loop1496
 
-done1471:
+done1497:
 	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1473
+	JLT  done1499
 
-loop1472:
+loop1498:
 	VMOVUPS     (CX), Y11
 	VFMADD231PS Y11, Y11, Y10
 	ADDQ        $+32, CX
 	SUBQ        $+8, BX
-	JGE         loop1472
+	JGE         loop1498
 
-done1473:
+done1499:
 	ADDQ        $+8, BX
 	TESTQ       BX, BX
-	JZ          done1474
+	JZ          done1500
 	VMASKMOVPS  (CX), Y0, Y11
 	VFMADD231PS Y11, Y11, Y10
 
-done1474:
-fold1434:
+done1500:
+fold1460:
 	VPERM2F128   $0x20, Y7, Y3, Y11
 	VPERM2F128   $0x31, Y7, Y3, Y3
 	VADDPS       Y11, Y3, Y11
@@ -20667,7 +20885,7 @@ fold1434:
 	VMINPS       Y1, Y4, Y4
 	VMAXPS       Y4, Y2, Y2
 	SUBQ         $0x08, DX
-	JG           block1433
+	JG           block1459
 	VEXTRACTF128 $0x01, Y2, X0
 	VMAXPS       X0, X2, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -20698,15 +20916,15 @@ TEXT ·peakF32AVX2(SB), NOSPLIT, $0-36
 	VBROADCASTSS X1, Y1
 	VXORPS       Y2, Y2, Y2
 
-block1475:
+block1501:
 	MOVQ AX, CX
 	MOVQ CX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), BX
 	SUBQ $+32, BX
-	JLT  done1477
+	JLT  done1503
 
-loop1476:
+loop1502:
 	VMOVUPS (CX), Y3
 	VPAND   Y1, Y3, Y3
 	VPMAXUD Y3, Y2, Y2
@@ -20721,32 +20939,32 @@ loop1476:
 	VPMAXUD Y3, Y2, Y2
 	ADDQ    $+128, CX
 	SUBQ    $+32, BX
-	JGE     loop1476
+	JGE     loop1502
 
-done1477:
+done1503:
 	ADDQ $+32, BX
 	SUBQ $+8, BX
-	JLT  done1479
+	JLT  done1505
 
-loop1478:
+loop1504:
 	VMOVUPS (CX), Y3
 	VPAND   Y1, Y3, Y3
 	VPMAXUD Y3, Y2, Y2
 	ADDQ    $+32, CX
 	SUBQ    $+8, BX
-	JGE     loop1478
+	JGE     loop1504
 
-done1479:
+done1505:
 	ADDQ       $+8, BX
 	TESTQ      BX, BX
-	JZ         done1480
+	JZ         done1506
 	VMASKMOVPS (CX), Y0, Y3
 	VPAND      Y1, Y3, Y3
 	VPMAXUD    Y3, Y2, Y2
 
-done1480:
+done1506:
 	SUBQ         $0x01, DX
-	JG           block1475
+	JG           block1501
 	VEXTRACTF128 $0x01, Y2, X0
 	VPMAXUD      X0, X2, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -20767,11 +20985,11 @@ done1480:
 TEXT ·dotsBF16AVX2(SB), NOSPLIT, $16-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1481
+	JE           rows1507
 	CMPQ         AX, $0x03
-	JE           rows1482
+	JE           rows1508
 	CMPQ         AX, $0x04
-	JE           rows1483
+	JE           rows1509
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -20790,7 +21008,7 @@ TEXT ·dotsBF16AVX2(SB), NOSPLIT, $16-72
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1484:
+block1510:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -20805,9 +21023,9 @@ block1484:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+64, R8
-	JLT    done1487
+	JLT    done1513
 
-loop1486:
+loop1512:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y2
@@ -20835,53 +21053,53 @@ loop1486:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1486
+	JGE         loop1512
 
-done1487:
+done1513:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1489
+	JLT  done1515
 
-loop1488:
+loop1514:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y2
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1488
+	JGE         loop1514
 
-done1489:
+done1515:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1490
+	JZ      done1516
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1491:
+copy1517:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1491
+	JNZ         copy1517
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y2
 
-done1490:
+done1516:
 	CMPQ DI, $0x01
-	JLE  fold1485
+	JLE  fold1511
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1493
+	JLT  done1519
 
-loop1492:
+loop1518:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y3
@@ -20909,53 +21127,53 @@ loop1492:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1492
+	JGE         loop1518
 
-done1493:
+done1519:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1495
+	JLT  done1521
 
-loop1494:
+loop1520:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y3
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1494
+	JGE         loop1520
 
-done1495:
+done1521:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1496
+	JZ      done1522
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1497:
+copy1523:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1497
+	JNZ         copy1523
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y3
 
-done1496:
+done1522:
 	CMPQ DI, $0x02
-	JLE  fold1485
+	JLE  fold1511
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1499
+	JLT  done1525
 
-loop1498:
+loop1524:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y4
@@ -20983,53 +21201,53 @@ loop1498:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1498
+	JGE         loop1524
 
-done1499:
+done1525:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1501
+	JLT  done1527
 
-loop1500:
+loop1526:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y4
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1500
+	JGE         loop1526
 
-done1501:
+done1527:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1502
+	JZ      done1528
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1503:
+copy1529:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1503
+	JNZ         copy1529
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y4
 
-done1502:
+done1528:
 	CMPQ DI, $0x03
-	JLE  fold1485
+	JLE  fold1511
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1505
+	JLT  done1531
 
-loop1504:
+loop1530:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y5
@@ -21057,53 +21275,53 @@ loop1504:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1504
+	JGE         loop1530
 
-done1505:
+done1531:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1507
+	JLT  done1533
 
-loop1506:
+loop1532:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y5
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1506
+	JGE         loop1532
 
-done1507:
+done1533:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1508
+	JZ      done1534
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1509:
+copy1535:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1509
+	JNZ         copy1535
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y5
 
-done1508:
+done1534:
 	CMPQ DI, $0x04
-	JLE  fold1485
+	JLE  fold1511
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1511
+	JLT  done1537
 
-loop1510:
+loop1536:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y6
@@ -21131,53 +21349,53 @@ loop1510:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1510
+	JGE         loop1536
 
-done1511:
+done1537:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1513
+	JLT  done1539
 
-loop1512:
+loop1538:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1512
+	JGE         loop1538
 
-done1513:
+done1539:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1514
+	JZ      done1540
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1515:
+copy1541:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1515
+	JNZ         copy1541
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y6
 
-done1514:
+done1540:
 	CMPQ DI, $0x05
-	JLE  fold1485
+	JLE  fold1511
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1517
+	JLT  done1543
 
-loop1516:
+loop1542:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y7
@@ -21205,53 +21423,53 @@ loop1516:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1516
+	JGE         loop1542
 
-done1517:
+done1543:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1519
+	JLT  done1545
 
-loop1518:
+loop1544:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1518
+	JGE         loop1544
 
-done1519:
+done1545:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1520
+	JZ      done1546
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1521:
+copy1547:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1521
+	JNZ         copy1547
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y7
 
-done1520:
+done1546:
 	CMPQ DI, $0x06
-	JLE  fold1485
+	JLE  fold1511
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1523
+	JLT  done1549
 
-loop1522:
+loop1548:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y8
@@ -21279,53 +21497,53 @@ loop1522:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1522
+	JGE         loop1548
 
-done1523:
+done1549:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1525
+	JLT  done1551
 
-loop1524:
+loop1550:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1524
+	JGE         loop1550
 
-done1525:
+done1551:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1526
+	JZ      done1552
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1527:
+copy1553:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1527
+	JNZ         copy1553
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y8
 
-done1526:
+done1552:
 	CMPQ DI, $0x07
-	JLE  fold1485
+	JLE  fold1511
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1529
+	JLT  done1555
 
-loop1528:
+loop1554:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y9
@@ -21353,43 +21571,43 @@ loop1528:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1528
+	JGE         loop1554
 
-done1529:
+done1555:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1531
+	JLT  done1557
 
-loop1530:
+loop1556:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (BX), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1530
+	JGE         loop1556
 
-done1531:
+done1557:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1532
+	JZ      done1558
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1533:
+copy1559:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1533
+	JNZ         copy1559
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y9
 
-done1532:
-fold1485:
+done1558:
+fold1511:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -21426,17 +21644,17 @@ fold1485:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       DX, $0x08
-	JLT        part1534
+	JLT        part1560
 	VMOVUPS    Y3, (SI)
-	JMP        stored1535
+	JMP        stored1561
 
-part1534:
+part1560:
 	VMASKMOVPS Y3, Y2, (SI)
 
-stored1535:
+stored1561:
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, DI
-	JG         block1484
+	JG         block1510
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -21450,7 +21668,7 @@ stored1535:
 	VZEROUPPER
 	RET
 
-rows1481:
+rows1507:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -21471,7 +21689,7 @@ rows1481:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1536:
+block1562:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -21486,9 +21704,9 @@ block1536:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
 	SUBQ   $+64, R9
-	JLT    done1539
+	JLT    done1565
 
-loop1538:
+loop1564:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (SI), Y10, Y2
@@ -21524,14 +21742,14 @@ loop1538:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1538
+	JGE         loop1564
 
-done1539:
+done1565:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1541
+	JLT  done1567
 
-loop1540:
+loop1566:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (SI), Y10, Y2
@@ -21539,21 +21757,21 @@ loop1540:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1540
+	JGE         loop1566
 
-done1541:
+done1567:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1542
+	JZ      done1568
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1543:
+copy1569:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1543
+	JNZ         copy1569
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
@@ -21562,18 +21780,18 @@ copy1543:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y6
 
-done1542:
+done1568:
 	CMPQ R8, $0x01
-	JLE  fold1537
+	JLE  fold1563
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done1545
+	JLT  done1571
 
-loop1544:
+loop1570:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (SI), Y10, Y3
@@ -21609,14 +21827,14 @@ loop1544:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1544
+	JGE         loop1570
 
-done1545:
+done1571:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1547
+	JLT  done1573
 
-loop1546:
+loop1572:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (SI), Y10, Y3
@@ -21624,21 +21842,21 @@ loop1546:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1546
+	JGE         loop1572
 
-done1547:
+done1573:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1548
+	JZ      done1574
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1549:
+copy1575:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1549
+	JNZ         copy1575
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
@@ -21647,18 +21865,18 @@ copy1549:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y7
 
-done1548:
+done1574:
 	CMPQ R8, $0x02
-	JLE  fold1537
+	JLE  fold1563
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done1551
+	JLT  done1577
 
-loop1550:
+loop1576:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (SI), Y10, Y4
@@ -21694,14 +21912,14 @@ loop1550:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1550
+	JGE         loop1576
 
-done1551:
+done1577:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1553
+	JLT  done1579
 
-loop1552:
+loop1578:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (SI), Y10, Y4
@@ -21709,21 +21927,21 @@ loop1552:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1552
+	JGE         loop1578
 
-done1553:
+done1579:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1554
+	JZ      done1580
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1555:
+copy1581:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1555
+	JNZ         copy1581
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
@@ -21732,18 +21950,18 @@ copy1555:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y8
 
-done1554:
+done1580:
 	CMPQ R8, $0x03
-	JLE  fold1537
+	JLE  fold1563
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done1557
+	JLT  done1583
 
-loop1556:
+loop1582:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (SI), Y10, Y5
@@ -21779,14 +21997,14 @@ loop1556:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1556
+	JGE         loop1582
 
-done1557:
+done1583:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1559
+	JLT  done1585
 
-loop1558:
+loop1584:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (SI), Y10, Y5
@@ -21794,21 +22012,21 @@ loop1558:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1558
+	JGE         loop1584
 
-done1559:
+done1585:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1560
+	JZ      done1586
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1561:
+copy1587:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1561
+	JNZ         copy1587
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
@@ -21817,8 +22035,8 @@ copy1561:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y9
 
-done1560:
-fold1537:
+done1586:
+fold1563:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -21856,19 +22074,19 @@ fold1537:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           DX, $0x04
-	JLT            part1562
+	JLT            part1588
 	VMOVUPS        X3, (DI)
 	VMOVUPS        X4, (DI)(SI*1)
-	JMP            stored1563
+	JMP            stored1589
 
-part1562:
+part1588:
 	VMASKMOVPS X3, X2, (DI)
 	VMASKMOVPS X4, X2, (DI)(SI*1)
 
-stored1563:
+stored1589:
 	ADDQ         $0x10, DI
 	SUBQ         $0x04, R8
-	JG           block1536
+	JG           block1562
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -21883,10 +22101,10 @@ stored1563:
 	VZEROUPPER
 	RET
 
-rows1482:
+rows1508:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long1564
+	JGT          long1590
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -21907,7 +22125,7 @@ rows1482:
 	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1565:
+block1591:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -21924,9 +22142,9 @@ block1565:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R11
 	SUBQ    $+32, R11
-	JLT     done1568
+	JLT     done1594
 
-loop1567:
+loop1593:
 	VPMOVZXWD   (BX), Y8
 	VPSLLD      $0x10, Y8, Y8
 	VPMOVZXWD   (SI), Y9
@@ -21983,14 +22201,14 @@ loop1567:
 	ADDQ        $+64, SI
 	ADDQ        $+128, R8
 	SUBQ        $+32, R11
-	JGE         loop1567
+	JGE         loop1593
 
-done1568:
+done1594:
 	ADDQ $+32, R11
 	SUBQ $+8, R11
-	JLT  done1570
+	JLT  done1596
 
-loop1569:
+loop1595:
 	VPMOVZXWD   (BX), Y8
 	VPSLLD      $0x10, Y8, Y8
 	VPMOVZXWD   (SI), Y9
@@ -22008,21 +22226,21 @@ loop1569:
 	ADDQ        $+16, SI
 	ADDQ        $+32, R8
 	SUBQ        $+8, R11
-	JGE         loop1569
+	JGE         loop1595
 
-done1570:
+done1596:
 	ADDQ    $+8, R11
 	TESTQ   R11, R11
-	JZ      done1571
+	JZ      done1597
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    DX, R11
 
-copy1572:
+copy1598:
 	MOVWLZX   -2(BX)(R11*2), R12
 	MOVW      R12, -2(SP)(R11*2)
 	DECQ      R11
-	JNZ       copy1572
+	JNZ       copy1598
 	VMOVDQU   (SP), X8
 	VPMOVZXWD X8, Y8
 	VPSLLD    $0x10, Y8, Y8
@@ -22030,11 +22248,11 @@ copy1572:
 	VMOVDQU   X9, (SP)
 	MOVQ      DX, BX
 
-copy1573:
+copy1599:
 	MOVWLZX     -2(SI)(BX*2), R11
 	MOVW        R11, -2(SP)(BX*2)
 	DECQ        BX
-	JNZ         copy1573
+	JNZ         copy1599
 	VMOVDQU     (SP), X9
 	VPMOVZXWD   X9, Y9
 	VPSLLD      $0x10, Y9, Y9
@@ -22048,7 +22266,7 @@ copy1573:
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done1571:
+done1597:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -22086,21 +22304,21 @@ done1571:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         BX, $0x02
-	JLT          part1574
+	JLT          part1600
 	VMOVLPS      X3, (R9)
 	VMOVHPS      X3, (R9)(SI*1)
 	VMOVLPS      X2, (R9)(SI*2)
-	JMP          stored1575
+	JMP          stored1601
 
-part1574:
+part1600:
 	VEXTRACTPS $0x00, X3, (R9)
 	VEXTRACTPS $0x02, X3, (R9)(SI*1)
 	VEXTRACTPS $0x00, X2, (R9)(SI*2)
 
-stored1575:
+stored1601:
 	ADDQ         $0x08, R9
 	SUBQ         $0x02, R10
-	JG           block1565
+	JG           block1591
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -22117,7 +22335,7 @@ stored1575:
 	VZEROUPPER
 	RET
 
-long1564:
+long1590:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -22138,7 +22356,7 @@ long1564:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1576:
+block1602:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -22151,9 +22369,9 @@ block1576:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
 	SUBQ   $+64, R9
-	JLT    done1579
+	JLT    done1605
 
-loop1578:
+loop1604:
 	VPMOVZXWD   (DX), Y8
 	VPSLLD      $0x10, Y8, Y8
 	VFMADD231PS (SI), Y8, Y2
@@ -22197,14 +22415,14 @@ loop1578:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1578
+	JGE         loop1604
 
-done1579:
+done1605:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1581
+	JLT  done1607
 
-loop1580:
+loop1606:
 	VPMOVZXWD   (DX), Y8
 	VPSLLD      $0x10, Y8, Y8
 	VFMADD231PS (SI), Y8, Y2
@@ -22213,21 +22431,21 @@ loop1580:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1580
+	JGE         loop1606
 
-done1581:
+done1607:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1582
+	JZ      done1608
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    CX, R9
 
-copy1583:
+copy1609:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1583
+	JNZ         copy1609
 	VMOVDQU     (SP), X8
 	VPMOVZXWD   X8, Y8
 	VPSLLD      $0x10, Y8, Y8
@@ -22238,18 +22456,18 @@ copy1583:
 	VMASKMOVPS  (SI)(BX*2), Y0, Y9
 	VFMADD231PS Y9, Y8, Y6
 
-done1582:
+done1608:
 	CMPQ R8, $0x01
-	JLE  fold1577
+	JLE  fold1603
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done1585
+	JLT  done1611
 
-loop1584:
+loop1610:
 	VPMOVZXWD   (DX), Y8
 	VPSLLD      $0x10, Y8, Y8
 	VFMADD231PS (SI), Y8, Y3
@@ -22293,14 +22511,14 @@ loop1584:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1584
+	JGE         loop1610
 
-done1585:
+done1611:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1587
+	JLT  done1613
 
-loop1586:
+loop1612:
 	VPMOVZXWD   (DX), Y8
 	VPSLLD      $0x10, Y8, Y8
 	VFMADD231PS (SI), Y8, Y3
@@ -22309,21 +22527,21 @@ loop1586:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1586
+	JGE         loop1612
 
-done1587:
+done1613:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1588
+	JZ      done1614
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    CX, R9
 
-copy1589:
+copy1615:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1589
+	JNZ         copy1615
 	VMOVDQU     (SP), X8
 	VPMOVZXWD   X8, Y8
 	VPSLLD      $0x10, Y8, Y8
@@ -22334,8 +22552,8 @@ copy1589:
 	VMASKMOVPS  (SI)(BX*2), Y0, Y9
 	VFMADD231PS Y9, Y8, Y7
 
-done1588:
-fold1577:
+done1614:
+fold1603:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -22373,21 +22591,21 @@ fold1577:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1590
+	JLT          part1616
 	VMOVLPS      X3, (DI)
 	VMOVHPS      X3, (DI)(SI*1)
 	VMOVLPS      X2, (DI)(SI*2)
-	JMP          stored1591
+	JMP          stored1617
 
-part1590:
+part1616:
 	VEXTRACTPS $0x00, X3, (DI)
 	VEXTRACTPS $0x02, X3, (DI)(SI*1)
 	VEXTRACTPS $0x00, X2, (DI)(SI*2)
 
-stored1591:
+stored1617:
 	ADDQ         $0x08, DI
 	SUBQ         $0x02, R8
-	JG           block1576
+	JG           block1602
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -22404,10 +22622,10 @@ stored1591:
 	VZEROUPPER
 	RET
 
-rows1483:
+rows1509:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long1592
+	JGT          long1618
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -22429,7 +22647,7 @@ rows1483:
 	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1593:
+block1619:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -22448,9 +22666,9 @@ block1593:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R12
 	SUBQ    $+32, R12
-	JLT     done1596
+	JLT     done1622
 
-loop1595:
+loop1621:
 	VPMOVZXWD   (BX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VPMOVZXWD   (SI), Y11
@@ -22519,14 +22737,14 @@ loop1595:
 	ADDQ        $+64, SI
 	ADDQ        $+128, R9
 	SUBQ        $+32, R12
-	JGE         loop1595
+	JGE         loop1621
 
-done1596:
+done1622:
 	ADDQ $+32, R12
 	SUBQ $+8, R12
-	JLT  done1598
+	JLT  done1624
 
-loop1597:
+loop1623:
 	VPMOVZXWD   (BX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VPMOVZXWD   (SI), Y11
@@ -22547,21 +22765,21 @@ loop1597:
 	ADDQ        $+16, SI
 	ADDQ        $+32, R9
 	SUBQ        $+8, R12
-	JGE         loop1597
+	JGE         loop1623
 
-done1598:
+done1624:
 	ADDQ    $+8, R12
 	TESTQ   R12, R12
-	JZ      done1599
+	JZ      done1625
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    DX, R12
 
-copy1600:
+copy1626:
 	MOVWLZX   -2(BX)(R12*2), R13
 	MOVW      R13, -2(SP)(R12*2)
 	DECQ      R12
-	JNZ       copy1600
+	JNZ       copy1626
 	VMOVDQU   (SP), X10
 	VPMOVZXWD X10, Y10
 	VPSLLD    $0x10, Y10, Y10
@@ -22569,11 +22787,11 @@ copy1600:
 	VMOVDQU   X11, (SP)
 	MOVQ      DX, BX
 
-copy1601:
+copy1627:
 	MOVWLZX     -2(SI)(BX*2), R12
 	MOVW        R12, -2(SP)(BX*2)
 	DECQ        BX
-	JNZ         copy1601
+	JNZ         copy1627
 	VMOVDQU     (SP), X11
 	VPMOVZXWD   X11, Y11
 	VPSLLD      $0x10, Y11, Y11
@@ -22590,7 +22808,7 @@ copy1601:
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done1599:
+done1625:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -22628,23 +22846,23 @@ done1599:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         BX, $0x02
-	JLT          part1602
+	JLT          part1628
 	VMOVLPS      X3, (R10)
 	VMOVHPS      X3, (R10)(SI*1)
 	VMOVLPS      X2, (R10)(SI*2)
 	VMOVHPS      X2, (R10)(R9*1)
-	JMP          stored1603
+	JMP          stored1629
 
-part1602:
+part1628:
 	VEXTRACTPS $0x00, X3, (R10)
 	VEXTRACTPS $0x02, X3, (R10)(SI*1)
 	VEXTRACTPS $0x00, X2, (R10)(SI*2)
 	VEXTRACTPS $0x02, X2, (R10)(R9*1)
 
-stored1603:
+stored1629:
 	ADDQ         $0x08, R10
 	SUBQ         $0x02, R11
-	JG           block1593
+	JG           block1619
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -22665,7 +22883,7 @@ stored1603:
 	VZEROUPPER
 	RET
 
-long1592:
+long1618:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -22687,7 +22905,7 @@ long1592:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1604:
+block1630:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -22702,9 +22920,9 @@ block1604:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R10
 	SUBQ   $+64, R10
-	JLT    done1607
+	JLT    done1633
 
-loop1606:
+loop1632:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (DI), Y10, Y2
@@ -22756,14 +22974,14 @@ loop1606:
 	ADDQ        $+128, DX
 	ADDQ        $+256, DI
 	SUBQ        $+64, R10
-	JGE         loop1606
+	JGE         loop1632
 
-done1607:
+done1633:
 	ADDQ $+64, R10
 	SUBQ $+8, R10
-	JLT  done1609
+	JLT  done1635
 
-loop1608:
+loop1634:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (DI), Y10, Y2
@@ -22773,21 +22991,21 @@ loop1608:
 	ADDQ        $+16, DX
 	ADDQ        $+32, DI
 	SUBQ        $+8, R10
-	JGE         loop1608
+	JGE         loop1634
 
-done1609:
+done1635:
 	ADDQ    $+8, R10
 	TESTQ   R10, R10
-	JZ      done1610
+	JZ      done1636
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R10
 
-copy1611:
+copy1637:
 	MOVWLZX     -2(DX)(R10*2), R11
 	MOVW        R11, -2(SP)(R10*2)
 	DECQ        R10
-	JNZ         copy1611
+	JNZ         copy1637
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
@@ -22800,18 +23018,18 @@ copy1611:
 	VMASKMOVPS  (DI)(SI*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y8
 
-done1610:
+done1636:
 	CMPQ R9, $0x01
-	JLE  fold1605
+	JLE  fold1631
 	MOVQ q+24(FP), DI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R10
 	SUBQ $+64, R10
-	JLT  done1613
+	JLT  done1639
 
-loop1612:
+loop1638:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (DI), Y10, Y3
@@ -22863,14 +23081,14 @@ loop1612:
 	ADDQ        $+128, DX
 	ADDQ        $+256, DI
 	SUBQ        $+64, R10
-	JGE         loop1612
+	JGE         loop1638
 
-done1613:
+done1639:
 	ADDQ $+64, R10
 	SUBQ $+8, R10
-	JLT  done1615
+	JLT  done1641
 
-loop1614:
+loop1640:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS (DI), Y10, Y3
@@ -22880,21 +23098,21 @@ loop1614:
 	ADDQ        $+16, DX
 	ADDQ        $+32, DI
 	SUBQ        $+8, R10
-	JGE         loop1614
+	JGE         loop1640
 
-done1615:
+done1641:
 	ADDQ    $+8, R10
 	TESTQ   R10, R10
-	JZ      done1616
+	JZ      done1642
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R10
 
-copy1617:
+copy1643:
 	MOVWLZX     -2(DX)(R10*2), R11
 	MOVW        R11, -2(SP)(R10*2)
 	DECQ        R10
-	JNZ         copy1617
+	JNZ         copy1643
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
@@ -22907,8 +23125,8 @@ copy1617:
 	VMASKMOVPS  (DI)(SI*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y9
 
-done1616:
-fold1605:
+done1642:
+fold1631:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -22946,23 +23164,23 @@ fold1605:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1618
+	JLT          part1644
 	VMOVLPS      X3, (R8)
 	VMOVHPS      X3, (R8)(DI*1)
 	VMOVLPS      X2, (R8)(DI*2)
 	VMOVHPS      X2, (R8)(R10*1)
-	JMP          stored1619
+	JMP          stored1645
 
-part1618:
+part1644:
 	VEXTRACTPS $0x00, X3, (R8)
 	VEXTRACTPS $0x02, X3, (R8)(DI*1)
 	VEXTRACTPS $0x00, X2, (R8)(DI*2)
 	VEXTRACTPS $0x02, X2, (R8)(R10*1)
 
-stored1619:
+stored1645:
 	ADDQ         $0x08, R8
 	SUBQ         $0x02, R9
-	JG           block1604
+	JG           block1630
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -22988,11 +23206,11 @@ stored1619:
 TEXT ·combineBF16AVX2(SB), NOSPLIT, $16-64
 	MOVQ         r+24(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1620
+	JE           rows1646
 	CMPQ         AX, $0x03
-	JE           rows1621
+	JE           rows1647
 	CMPQ         AX, $0x04
-	JE           rows1622
+	JE           rows1648
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Y0
@@ -23002,7 +23220,7 @@ TEXT ·combineBF16AVX2(SB), NOSPLIT, $16-64
 	SHLQ         $0x02, AX
 	XORQ         AX, AX
 
-block1623:
+block1649:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -23011,9 +23229,9 @@ block1623:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done1625
+	JLT   done1651
 
-loop1624:
+loop1650:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -23023,7 +23241,7 @@ loop1624:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1626
+	JZ      first1652
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -23033,7 +23251,7 @@ loop1624:
 	VMOVUPS 192(DX), Y7
 	VMOVUPS 224(DX), Y8
 
-first1626:
+first1652:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -23042,7 +23260,7 @@ first1626:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1627:
+key1653:
 	VBROADCASTSS (R8), Y9
 	VMOVUPS      (DI), Y11
 	VPSLLD       $0x10, Y11, Y10
@@ -23067,11 +23285,11 @@ key1627:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1627
+	JNZ          key1653
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between1628
+	JGT          between1654
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y9, Y1
@@ -23089,7 +23307,7 @@ key1627:
 	VPERM2F128   $0x20, Y8, Y9, Y7
 	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1628:
+between1654:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, 64(DX)
@@ -23101,26 +23319,26 @@ between1628:
 	ADDQ    $+128, CX
 	ADDQ    $+256, DX
 	SUBQ    $+64, SI
-	JGE     loop1624
+	JGE     loop1650
 
-done1625:
+done1651:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done1630
+	JLT  done1656
 
-loop1629:
+loop1655:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1631
+	JZ      first1657
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
 	VMOVUPS 96(DX), Y4
 
-first1631:
+first1657:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -23129,7 +23347,7 @@ first1631:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1632:
+key1658:
 	VBROADCASTSS (R8), Y5
 	VMOVUPS      (DI), Y7
 	VPSLLD       $0x10, Y7, Y6
@@ -23144,11 +23362,11 @@ key1632:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1632
+	JNZ          key1658
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between1633
+	JGT          between1659
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y5, Y1
@@ -23158,7 +23376,7 @@ key1632:
 	VPERM2F128   $0x20, Y4, Y5, Y3
 	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1633:
+between1659:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, 64(DX)
@@ -23166,22 +23384,22 @@ between1633:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, SI
-	JGE     loop1629
+	JGE     loop1655
 
-done1630:
+done1656:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done1635
+	JLT  done1661
 
-loop1634:
+loop1660:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1636
+	JZ      first1662
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 
-first1636:
+first1662:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -23190,7 +23408,7 @@ first1636:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1637:
+key1663:
 	VBROADCASTSS (R8), Y3
 	VMOVUPS      (DI), Y5
 	VPSLLD       $0x10, Y5, Y4
@@ -23200,36 +23418,36 @@ key1637:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1637
+	JNZ          key1663
 	MOVQ         keys+48(FP), DI
 	SUBQ         AX, DI
 	CMPQ         DI, $0x20
-	JGT          between1638
+	JGT          between1664
 	VUNPCKLPS    Y2, Y1, Y3
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y3, Y1
 	VPERM2F128   $0x31, Y2, Y3, Y2
 
-between1638:
+between1664:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, SI
-	JGE     loop1634
+	JGE     loop1660
 
-done1635:
+done1661:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done1640
+	JLT  done1666
 
-loop1639:
+loop1665:
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1641
+	JZ      first1667
 	VMOVUPS (DX), Y1
 
-first1641:
+first1667:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -23238,7 +23456,7 @@ first1641:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1642:
+key1668:
 	VBROADCASTSS (R8), Y2
 	VPMOVZXWD    (DI), Y3
 	VPSLLD       $0x10, Y3, Y3
@@ -23246,17 +23464,17 @@ key1642:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1642
+	JNZ          key1668
 	VMOVUPS      Y1, (DX)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop1639
+	JGE          loop1665
 
-done1640:
+done1666:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done1643
+	JZ         done1669
 	LEAQ       rowsMask<>+32(SB), DI
 	MOVQ       SI, R8
 	SHLQ       $0x02, R8
@@ -23264,10 +23482,10 @@ done1640:
 	VMOVUPS    (DI), Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1644
+	JZ         first1670
 	VMASKMOVPS (DX), Y1, Y2
 
-first1644:
+first1670:
 	MOVQ    keys+48(FP), DI
 	MOVQ    BX, BX
 	SUBQ    AX, DI
@@ -23275,17 +23493,17 @@ first1644:
 	CMPQ    DI, R8
 	CMOVQGT R8, DI
 
-key1645:
+key1671:
 	VBROADCASTSS (BX), Y3
 	VPXOR        X4, X4, X4
 	VMOVDQU      X4, (SP)
 	MOVQ         SI, R8
 
-copy1646:
+copy1672:
 	MOVWLZX     -2(CX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1646
+	JNZ         copy1672
 	VMOVDQU     (SP), X4
 	VPMOVZXWD   X4, Y4
 	VPSLLD      $0x10, Y4, Y4
@@ -23293,17 +23511,17 @@ copy1646:
 	ADDQ        stride+40(FP), CX
 	ADDQ        $0x04, BX
 	DECQ        DI
-	JNZ         key1645
+	JNZ         key1671
 	VMASKMOVPS  Y2, Y1, (DX)
 
-done1643:
+done1669:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1623
+	JLT  block1649
 	VZEROUPPER
 	RET
 
-rows1620:
+rows1646:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Y0
@@ -23313,7 +23531,7 @@ rows1620:
 	SHLQ         $0x02, DI
 	XORQ         AX, AX
 
-block1647:
+block1673:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -23322,9 +23540,9 @@ block1647:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1649
+	JLT   done1675
 
-loop1648:
+loop1674:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -23334,7 +23552,7 @@ loop1648:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1650
+	JZ      first1676
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -23344,7 +23562,7 @@ loop1648:
 	VMOVUPS 64(DX)(DI*1), Y7
 	VMOVUPS 96(DX)(DI*1), Y8
 
-first1650:
+first1676:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -23353,7 +23571,7 @@ first1650:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1651:
+key1677:
 	VBROADCASTSS (R10), Y9
 	VBROADCASTSS (R10)(SI*1), Y10
 	VMOVUPS      (R9), Y12
@@ -23373,11 +23591,11 @@ key1651:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1651
+	JNZ          key1677
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1652
+	JGT          between1678
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y9, Y1
@@ -23395,7 +23613,7 @@ key1651:
 	VPERM2F128   $0x20, Y8, Y9, Y7
 	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1652:
+between1678:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, 64(DX)
@@ -23407,26 +23625,26 @@ between1652:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop1648
+	JGE     loop1674
 
-done1649:
+done1675:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1654
+	JLT  done1680
 
-loop1653:
+loop1679:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1655
+	JZ      first1681
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS (DX)(DI*1), Y3
 	VMOVUPS 32(DX)(DI*1), Y4
 
-first1655:
+first1681:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -23435,7 +23653,7 @@ first1655:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1656:
+key1682:
 	VBROADCASTSS (R10), Y5
 	VBROADCASTSS (R10)(SI*1), Y6
 	VMOVUPS      (R9), Y8
@@ -23448,11 +23666,11 @@ key1656:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1656
+	JNZ          key1682
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1657
+	JGT          between1683
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y5, Y1
@@ -23462,7 +23680,7 @@ key1656:
 	VPERM2F128   $0x20, Y4, Y5, Y3
 	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1657:
+between1683:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, (DX)(DI*1)
@@ -23470,22 +23688,22 @@ between1657:
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1653
+	JGE     loop1679
 
-done1654:
+done1680:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1659
+	JLT  done1685
 
-loop1658:
+loop1684:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1660
+	JZ      first1686
 	VMOVUPS (DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 
-first1660:
+first1686:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -23494,7 +23712,7 @@ first1660:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1661:
+key1687:
 	VPMOVZXWD    (R9), Y3
 	VPSLLD       $0x10, Y3, Y3
 	VBROADCASTSS (R10), Y4
@@ -23504,18 +23722,18 @@ key1661:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1661
+	JNZ          key1687
 	VMOVUPS      Y1, (DX)
 	VMOVUPS      Y2, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1658
+	JGE          loop1684
 
-done1659:
+done1685:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1662
+	JZ         done1688
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -23524,11 +23742,11 @@ done1659:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1663
+	JZ         first1689
 	VMASKMOVPS (DX), Y1, Y2
 	VMASKMOVPS (DX)(DI*1), Y1, Y3
 
-first1663:
+first1689:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -23536,16 +23754,16 @@ first1663:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1664:
+key1690:
 	VPXOR   X4, X4, X4
 	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1665:
+copy1691:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1665
+	JNZ          copy1691
 	VMOVDQU      (SP), X4
 	VPMOVZXWD    X4, Y4
 	VPSLLD       $0x10, Y4, Y4
@@ -23556,18 +23774,18 @@ copy1665:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1664
+	JNZ          key1690
 	VMASKMOVPS   Y2, Y1, (DX)
 	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
-done1662:
+done1688:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1647
+	JLT  block1673
 	VZEROUPPER
 	RET
 
-rows1621:
+rows1647:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Y0
@@ -23579,7 +23797,7 @@ rows1621:
 	LEAQ         (DI)(DI*2), AX
 	XORQ         AX, AX
 
-block1666:
+block1692:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -23588,9 +23806,9 @@ block1666:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+16, R8
-	JLT   done1668
+	JLT   done1694
 
-loop1667:
+loop1693:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -23598,7 +23816,7 @@ loop1667:
 	VXORPS  Y5, Y5, Y5
 	VXORPS  Y6, Y6, Y6
 	TESTQ   AX, AX
-	JZ      first1669
+	JZ      first1695
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS (DX)(DI*1), Y3
@@ -23606,7 +23824,7 @@ loop1667:
 	VMOVUPS (DX)(DI*2), Y5
 	VMOVUPS 32(DX)(DI*2), Y6
 
-first1669:
+first1695:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -23615,7 +23833,7 @@ first1669:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1670:
+key1696:
 	VMOVUPS      (R9), Y8
 	VPSLLD       $0x10, Y8, Y7
 	VPAND        Y0, Y8, Y8
@@ -23631,11 +23849,11 @@ key1670:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1670
+	JNZ          key1696
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1671
+	JGT          between1697
 	VUNPCKLPS    Y2, Y1, Y7
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y7, Y1
@@ -23649,7 +23867,7 @@ key1670:
 	VPERM2F128   $0x20, Y6, Y7, Y5
 	VPERM2F128   $0x31, Y6, Y7, Y6
 
-between1671:
+between1697:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, (DX)(DI*1)
@@ -23659,24 +23877,24 @@ between1671:
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1667
+	JGE     loop1693
 
-done1668:
+done1694:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1673
+	JLT  done1699
 
-loop1672:
+loop1698:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1674
+	JZ      first1700
 	VMOVUPS (DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS (DX)(DI*2), Y3
 
-first1674:
+first1700:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -23685,7 +23903,7 @@ first1674:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1675:
+key1701:
 	VPMOVZXWD    (R9), Y4
 	VPSLLD       $0x10, Y4, Y4
 	VBROADCASTSS (R10), Y5
@@ -23697,19 +23915,19 @@ key1675:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1675
+	JNZ          key1701
 	VMOVUPS      Y1, (DX)
 	VMOVUPS      Y2, (DX)(DI*1)
 	VMOVUPS      Y3, (DX)(DI*2)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1672
+	JGE          loop1698
 
-done1673:
+done1699:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1676
+	JZ         done1702
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -23719,12 +23937,12 @@ done1673:
 	VXORPS     Y3, Y3, Y3
 	VXORPS     Y4, Y4, Y4
 	TESTQ      AX, AX
-	JZ         first1677
+	JZ         first1703
 	VMASKMOVPS (DX), Y1, Y2
 	VMASKMOVPS (DX)(DI*1), Y1, Y3
 	VMASKMOVPS (DX)(DI*2), Y1, Y4
 
-first1677:
+first1703:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -23732,16 +23950,16 @@ first1677:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1678:
+key1704:
 	VPXOR   X5, X5, X5
 	VMOVDQU X5, (SP)
 	MOVQ    R8, R10
 
-copy1679:
+copy1705:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1679
+	JNZ          copy1705
 	VMOVDQU      (SP), X5
 	VPMOVZXWD    X5, Y5
 	VPSLLD       $0x10, Y5, Y5
@@ -23754,19 +23972,19 @@ copy1679:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1678
+	JNZ          key1704
 	VMASKMOVPS   Y2, Y1, (DX)
 	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 	VMASKMOVPS   Y4, Y1, (DX)(DI*2)
 
-done1676:
+done1702:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1666
+	JLT  block1692
 	VZEROUPPER
 	RET
 
-rows1622:
+rows1648:
 	MOVL         $0xffff0000, AX
 	VMOVD        AX, X0
 	VBROADCASTSS X0, Y0
@@ -23776,7 +23994,7 @@ rows1622:
 	SHLQ         $0x02, DI
 	XORQ         AX, AX
 
-block1680:
+block1706:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -23785,9 +24003,9 @@ block1680:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1682
+	JLT   done1708
 
-loop1681:
+loop1707:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -23797,7 +24015,7 @@ loop1681:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1683
+	JZ      first1709
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -23807,7 +24025,7 @@ loop1681:
 	VMOVUPS 64(DX)(DI*1), Y7
 	VMOVUPS 96(DX)(DI*1), Y8
 
-first1683:
+first1709:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -23816,7 +24034,7 @@ first1683:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1684:
+key1710:
 	VBROADCASTSS (R10), Y9
 	VBROADCASTSS (R10)(SI*1), Y10
 	VMOVUPS      (R9), Y12
@@ -23836,11 +24054,11 @@ key1684:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1684
+	JNZ          key1710
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1685
+	JGT          between1711
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y9, Y1
@@ -23858,7 +24076,7 @@ key1684:
 	VPERM2F128   $0x20, Y8, Y9, Y7
 	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1685:
+between1711:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, 64(DX)
@@ -23870,26 +24088,26 @@ between1685:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop1681
+	JGE     loop1707
 
-done1682:
+done1708:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1687
+	JLT  done1713
 
-loop1686:
+loop1712:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1688
+	JZ      first1714
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS (DX)(DI*1), Y3
 	VMOVUPS 32(DX)(DI*1), Y4
 
-first1688:
+first1714:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -23898,7 +24116,7 @@ first1688:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1689:
+key1715:
 	VBROADCASTSS (R10), Y5
 	VBROADCASTSS (R10)(SI*1), Y6
 	VMOVUPS      (R9), Y8
@@ -23911,11 +24129,11 @@ key1689:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1689
+	JNZ          key1715
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1690
+	JGT          between1716
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y5, Y1
@@ -23925,7 +24143,7 @@ key1689:
 	VPERM2F128   $0x20, Y4, Y5, Y3
 	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1690:
+between1716:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, (DX)(DI*1)
@@ -23933,22 +24151,22 @@ between1690:
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1686
+	JGE     loop1712
 
-done1687:
+done1713:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1692
+	JLT  done1718
 
-loop1691:
+loop1717:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1693
+	JZ      first1719
 	VMOVUPS (DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 
-first1693:
+first1719:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -23957,7 +24175,7 @@ first1693:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1694:
+key1720:
 	VPMOVZXWD    (R9), Y3
 	VPSLLD       $0x10, Y3, Y3
 	VBROADCASTSS (R10), Y4
@@ -23967,18 +24185,18 @@ key1694:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1694
+	JNZ          key1720
 	VMOVUPS      Y1, (DX)
 	VMOVUPS      Y2, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1691
+	JGE          loop1717
 
-done1692:
+done1718:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1695
+	JZ         done1721
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -23987,11 +24205,11 @@ done1692:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1696
+	JZ         first1722
 	VMASKMOVPS (DX), Y1, Y2
 	VMASKMOVPS (DX)(DI*1), Y1, Y3
 
-first1696:
+first1722:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -23999,16 +24217,16 @@ first1696:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1697:
+key1723:
 	VPXOR   X4, X4, X4
 	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1698:
+copy1724:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1698
+	JNZ          copy1724
 	VMOVDQU      (SP), X4
 	VPMOVZXWD    X4, Y4
 	VPSLLD       $0x10, Y4, Y4
@@ -24019,11 +24237,11 @@ copy1698:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1697
+	JNZ          key1723
 	VMASKMOVPS   Y2, Y1, (DX)
 	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
-done1695:
+done1721:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -24034,9 +24252,9 @@ done1695:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1700
+	JLT   done1726
 
-loop1699:
+loop1725:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
@@ -24046,7 +24264,7 @@ loop1699:
 	VXORPS  Y7, Y7, Y7
 	VXORPS  Y8, Y8, Y8
 	TESTQ   AX, AX
-	JZ      first1701
+	JZ      first1727
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -24056,7 +24274,7 @@ loop1699:
 	VMOVUPS 64(DX)(DI*1), Y7
 	VMOVUPS 96(DX)(DI*1), Y8
 
-first1701:
+first1727:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -24065,7 +24283,7 @@ first1701:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1702:
+key1728:
 	VBROADCASTSS (R10), Y9
 	VBROADCASTSS (R10)(SI*1), Y10
 	VMOVUPS      (R9), Y12
@@ -24085,11 +24303,11 @@ key1702:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1702
+	JNZ          key1728
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1703
+	JGT          between1729
 	VUNPCKLPS    Y2, Y1, Y9
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y9, Y1
@@ -24107,7 +24325,7 @@ key1702:
 	VPERM2F128   $0x20, Y8, Y9, Y7
 	VPERM2F128   $0x31, Y8, Y9, Y8
 
-between1703:
+between1729:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, 64(DX)
@@ -24119,26 +24337,26 @@ between1703:
 	ADDQ    $+64, CX
 	ADDQ    $+128, DX
 	SUBQ    $+32, R8
-	JGE     loop1699
+	JGE     loop1725
 
-done1700:
+done1726:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1705
+	JLT  done1731
 
-loop1704:
+loop1730:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
 	TESTQ   AX, AX
-	JZ      first1706
+	JZ      first1732
 	VMOVUPS (DX), Y1
 	VMOVUPS 32(DX), Y2
 	VMOVUPS (DX)(DI*1), Y3
 	VMOVUPS 32(DX)(DI*1), Y4
 
-first1706:
+first1732:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -24147,7 +24365,7 @@ first1706:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1707:
+key1733:
 	VBROADCASTSS (R10), Y5
 	VBROADCASTSS (R10)(SI*1), Y6
 	VMOVUPS      (R9), Y8
@@ -24160,11 +24378,11 @@ key1707:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1707
+	JNZ          key1733
 	MOVQ         keys+48(FP), R9
 	SUBQ         AX, R9
 	CMPQ         R9, $0x20
-	JGT          between1708
+	JGT          between1734
 	VUNPCKLPS    Y2, Y1, Y5
 	VUNPCKHPS    Y2, Y1, Y2
 	VPERM2F128   $0x20, Y2, Y5, Y1
@@ -24174,7 +24392,7 @@ key1707:
 	VPERM2F128   $0x20, Y4, Y5, Y3
 	VPERM2F128   $0x31, Y4, Y5, Y4
 
-between1708:
+between1734:
 	VMOVUPS Y1, (DX)
 	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y3, (DX)(DI*1)
@@ -24182,22 +24400,22 @@ between1708:
 	ADDQ    $+32, CX
 	ADDQ    $+64, DX
 	SUBQ    $+16, R8
-	JGE     loop1704
+	JGE     loop1730
 
-done1705:
+done1731:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1710
+	JLT  done1736
 
-loop1709:
+loop1735:
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1711
+	JZ      first1737
 	VMOVUPS (DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 
-first1711:
+first1737:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -24206,7 +24424,7 @@ first1711:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1712:
+key1738:
 	VPMOVZXWD    (R9), Y3
 	VPSLLD       $0x10, Y3, Y3
 	VBROADCASTSS (R10), Y4
@@ -24216,18 +24434,18 @@ key1712:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1712
+	JNZ          key1738
 	VMOVUPS      Y1, (DX)
 	VMOVUPS      Y2, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1709
+	JGE          loop1735
 
-done1710:
+done1736:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1713
+	JZ         done1739
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -24236,11 +24454,11 @@ done1710:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1714
+	JZ         first1740
 	VMASKMOVPS (DX), Y1, Y2
 	VMASKMOVPS (DX)(DI*1), Y1, Y3
 
-first1714:
+first1740:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -24248,16 +24466,16 @@ first1714:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1715:
+key1741:
 	VPXOR   X4, X4, X4
 	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1716:
+copy1742:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1716
+	JNZ          copy1742
 	VMOVDQU      (SP), X4
 	VPMOVZXWD    X4, Y4
 	VPSLLD       $0x10, Y4, Y4
@@ -24268,14 +24486,14 @@ copy1716:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1715
+	JNZ          key1741
 	VMASKMOVPS   Y2, Y1, (DX)
 	VMASKMOVPS   Y3, Y1, (DX)(DI*1)
 
-done1713:
+done1739:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1680
+	JLT  block1706
 	VZEROUPPER
 	RET
 
@@ -24300,7 +24518,7 @@ TEXT ·normBF16AVX2(SB), NOSPLIT, $16-36
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 
-block1717:
+block1743:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -24314,499 +24532,499 @@ block1717:
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), SI
 	SUBQ   $+64, SI
-	JLT    done1720
-
-loop1719:
-	VPMOVZXWD   (DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   16(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   32(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   48(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   64(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   80(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   96(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	VPMOVZXWD   112(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop1719
-
-done1720:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
-	JLT  done1722
-
-loop1721:
-	VPMOVZXWD   (DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
-	JGE         loop1721
-
-done1722:
-	ADDQ    $+8, SI
-	TESTQ   SI, SI
-	JZ      done1723
-	VPXOR   X10, X10, X10
-	VMOVDQU X10, (SP)
-	MOVQ    CX, SI
-
-copy1724:
-	MOVWLZX     -2(DX)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy1724
-	VMOVDQU     (SP), X10
-	VPMOVZXWD   X10, Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y2
-
-done1723:
-	CMPQ BX, $0x01
-	JLE  fold1718
-	MOVQ AX, DX
-	MOVQ DX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), SI
-	SUBQ $+64, SI
-	JLT  done1726
-
-loop1725:
-	VPMOVZXWD   (DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   16(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   32(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   48(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   64(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   80(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   96(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	VPMOVZXWD   112(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop1725
-
-done1726:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
-	JLT  done1728
-
-loop1727:
-	VPMOVZXWD   (DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
-	JGE         loop1727
-
-done1728:
-	ADDQ    $+8, SI
-	TESTQ   SI, SI
-	JZ      done1729
-	VPXOR   X10, X10, X10
-	VMOVDQU X10, (SP)
-	MOVQ    CX, SI
-
-copy1730:
-	MOVWLZX     -2(DX)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy1730
-	VMOVDQU     (SP), X10
-	VPMOVZXWD   X10, Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y3
-
-done1729:
-	CMPQ BX, $0x02
-	JLE  fold1718
-	MOVQ AX, DX
-	MOVQ DX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), SI
-	SUBQ $+64, SI
-	JLT  done1732
-
-loop1731:
-	VPMOVZXWD   (DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   16(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   32(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   48(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   64(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   80(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   96(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	VPMOVZXWD   112(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop1731
-
-done1732:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
-	JLT  done1734
-
-loop1733:
-	VPMOVZXWD   (DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
-	JGE         loop1733
-
-done1734:
-	ADDQ    $+8, SI
-	TESTQ   SI, SI
-	JZ      done1735
-	VPXOR   X10, X10, X10
-	VMOVDQU X10, (SP)
-	MOVQ    CX, SI
-
-copy1736:
-	MOVWLZX     -2(DX)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy1736
-	VMOVDQU     (SP), X10
-	VPMOVZXWD   X10, Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y4
-
-done1735:
-	CMPQ BX, $0x03
-	JLE  fold1718
-	MOVQ AX, DX
-	MOVQ DX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), SI
-	SUBQ $+64, SI
-	JLT  done1738
-
-loop1737:
-	VPMOVZXWD   (DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   16(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   32(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   48(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   64(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   80(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   96(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	VPMOVZXWD   112(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop1737
-
-done1738:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
-	JLT  done1740
-
-loop1739:
-	VPMOVZXWD   (DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
-	JGE         loop1739
-
-done1740:
-	ADDQ    $+8, SI
-	TESTQ   SI, SI
-	JZ      done1741
-	VPXOR   X10, X10, X10
-	VMOVDQU X10, (SP)
-	MOVQ    CX, SI
-
-copy1742:
-	MOVWLZX     -2(DX)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy1742
-	VMOVDQU     (SP), X10
-	VPMOVZXWD   X10, Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y5
-
-done1741:
-	CMPQ BX, $0x04
-	JLE  fold1718
-	MOVQ AX, DX
-	MOVQ DX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), SI
-	SUBQ $+64, SI
-	JLT  done1744
-
-loop1743:
-	VPMOVZXWD   (DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   16(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   32(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   48(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   64(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   80(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   96(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	VPMOVZXWD   112(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop1743
-
-done1744:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
-	JLT  done1746
+	JLT    done1746
 
 loop1745:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
 	JGE         loop1745
 
 done1746:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1748
+
+loop1747:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y2
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1747
+
+done1748:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1747
+	JZ      done1749
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1748:
+copy1750:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1748
+	JNZ         copy1750
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y6
+	VFMADD231PS Y10, Y10, Y2
 
-done1747:
-	CMPQ BX, $0x05
-	JLE  fold1718
+done1749:
+	CMPQ BX, $0x01
+	JLE  fold1744
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
 	SUBQ $+64, SI
-	JLT  done1750
-
-loop1749:
-	VPMOVZXWD   (DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   16(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   32(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   48(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   64(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   80(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   96(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	VPMOVZXWD   112(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop1749
-
-done1750:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
 	JLT  done1752
 
 loop1751:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
 	JGE         loop1751
 
 done1752:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1754
+
+loop1753:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1753
+
+done1754:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1753
+	JZ      done1755
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1754:
+copy1756:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1754
+	JNZ         copy1756
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y7
+	VFMADD231PS Y10, Y10, Y3
 
-done1753:
-	CMPQ BX, $0x06
-	JLE  fold1718
+done1755:
+	CMPQ BX, $0x02
+	JLE  fold1744
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
 	SUBQ $+64, SI
-	JLT  done1756
-
-loop1755:
-	VPMOVZXWD   (DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   16(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   32(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   48(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   64(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   80(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   96(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	VPMOVZXWD   112(DX), Y10
-	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop1755
-
-done1756:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
 	JLT  done1758
 
 loop1757:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
 	JGE         loop1757
 
 done1758:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1760
+
+loop1759:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1759
+
+done1760:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1759
+	JZ      done1761
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1760:
+copy1762:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1760
+	JNZ         copy1762
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
-	VFMADD231PS Y10, Y10, Y8
+	VFMADD231PS Y10, Y10, Y4
 
-done1759:
-	CMPQ BX, $0x07
-	JLE  fold1718
+done1761:
+	CMPQ BX, $0x03
+	JLE  fold1744
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
 	SUBQ $+64, SI
-	JLT  done1762
+	JLT  done1764
 
-loop1761:
+loop1763:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1763
+
+done1764:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1766
+
+loop1765:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1765
+
+done1766:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1767
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1768:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1768
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y5
+
+done1767:
+	CMPQ BX, $0x04
+	JLE  fold1744
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1770
+
+loop1769:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1769
+
+done1770:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1772
+
+loop1771:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1771
+
+done1772:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1773
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1774:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1774
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y6
+
+done1773:
+	CMPQ BX, $0x05
+	JLE  fold1744
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1776
+
+loop1775:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1775
+
+done1776:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1778
+
+loop1777:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1777
+
+done1778:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1779
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1780:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1780
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y7
+
+done1779:
+	CMPQ BX, $0x06
+	JLE  fold1744
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1782
+
+loop1781:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   16(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   32(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   48(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   64(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   80(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   96(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	VPMOVZXWD   112(DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop1781
+
+done1782:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done1784
+
+loop1783:
+	VPMOVZXWD   (DX), Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop1783
+
+done1784:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done1785
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy1786:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy1786
+	VMOVDQU     (SP), X10
+	VPMOVZXWD   X10, Y10
+	VPSLLD      $0x10, Y10, Y10
+	VFMADD231PS Y10, Y10, Y8
+
+done1785:
+	CMPQ BX, $0x07
+	JLE  fold1744
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done1788
+
+loop1787:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
@@ -24833,41 +25051,41 @@ loop1761:
 	VFMADD231PS Y10, Y10, Y9
 	ADDQ        $+128, DX
 	SUBQ        $+64, SI
-	JGE         loop1761
+	JGE         loop1787
 
-done1762:
+done1788:
 	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1764
+	JLT  done1790
 
-loop1763:
+loop1789:
 	VPMOVZXWD   (DX), Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop1763
+	JGE         loop1789
 
-done1764:
+done1790:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1765
+	JZ      done1791
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy1766:
+copy1792:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy1766
+	JNZ         copy1792
 	VMOVDQU     (SP), X10
 	VPMOVZXWD   X10, Y10
 	VPSLLD      $0x10, Y10, Y10
 	VFMADD231PS Y10, Y10, Y9
 
-done1765:
-fold1718:
+done1791:
+fold1744:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -24892,7 +25110,7 @@ fold1718:
 	VMINPS       Y0, Y3, Y3
 	VMAXPS       Y3, Y1, Y1
 	SUBQ         $0x08, BX
-	JG           block1717
+	JG           block1743
 	VEXTRACTF128 $0x01, Y1, X0
 	VMAXPS       X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -24924,15 +25142,15 @@ TEXT ·peakBF16AVX2(SB), NOSPLIT, $16-36
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 
-block1767:
+block1793:
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
 	SUBQ $+64, SI
-	JLT  done1769
+	JLT  done1795
 
-loop1768:
+loop1794:
 	VPMOVZXWD (DX), Y2
 	VPSLLD    $0x10, Y2, Y2
 	VPAND     Y0, Y2, Y2
@@ -24967,44 +25185,44 @@ loop1768:
 	VPMAXUD   Y2, Y1, Y1
 	ADDQ      $+128, DX
 	SUBQ      $+64, SI
-	JGE       loop1768
+	JGE       loop1794
 
-done1769:
+done1795:
 	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done1771
+	JLT  done1797
 
-loop1770:
+loop1796:
 	VPMOVZXWD (DX), Y2
 	VPSLLD    $0x10, Y2, Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
 	ADDQ      $+16, DX
 	SUBQ      $+8, SI
-	JGE       loop1770
+	JGE       loop1796
 
-done1771:
+done1797:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done1772
+	JZ      done1798
 	VPXOR   X2, X2, X2
 	VMOVDQU X2, (SP)
 	MOVQ    CX, SI
 
-copy1773:
+copy1799:
 	MOVWLZX   -2(DX)(SI*2), DI
 	MOVW      DI, -2(SP)(SI*2)
 	DECQ      SI
-	JNZ       copy1773
+	JNZ       copy1799
 	VMOVDQU   (SP), X2
 	VPMOVZXWD X2, Y2
 	VPSLLD    $0x10, Y2, Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
 
-done1772:
+done1798:
 	SUBQ         $0x01, BX
-	JG           block1767
+	JG           block1793
 	VEXTRACTF128 $0x01, Y1, X0
 	VPMAXUD      X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -25027,9 +25245,9 @@ TEXT ·widenBF16AVX2(SB), NOSPLIT, $16-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+32, DX
-	JLT  done1775
+	JLT  done1801
 
-loop1774:
+loop1800:
 	VPMOVZXWD (CX), Y0
 	VPSLLD    $0x10, Y0, Y0
 	VMOVUPS   Y0, (AX)
@@ -25045,26 +25263,26 @@ loop1774:
 	ADDQ      $+64, CX
 	ADDQ      $+128, AX
 	SUBQ      $+32, DX
-	JGE       loop1774
+	JGE       loop1800
 
-done1775:
+done1801:
 	ADDQ $+32, DX
 	SUBQ $+8, DX
-	JLT  done1777
+	JLT  done1803
 
-loop1776:
+loop1802:
 	VPMOVZXWD (CX), Y0
 	VPSLLD    $0x10, Y0, Y0
 	VMOVUPS   Y0, (AX)
 	ADDQ      $+16, CX
 	ADDQ      $+32, AX
 	SUBQ      $+8, DX
-	JGE       loop1776
+	JGE       loop1802
 
-done1777:
+done1803:
 	ADDQ    $+8, DX
 	TESTQ   DX, DX
-	JZ      done1778
+	JZ      done1804
 	LEAQ    rowsMask<>+32(SB), BX
 	MOVQ    DX, SI
 	SHLQ    $0x02, SI
@@ -25073,17 +25291,17 @@ done1777:
 	VPXOR   X1, X1, X1
 	VMOVDQU X1, (SP)
 
-copy1779:
+copy1805:
 	MOVWLZX    -2(CX)(DX*2), BX
 	MOVW       BX, -2(SP)(DX*2)
 	DECQ       DX
-	JNZ        copy1779
+	JNZ        copy1805
 	VMOVDQU    (SP), X1
 	VPMOVZXWD  X1, Y1
 	VPSLLD     $0x10, Y1, Y1
 	VMASKMOVPS Y1, Y0, (AX)
 
-done1778:
+done1804:
 	VZEROUPPER
 	RET
 
@@ -25092,11 +25310,11 @@ done1778:
 TEXT ·dotsF16AVX2(SB), NOSPLIT, $16-72
 	MOVQ         r+40(FP), AX
 	CMPQ         AX, $0x02
-	JE           rows1780
+	JE           rows1806
 	CMPQ         AX, $0x03
-	JE           rows1781
+	JE           rows1807
 	CMPQ         AX, $0x04
-	JE           rows1782
+	JE           rows1808
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -25115,7 +25333,7 @@ TEXT ·dotsF16AVX2(SB), NOSPLIT, $16-72
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1783:
+block1809:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -25130,9 +25348,9 @@ block1783:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R8
 	SUBQ   $+64, R8
-	JLT    done1786
+	JLT    done1812
 
-loop1785:
+loop1811:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y2
 	VCVTPH2PS   16(DX), Y10
@@ -25152,51 +25370,51 @@ loop1785:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1785
+	JGE         loop1811
 
-done1786:
+done1812:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1788
+	JLT  done1814
 
-loop1787:
+loop1813:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y2
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1787
+	JGE         loop1813
 
-done1788:
+done1814:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1789
+	JZ      done1815
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1790:
+copy1816:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1790
+	JNZ         copy1816
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y2
 
-done1789:
+done1815:
 	CMPQ DI, $0x01
-	JLE  fold1784
+	JLE  fold1810
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1792
+	JLT  done1818
 
-loop1791:
+loop1817:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y3
 	VCVTPH2PS   16(DX), Y10
@@ -25216,51 +25434,51 @@ loop1791:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1791
+	JGE         loop1817
 
-done1792:
+done1818:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1794
+	JLT  done1820
 
-loop1793:
+loop1819:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y3
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1793
+	JGE         loop1819
 
-done1794:
+done1820:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1795
+	JZ      done1821
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1796:
+copy1822:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1796
+	JNZ         copy1822
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y3
 
-done1795:
+done1821:
 	CMPQ DI, $0x02
-	JLE  fold1784
+	JLE  fold1810
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1798
+	JLT  done1824
 
-loop1797:
+loop1823:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y4
 	VCVTPH2PS   16(DX), Y10
@@ -25280,51 +25498,51 @@ loop1797:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1797
+	JGE         loop1823
 
-done1798:
+done1824:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1800
+	JLT  done1826
 
-loop1799:
+loop1825:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y4
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1799
+	JGE         loop1825
 
-done1800:
+done1826:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1801
+	JZ      done1827
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1802:
+copy1828:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1802
+	JNZ         copy1828
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y4
 
-done1801:
+done1827:
 	CMPQ DI, $0x03
-	JLE  fold1784
+	JLE  fold1810
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1804
+	JLT  done1830
 
-loop1803:
+loop1829:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y5
 	VCVTPH2PS   16(DX), Y10
@@ -25344,51 +25562,51 @@ loop1803:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1803
+	JGE         loop1829
 
-done1804:
+done1830:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1806
+	JLT  done1832
 
-loop1805:
+loop1831:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y5
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1805
+	JGE         loop1831
 
-done1806:
+done1832:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1807
+	JZ      done1833
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1808:
+copy1834:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1808
+	JNZ         copy1834
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y5
 
-done1807:
+done1833:
 	CMPQ DI, $0x04
-	JLE  fold1784
+	JLE  fold1810
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1810
+	JLT  done1836
 
-loop1809:
+loop1835:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y6
 	VCVTPH2PS   16(DX), Y10
@@ -25408,51 +25626,51 @@ loop1809:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1809
+	JGE         loop1835
 
-done1810:
+done1836:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1812
+	JLT  done1838
 
-loop1811:
+loop1837:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1811
+	JGE         loop1837
 
-done1812:
+done1838:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1813
+	JZ      done1839
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1814:
+copy1840:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1814
+	JNZ         copy1840
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y6
 
-done1813:
+done1839:
 	CMPQ DI, $0x05
-	JLE  fold1784
+	JLE  fold1810
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1816
+	JLT  done1842
 
-loop1815:
+loop1841:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y7
 	VCVTPH2PS   16(DX), Y10
@@ -25472,51 +25690,51 @@ loop1815:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1815
+	JGE         loop1841
 
-done1816:
+done1842:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1818
+	JLT  done1844
 
-loop1817:
+loop1843:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1817
+	JGE         loop1843
 
-done1818:
+done1844:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1819
+	JZ      done1845
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1820:
+copy1846:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1820
+	JNZ         copy1846
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y7
 
-done1819:
+done1845:
 	CMPQ DI, $0x06
-	JLE  fold1784
+	JLE  fold1810
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1822
+	JLT  done1848
 
-loop1821:
+loop1847:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y8
 	VCVTPH2PS   16(DX), Y10
@@ -25536,51 +25754,51 @@ loop1821:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1821
+	JGE         loop1847
 
-done1822:
+done1848:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1824
+	JLT  done1850
 
-loop1823:
+loop1849:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1823
+	JGE         loop1849
 
-done1824:
+done1850:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1825
+	JZ      done1851
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1826:
+copy1852:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1826
+	JNZ         copy1852
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y8
 
-done1825:
+done1851:
 	CMPQ DI, $0x07
-	JLE  fold1784
+	JLE  fold1810
 	MOVQ q+24(FP), BX
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R8
 	SUBQ $+64, R8
-	JLT  done1828
+	JLT  done1854
 
-loop1827:
+loop1853:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y9
 	VCVTPH2PS   16(DX), Y10
@@ -25600,41 +25818,41 @@ loop1827:
 	ADDQ        $+128, DX
 	ADDQ        $+256, BX
 	SUBQ        $+64, R8
-	JGE         loop1827
+	JGE         loop1853
 
-done1828:
+done1854:
 	ADDQ $+64, R8
 	SUBQ $+8, R8
-	JLT  done1830
+	JLT  done1856
 
-loop1829:
+loop1855:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (BX), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, BX
 	SUBQ        $+8, R8
-	JGE         loop1829
+	JGE         loop1855
 
-done1830:
+done1856:
 	ADDQ    $+8, R8
 	TESTQ   R8, R8
-	JZ      done1831
+	JZ      done1857
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R8
 
-copy1832:
+copy1858:
 	MOVWLZX     -2(DX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1832
+	JNZ         copy1858
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (BX), Y0, Y11
 	VFMADD231PS Y11, Y10, Y9
 
-done1831:
-fold1784:
+done1857:
+fold1810:
 	VPERM2F128 $0x20, Y6, Y2, Y10
 	VPERM2F128 $0x31, Y6, Y2, Y2
 	VADDPS     Y10, Y2, Y10
@@ -25671,17 +25889,17 @@ fold1784:
 	VMAXPS     Y1, Y3, Y4
 	VBLENDVPS  Y2, Y4, Y1, Y1
 	CMPQ       DX, $0x08
-	JLT        part1833
+	JLT        part1859
 	VMOVUPS    Y3, (SI)
-	JMP        stored1834
+	JMP        stored1860
 
-part1833:
+part1859:
 	VMASKMOVPS Y3, Y2, (SI)
 
-stored1834:
+stored1860:
 	ADDQ       $0x20, SI
 	SUBQ       $0x08, DI
-	JG         block1783
+	JG         block1809
 	MOVQ       top+16(FP), AX
 	VPERM2F128 $0x01, Y1, Y1, Y0
 	VMAXPS     Y0, Y1, Y1
@@ -25695,7 +25913,7 @@ stored1834:
 	VZEROUPPER
 	RET
 
-rows1780:
+rows1806:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -25716,7 +25934,7 @@ rows1780:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1835:
+block1861:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -25731,9 +25949,9 @@ block1835:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
 	SUBQ   $+64, R9
-	JLT    done1838
+	JLT    done1864
 
-loop1837:
+loop1863:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (SI), Y10, Y2
 	VFMADD231PS (SI)(BX*1), Y10, Y6
@@ -25761,35 +25979,35 @@ loop1837:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1837
+	JGE         loop1863
 
-done1838:
+done1864:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1840
+	JLT  done1866
 
-loop1839:
+loop1865:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (SI), Y10, Y2
 	VFMADD231PS (SI)(BX*1), Y10, Y6
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1839
+	JGE         loop1865
 
-done1840:
+done1866:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1841
+	JZ      done1867
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1842:
+copy1868:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1842
+	JNZ         copy1868
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
@@ -25797,18 +26015,18 @@ copy1842:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y6
 
-done1841:
+done1867:
 	CMPQ R8, $0x01
-	JLE  fold1836
+	JLE  fold1862
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done1844
+	JLT  done1870
 
-loop1843:
+loop1869:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (SI), Y10, Y3
 	VFMADD231PS (SI)(BX*1), Y10, Y7
@@ -25836,35 +26054,35 @@ loop1843:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1843
+	JGE         loop1869
 
-done1844:
+done1870:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1846
+	JLT  done1872
 
-loop1845:
+loop1871:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (SI), Y10, Y3
 	VFMADD231PS (SI)(BX*1), Y10, Y7
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1845
+	JGE         loop1871
 
-done1846:
+done1872:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1847
+	JZ      done1873
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1848:
+copy1874:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1848
+	JNZ         copy1874
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
@@ -25872,18 +26090,18 @@ copy1848:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y7
 
-done1847:
+done1873:
 	CMPQ R8, $0x02
-	JLE  fold1836
+	JLE  fold1862
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done1850
+	JLT  done1876
 
-loop1849:
+loop1875:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (SI), Y10, Y4
 	VFMADD231PS (SI)(BX*1), Y10, Y8
@@ -25911,35 +26129,35 @@ loop1849:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1849
+	JGE         loop1875
 
-done1850:
+done1876:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1852
+	JLT  done1878
 
-loop1851:
+loop1877:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (SI), Y10, Y4
 	VFMADD231PS (SI)(BX*1), Y10, Y8
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1851
+	JGE         loop1877
 
-done1852:
+done1878:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1853
+	JZ      done1879
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1854:
+copy1880:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1854
+	JNZ         copy1880
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
@@ -25947,18 +26165,18 @@ copy1854:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y8
 
-done1853:
+done1879:
 	CMPQ R8, $0x03
-	JLE  fold1836
+	JLE  fold1862
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done1856
+	JLT  done1882
 
-loop1855:
+loop1881:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (SI), Y10, Y5
 	VFMADD231PS (SI)(BX*1), Y10, Y9
@@ -25986,35 +26204,35 @@ loop1855:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1855
+	JGE         loop1881
 
-done1856:
+done1882:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1858
+	JLT  done1884
 
-loop1857:
+loop1883:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (SI), Y10, Y5
 	VFMADD231PS (SI)(BX*1), Y10, Y9
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1857
+	JGE         loop1883
 
-done1858:
+done1884:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1859
+	JZ      done1885
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R9
 
-copy1860:
+copy1886:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1860
+	JNZ         copy1886
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (SI), Y0, Y11
@@ -26022,8 +26240,8 @@ copy1860:
 	VMASKMOVPS  (SI)(BX*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y9
 
-done1859:
-fold1836:
+done1885:
+fold1862:
 	VPERM2F128     $0x20, Y6, Y2, Y10
 	VPERM2F128     $0x31, Y6, Y2, Y2
 	VADDPS         Y10, Y2, Y10
@@ -26061,19 +26279,19 @@ fold1836:
 	VBLENDVPS      Y2, Y4, Y1, Y1
 	VEXTRACTF128   $0x01, Y3, X4
 	CMPQ           DX, $0x04
-	JLT            part1861
+	JLT            part1887
 	VMOVUPS        X3, (DI)
 	VMOVUPS        X4, (DI)(SI*1)
-	JMP            stored1862
+	JMP            stored1888
 
-part1861:
+part1887:
 	VMASKMOVPS X3, X2, (DI)
 	VMASKMOVPS X4, X2, (DI)(SI*1)
 
-stored1862:
+stored1888:
 	ADDQ         $0x10, DI
 	SUBQ         $0x04, R8
-	JG           block1835
+	JG           block1861
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0x4e, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -26088,10 +26306,10 @@ stored1862:
 	VZEROUPPER
 	RET
 
-rows1781:
+rows1807:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long1863
+	JGT          long1889
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -26112,7 +26330,7 @@ rows1781:
 	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1864:
+block1890:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -26129,9 +26347,9 @@ block1864:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R11
 	SUBQ    $+32, R11
-	JLT     done1867
+	JLT     done1893
 
-loop1866:
+loop1892:
 	VCVTPH2PS   (BX), Y8
 	VCVTPH2PS   (SI), Y9
 	VMOVUPS     (R8), Y10
@@ -26180,14 +26398,14 @@ loop1866:
 	ADDQ        $+64, SI
 	ADDQ        $+128, R8
 	SUBQ        $+32, R11
-	JGE         loop1866
+	JGE         loop1892
 
-done1867:
+done1893:
 	ADDQ $+32, R11
 	SUBQ $+8, R11
-	JLT  done1869
+	JLT  done1895
 
-loop1868:
+loop1894:
 	VCVTPH2PS   (BX), Y8
 	VCVTPH2PS   (SI), Y9
 	VMOVUPS     (R8), Y10
@@ -26203,32 +26421,32 @@ loop1868:
 	ADDQ        $+16, SI
 	ADDQ        $+32, R8
 	SUBQ        $+8, R11
-	JGE         loop1868
+	JGE         loop1894
 
-done1869:
+done1895:
 	ADDQ    $+8, R11
 	TESTQ   R11, R11
-	JZ      done1870
+	JZ      done1896
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    DX, R11
 
-copy1871:
+copy1897:
 	MOVWLZX   -2(BX)(R11*2), R12
 	MOVW      R12, -2(SP)(R11*2)
 	DECQ      R11
-	JNZ       copy1871
+	JNZ       copy1897
 	VMOVDQU   (SP), X8
 	VCVTPH2PS X8, Y8
 	VPXOR     X9, X9, X9
 	VMOVDQU   X9, (SP)
 	MOVQ      DX, BX
 
-copy1872:
+copy1898:
 	MOVWLZX     -2(SI)(BX*2), R11
 	MOVW        R11, -2(SP)(BX*2)
 	DECQ        BX
-	JNZ         copy1872
+	JNZ         copy1898
 	VMOVDQU     (SP), X9
 	VCVTPH2PS   X9, Y9
 	VMASKMOVPS  (R8), Y0, Y10
@@ -26241,7 +26459,7 @@ copy1872:
 	VFMADD231PS Y8, Y10, Y6
 	VFMADD231PS Y9, Y10, Y7
 
-done1870:
+done1896:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -26279,21 +26497,21 @@ done1870:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         BX, $0x02
-	JLT          part1873
+	JLT          part1899
 	VMOVLPS      X3, (R9)
 	VMOVHPS      X3, (R9)(SI*1)
 	VMOVLPS      X2, (R9)(SI*2)
-	JMP          stored1874
+	JMP          stored1900
 
-part1873:
+part1899:
 	VEXTRACTPS $0x00, X3, (R9)
 	VEXTRACTPS $0x02, X3, (R9)(SI*1)
 	VEXTRACTPS $0x00, X2, (R9)(SI*2)
 
-stored1874:
+stored1900:
 	ADDQ         $0x08, R9
 	SUBQ         $0x02, R10
-	JG           block1864
+	JG           block1890
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -26310,7 +26528,7 @@ stored1874:
 	VZEROUPPER
 	RET
 
-long1863:
+long1889:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -26331,7 +26549,7 @@ long1863:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1875:
+block1901:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -26344,9 +26562,9 @@ block1875:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R9
 	SUBQ   $+64, R9
-	JLT    done1878
+	JLT    done1904
 
-loop1877:
+loop1903:
 	VCVTPH2PS   (DX), Y8
 	VFMADD231PS (SI), Y8, Y2
 	VFMADD231PS (SI)(BX*1), Y8, Y4
@@ -26382,14 +26600,14 @@ loop1877:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1877
+	JGE         loop1903
 
-done1878:
+done1904:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1880
+	JLT  done1906
 
-loop1879:
+loop1905:
 	VCVTPH2PS   (DX), Y8
 	VFMADD231PS (SI), Y8, Y2
 	VFMADD231PS (SI)(BX*1), Y8, Y4
@@ -26397,21 +26615,21 @@ loop1879:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1879
+	JGE         loop1905
 
-done1880:
+done1906:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1881
+	JZ      done1907
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    CX, R9
 
-copy1882:
+copy1908:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1882
+	JNZ         copy1908
 	VMOVDQU     (SP), X8
 	VCVTPH2PS   X8, Y8
 	VMASKMOVPS  (SI), Y0, Y9
@@ -26421,18 +26639,18 @@ copy1882:
 	VMASKMOVPS  (SI)(BX*2), Y0, Y9
 	VFMADD231PS Y9, Y8, Y6
 
-done1881:
+done1907:
 	CMPQ R8, $0x01
-	JLE  fold1876
+	JLE  fold1902
 	MOVQ q+24(FP), SI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R9
 	SUBQ $+64, R9
-	JLT  done1884
+	JLT  done1910
 
-loop1883:
+loop1909:
 	VCVTPH2PS   (DX), Y8
 	VFMADD231PS (SI), Y8, Y3
 	VFMADD231PS (SI)(BX*1), Y8, Y5
@@ -26468,14 +26686,14 @@ loop1883:
 	ADDQ        $+128, DX
 	ADDQ        $+256, SI
 	SUBQ        $+64, R9
-	JGE         loop1883
+	JGE         loop1909
 
-done1884:
+done1910:
 	ADDQ $+64, R9
 	SUBQ $+8, R9
-	JLT  done1886
+	JLT  done1912
 
-loop1885:
+loop1911:
 	VCVTPH2PS   (DX), Y8
 	VFMADD231PS (SI), Y8, Y3
 	VFMADD231PS (SI)(BX*1), Y8, Y5
@@ -26483,21 +26701,21 @@ loop1885:
 	ADDQ        $+16, DX
 	ADDQ        $+32, SI
 	SUBQ        $+8, R9
-	JGE         loop1885
+	JGE         loop1911
 
-done1886:
+done1912:
 	ADDQ    $+8, R9
 	TESTQ   R9, R9
-	JZ      done1887
+	JZ      done1913
 	VPXOR   X8, X8, X8
 	VMOVDQU X8, (SP)
 	MOVQ    CX, R9
 
-copy1888:
+copy1914:
 	MOVWLZX     -2(DX)(R9*2), R10
 	MOVW        R10, -2(SP)(R9*2)
 	DECQ        R9
-	JNZ         copy1888
+	JNZ         copy1914
 	VMOVDQU     (SP), X8
 	VCVTPH2PS   X8, Y8
 	VMASKMOVPS  (SI), Y0, Y9
@@ -26507,8 +26725,8 @@ copy1888:
 	VMASKMOVPS  (SI)(BX*2), Y0, Y9
 	VFMADD231PS Y9, Y8, Y7
 
-done1887:
-fold1876:
+done1913:
+fold1902:
 	VPERM2F128   $0x20, Y6, Y2, Y8
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y8, Y2, Y8
@@ -26546,21 +26764,21 @@ fold1876:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1889
+	JLT          part1915
 	VMOVLPS      X3, (DI)
 	VMOVHPS      X3, (DI)(SI*1)
 	VMOVLPS      X2, (DI)(SI*2)
-	JMP          stored1890
+	JMP          stored1916
 
-part1889:
+part1915:
 	VEXTRACTPS $0x00, X3, (DI)
 	VEXTRACTPS $0x02, X3, (DI)(SI*1)
 	VEXTRACTPS $0x00, X2, (DI)(SI*2)
 
-stored1890:
+stored1916:
 	ADDQ         $0x08, DI
 	SUBQ         $0x02, R8
-	JG           block1875
+	JG           block1901
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -26577,10 +26795,10 @@ stored1890:
 	VZEROUPPER
 	RET
 
-rows1782:
+rows1808:
 	MOVQ         d+32(FP), AX
 	CMPQ         AX, $0x00000080
-	JGT          long1891
+	JGT          long1917
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -26602,7 +26820,7 @@ rows1782:
 	VMOVD        BX, X1
 	VBROADCASTSS X1, Y1
 
-block1892:
+block1918:
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	VXORPS  Y4, Y4, Y4
@@ -26621,9 +26839,9 @@ block1892:
 	ADDQ    stride+56(FP), AX
 	MOVQ    d+32(FP), R12
 	SUBQ    $+32, R12
-	JLT     done1895
+	JLT     done1921
 
-loop1894:
+loop1920:
 	VCVTPH2PS   (BX), Y10
 	VCVTPH2PS   (SI), Y11
 	VMOVUPS     (R9), Y12
@@ -26684,14 +26902,14 @@ loop1894:
 	ADDQ        $+64, SI
 	ADDQ        $+128, R9
 	SUBQ        $+32, R12
-	JGE         loop1894
+	JGE         loop1920
 
-done1895:
+done1921:
 	ADDQ $+32, R12
 	SUBQ $+8, R12
-	JLT  done1897
+	JLT  done1923
 
-loop1896:
+loop1922:
 	VCVTPH2PS   (BX), Y10
 	VCVTPH2PS   (SI), Y11
 	VMOVUPS     (R9), Y12
@@ -26710,32 +26928,32 @@ loop1896:
 	ADDQ        $+16, SI
 	ADDQ        $+32, R9
 	SUBQ        $+8, R12
-	JGE         loop1896
+	JGE         loop1922
 
-done1897:
+done1923:
 	ADDQ    $+8, R12
 	TESTQ   R12, R12
-	JZ      done1898
+	JZ      done1924
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    DX, R12
 
-copy1899:
+copy1925:
 	MOVWLZX   -2(BX)(R12*2), R13
 	MOVW      R13, -2(SP)(R12*2)
 	DECQ      R12
-	JNZ       copy1899
+	JNZ       copy1925
 	VMOVDQU   (SP), X10
 	VCVTPH2PS X10, Y10
 	VPXOR     X11, X11, X11
 	VMOVDQU   X11, (SP)
 	MOVQ      DX, BX
 
-copy1900:
+copy1926:
 	MOVWLZX     -2(SI)(BX*2), R12
 	MOVW        R12, -2(SP)(BX*2)
 	DECQ        BX
-	JNZ         copy1900
+	JNZ         copy1926
 	VMOVDQU     (SP), X11
 	VCVTPH2PS   X11, Y11
 	VMASKMOVPS  (R9), Y0, Y12
@@ -26751,7 +26969,7 @@ copy1900:
 	VFMADD231PS Y10, Y12, Y8
 	VFMADD231PS Y11, Y12, Y9
 
-done1898:
+done1924:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -26789,23 +27007,23 @@ done1898:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         BX, $0x02
-	JLT          part1901
+	JLT          part1927
 	VMOVLPS      X3, (R10)
 	VMOVHPS      X3, (R10)(SI*1)
 	VMOVLPS      X2, (R10)(SI*2)
 	VMOVHPS      X2, (R10)(R9*1)
-	JMP          stored1902
+	JMP          stored1928
 
-part1901:
+part1927:
 	VEXTRACTPS $0x00, X3, (R10)
 	VEXTRACTPS $0x02, X3, (R10)(SI*1)
 	VEXTRACTPS $0x00, X2, (R10)(SI*2)
 	VEXTRACTPS $0x02, X2, (R10)(R9*1)
 
-stored1902:
+stored1928:
 	ADDQ         $0x08, R10
 	SUBQ         $0x02, R11
-	JG           block1892
+	JG           block1918
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -26826,7 +27044,7 @@ stored1902:
 	VZEROUPPER
 	RET
 
-long1891:
+long1917:
 	MOVQ         k+48(FP), AX
 	MOVQ         keys+64(FP), CX
 	DECQ         CX
@@ -26848,7 +27066,7 @@ long1891:
 	VMOVD        DX, X1
 	VBROADCASTSS X1, Y1
 
-block1903:
+block1929:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -26863,9 +27081,9 @@ block1903:
 	ADDQ   stride+56(FP), AX
 	MOVQ   d+32(FP), R10
 	SUBQ   $+64, R10
-	JLT    done1906
+	JLT    done1932
 
-loop1905:
+loop1931:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (DI), Y10, Y2
 	VFMADD231PS (DI)(BX*1), Y10, Y4
@@ -26909,14 +27127,14 @@ loop1905:
 	ADDQ        $+128, DX
 	ADDQ        $+256, DI
 	SUBQ        $+64, R10
-	JGE         loop1905
+	JGE         loop1931
 
-done1906:
+done1932:
 	ADDQ $+64, R10
 	SUBQ $+8, R10
-	JLT  done1908
+	JLT  done1934
 
-loop1907:
+loop1933:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (DI), Y10, Y2
 	VFMADD231PS (DI)(BX*1), Y10, Y4
@@ -26925,21 +27143,21 @@ loop1907:
 	ADDQ        $+16, DX
 	ADDQ        $+32, DI
 	SUBQ        $+8, R10
-	JGE         loop1907
+	JGE         loop1933
 
-done1908:
+done1934:
 	ADDQ    $+8, R10
 	TESTQ   R10, R10
-	JZ      done1909
+	JZ      done1935
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R10
 
-copy1910:
+copy1936:
 	MOVWLZX     -2(DX)(R10*2), R11
 	MOVW        R11, -2(SP)(R10*2)
 	DECQ        R10
-	JNZ         copy1910
+	JNZ         copy1936
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (DI), Y0, Y11
@@ -26951,18 +27169,18 @@ copy1910:
 	VMASKMOVPS  (DI)(SI*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y8
 
-done1909:
+done1935:
 	CMPQ R9, $0x01
-	JLE  fold1904
+	JLE  fold1930
 	MOVQ q+24(FP), DI
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+56(FP), AX
 	MOVQ d+32(FP), R10
 	SUBQ $+64, R10
-	JLT  done1912
+	JLT  done1938
 
-loop1911:
+loop1937:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (DI), Y10, Y3
 	VFMADD231PS (DI)(BX*1), Y10, Y5
@@ -27006,14 +27224,14 @@ loop1911:
 	ADDQ        $+128, DX
 	ADDQ        $+256, DI
 	SUBQ        $+64, R10
-	JGE         loop1911
+	JGE         loop1937
 
-done1912:
+done1938:
 	ADDQ $+64, R10
 	SUBQ $+8, R10
-	JLT  done1914
+	JLT  done1940
 
-loop1913:
+loop1939:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS (DI), Y10, Y3
 	VFMADD231PS (DI)(BX*1), Y10, Y5
@@ -27022,21 +27240,21 @@ loop1913:
 	ADDQ        $+16, DX
 	ADDQ        $+32, DI
 	SUBQ        $+8, R10
-	JGE         loop1913
+	JGE         loop1939
 
-done1914:
+done1940:
 	ADDQ    $+8, R10
 	TESTQ   R10, R10
-	JZ      done1915
+	JZ      done1941
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, R10
 
-copy1916:
+copy1942:
 	MOVWLZX     -2(DX)(R10*2), R11
 	MOVW        R11, -2(SP)(R10*2)
 	DECQ        R10
-	JNZ         copy1916
+	JNZ         copy1942
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VMASKMOVPS  (DI), Y0, Y11
@@ -27048,8 +27266,8 @@ copy1916:
 	VMASKMOVPS  (DI)(SI*1), Y0, Y11
 	VFMADD231PS Y11, Y10, Y9
 
-done1915:
-fold1904:
+done1941:
+fold1930:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -27087,23 +27305,23 @@ fold1904:
 	VBLENDVPS    Y2, Y4, Y1, Y1
 	VEXTRACTF128 $0x01, Y3, X2
 	CMPQ         DX, $0x02
-	JLT          part1917
+	JLT          part1943
 	VMOVLPS      X3, (R8)
 	VMOVHPS      X3, (R8)(DI*1)
 	VMOVLPS      X2, (R8)(DI*2)
 	VMOVHPS      X2, (R8)(R10*1)
-	JMP          stored1918
+	JMP          stored1944
 
-part1917:
+part1943:
 	VEXTRACTPS $0x00, X3, (R8)
 	VEXTRACTPS $0x02, X3, (R8)(DI*1)
 	VEXTRACTPS $0x00, X2, (R8)(DI*2)
 	VEXTRACTPS $0x02, X2, (R8)(R10*1)
 
-stored1918:
+stored1944:
 	ADDQ         $0x08, R8
 	SUBQ         $0x02, R9
-	JG           block1903
+	JG           block1929
 	MOVQ         top+16(FP), AX
 	VSHUFPS      $0xb1, Y1, Y1, Y0
 	VMAXPS       Y0, Y1, Y1
@@ -27129,18 +27347,18 @@ stored1918:
 TEXT ·combineF16AVX2(SB), NOSPLIT, $16-64
 	MOVQ r+24(FP), AX
 	CMPQ AX, $0x02
-	JE   rows1919
+	JE   rows1945
 	CMPQ AX, $0x03
-	JE   rows1920
+	JE   rows1946
 	CMPQ AX, $0x04
-	JE   rows1921
+	JE   rows1947
 	MOVQ ldP+16(FP), AX
 	SHLQ $0x02, AX
 	MOVQ dv+56(FP), AX
 	SHLQ $0x02, AX
 	XORQ AX, AX
 
-block1922:
+block1948:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -27149,9 +27367,9 @@ block1922:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), SI
 	SUBQ  $+64, SI
-	JLT   done1924
+	JLT   done1950
 
-loop1923:
+loop1949:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -27161,7 +27379,7 @@ loop1923:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1925
+	JZ      first1951
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -27171,7 +27389,7 @@ loop1923:
 	VMOVUPS 192(DX), Y6
 	VMOVUPS 224(DX), Y7
 
-first1925:
+first1951:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -27180,7 +27398,7 @@ first1925:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1926:
+key1952:
 	VBROADCASTSS (R8), Y8
 	VCVTPH2PS    (DI), Y9
 	VFMADD231PS  Y9, Y8, Y0
@@ -27201,7 +27419,7 @@ key1926:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1926
+	JNZ          key1952
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -27213,26 +27431,26 @@ key1926:
 	ADDQ         $+128, CX
 	ADDQ         $+256, DX
 	SUBQ         $+64, SI
-	JGE          loop1923
+	JGE          loop1949
 
-done1924:
+done1950:
 	ADDQ $+64, SI
 	SUBQ $+32, SI
-	JLT  done1928
+	JLT  done1954
 
-loop1927:
+loop1953:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1929
+	JZ      first1955
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
 	VMOVUPS 96(DX), Y3
 
-first1929:
+first1955:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -27241,7 +27459,7 @@ first1929:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1930:
+key1956:
 	VBROADCASTSS (R8), Y4
 	VCVTPH2PS    (DI), Y5
 	VFMADD231PS  Y5, Y4, Y0
@@ -27254,7 +27472,7 @@ key1930:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1930
+	JNZ          key1956
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -27262,22 +27480,22 @@ key1930:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, SI
-	JGE          loop1927
+	JGE          loop1953
 
-done1928:
+done1954:
 	ADDQ $+32, SI
 	SUBQ $+16, SI
-	JLT  done1932
+	JLT  done1958
 
-loop1931:
+loop1957:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1933
+	JZ      first1959
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 
-first1933:
+first1959:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -27286,7 +27504,7 @@ first1933:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1934:
+key1960:
 	VBROADCASTSS (R8), Y2
 	VCVTPH2PS    (DI), Y3
 	VFMADD231PS  Y3, Y2, Y0
@@ -27295,26 +27513,26 @@ key1934:
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1934
+	JNZ          key1960
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, SI
-	JGE          loop1931
+	JGE          loop1957
 
-done1932:
+done1958:
 	ADDQ $+16, SI
 	SUBQ $+8, SI
-	JLT  done1936
+	JLT  done1962
 
-loop1935:
+loop1961:
 	VXORPS  Y0, Y0, Y0
 	TESTQ   AX, AX
-	JZ      first1937
+	JZ      first1963
 	VMOVUPS (DX), Y0
 
-first1937:
+first1963:
 	MOVQ    keys+48(FP), R9
 	MOVQ    CX, DI
 	MOVQ    BX, R8
@@ -27323,24 +27541,24 @@ first1937:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1938:
+key1964:
 	VBROADCASTSS (R8), Y1
 	VCVTPH2PS    (DI), Y2
 	VFMADD231PS  Y2, Y1, Y0
 	ADDQ         stride+40(FP), DI
 	ADDQ         $0x04, R8
 	DECQ         R9
-	JNZ          key1938
+	JNZ          key1964
 	VMOVUPS      Y0, (DX)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, SI
-	JGE          loop1935
+	JGE          loop1961
 
-done1936:
+done1962:
 	ADDQ       $+8, SI
 	TESTQ      SI, SI
-	JZ         done1939
+	JZ         done1965
 	LEAQ       rowsMask<>+32(SB), DI
 	MOVQ       SI, R8
 	SHLQ       $0x02, R8
@@ -27348,10 +27566,10 @@ done1936:
 	VMOVUPS    (DI), Y0
 	VXORPS     Y1, Y1, Y1
 	TESTQ      AX, AX
-	JZ         first1940
+	JZ         first1966
 	VMASKMOVPS (DX), Y0, Y1
 
-first1940:
+first1966:
 	MOVQ    keys+48(FP), DI
 	MOVQ    BX, BX
 	SUBQ    AX, DI
@@ -27359,41 +27577,41 @@ first1940:
 	CMPQ    DI, R8
 	CMOVQGT R8, DI
 
-key1941:
+key1967:
 	VBROADCASTSS (BX), Y2
 	VPXOR        X3, X3, X3
 	VMOVDQU      X3, (SP)
 	MOVQ         SI, R8
 
-copy1942:
+copy1968:
 	MOVWLZX     -2(CX)(R8*2), R9
 	MOVW        R9, -2(SP)(R8*2)
 	DECQ        R8
-	JNZ         copy1942
+	JNZ         copy1968
 	VMOVDQU     (SP), X3
 	VCVTPH2PS   X3, Y3
 	VFMADD231PS Y3, Y2, Y1
 	ADDQ        stride+40(FP), CX
 	ADDQ        $0x04, BX
 	DECQ        DI
-	JNZ         key1941
+	JNZ         key1967
 	VMASKMOVPS  Y1, Y0, (DX)
 
-done1939:
+done1965:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1922
+	JLT  block1948
 	VZEROUPPER
 	RET
 
-rows1919:
+rows1945:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1943:
+block1969:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -27402,9 +27620,9 @@ block1943:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1945
+	JLT   done1971
 
-loop1944:
+loop1970:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -27414,7 +27632,7 @@ loop1944:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1946
+	JZ      first1972
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -27424,7 +27642,7 @@ loop1944:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1946:
+first1972:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -27433,7 +27651,7 @@ first1946:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1947:
+key1973:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -27451,7 +27669,7 @@ key1947:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1947
+	JNZ          key1973
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -27463,26 +27681,26 @@ key1947:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1944
+	JGE          loop1970
 
-done1945:
+done1971:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1949
+	JLT  done1975
 
-loop1948:
+loop1974:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1950
+	JZ      first1976
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1950:
+first1976:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -27491,7 +27709,7 @@ first1950:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1951:
+key1977:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -27503,7 +27721,7 @@ key1951:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1951
+	JNZ          key1977
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -27511,22 +27729,22 @@ key1951:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1948
+	JGE          loop1974
 
-done1949:
+done1975:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1953
+	JLT  done1979
 
-loop1952:
+loop1978:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1954
+	JZ      first1980
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1954:
+first1980:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -27535,7 +27753,7 @@ first1954:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1955:
+key1981:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -27544,18 +27762,18 @@ key1955:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1955
+	JNZ          key1981
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1952
+	JGE          loop1978
 
-done1953:
+done1979:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1956
+	JZ         done1982
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -27564,11 +27782,11 @@ done1953:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1957
+	JZ         first1983
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1957:
+first1983:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -27576,16 +27794,16 @@ first1957:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1958:
+key1984:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy1959:
+copy1985:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1959
+	JNZ          copy1985
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -27595,18 +27813,18 @@ copy1959:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1958
+	JNZ          key1984
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1956:
+done1982:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1943
+	JLT  block1969
 	VZEROUPPER
 	RET
 
-rows1920:
+rows1946:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	LEAQ (SI)(SI*2), AX
@@ -27615,7 +27833,7 @@ rows1920:
 	LEAQ (DI)(DI*2), AX
 	XORQ AX, AX
 
-block1960:
+block1986:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -27624,9 +27842,9 @@ block1960:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1962
+	JLT   done1988
 
-loop1961:
+loop1987:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -27640,7 +27858,7 @@ loop1961:
 	VXORPS  Y10, Y10, Y10
 	VXORPS  Y11, Y11, Y11
 	TESTQ   AX, AX
-	JZ      first1963
+	JZ      first1989
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -27654,7 +27872,7 @@ loop1961:
 	VMOVUPS 64(DX)(DI*2), Y10
 	VMOVUPS 96(DX)(DI*2), Y11
 
-first1963:
+first1989:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -27663,7 +27881,7 @@ first1963:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1964:
+key1990:
 	VBROADCASTSS (R10), Y12
 	VBROADCASTSS (R10)(SI*1), Y13
 	VBROADCASTSS (R10)(SI*2), Y14
@@ -27686,7 +27904,7 @@ key1964:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1964
+	JNZ          key1990
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -27702,14 +27920,14 @@ key1964:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1961
+	JGE          loop1987
 
-done1962:
+done1988:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1966
+	JLT  done1992
 
-loop1965:
+loop1991:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -27717,7 +27935,7 @@ loop1965:
 	VXORPS  Y4, Y4, Y4
 	VXORPS  Y5, Y5, Y5
 	TESTQ   AX, AX
-	JZ      first1967
+	JZ      first1993
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
@@ -27725,7 +27943,7 @@ loop1965:
 	VMOVUPS (DX)(DI*2), Y4
 	VMOVUPS 32(DX)(DI*2), Y5
 
-first1967:
+first1993:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -27734,7 +27952,7 @@ first1967:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1968:
+key1994:
 	VCVTPH2PS    (R9), Y6
 	VCVTPH2PS    16(R9), Y7
 	VBROADCASTSS (R10), Y8
@@ -27749,7 +27967,7 @@ key1968:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1968
+	JNZ          key1994
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -27759,24 +27977,24 @@ key1968:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1965
+	JGE          loop1991
 
-done1966:
+done1992:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1970
+	JLT  done1996
 
-loop1969:
+loop1995:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	TESTQ   AX, AX
-	JZ      first1971
+	JZ      first1997
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 	VMOVUPS (DX)(DI*2), Y2
 
-first1971:
+first1997:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -27785,7 +28003,7 @@ first1971:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1972:
+key1998:
 	VCVTPH2PS    (R9), Y3
 	VBROADCASTSS (R10), Y4
 	VFMADD231PS  Y3, Y4, Y0
@@ -27796,19 +28014,19 @@ key1972:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1972
+	JNZ          key1998
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	VMOVUPS      Y2, (DX)(DI*2)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1969
+	JGE          loop1995
 
-done1970:
+done1996:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1973
+	JZ         done1999
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -27818,12 +28036,12 @@ done1970:
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	TESTQ      AX, AX
-	JZ         first1974
+	JZ         first2000
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 	VMASKMOVPS (DX)(DI*2), Y0, Y3
 
-first1974:
+first2000:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -27831,16 +28049,16 @@ first1974:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1975:
+key2001:
 	VPXOR   X4, X4, X4
 	VMOVDQU X4, (SP)
 	MOVQ    R8, R10
 
-copy1976:
+copy2002:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1976
+	JNZ          copy2002
 	VMOVDQU      (SP), X4
 	VCVTPH2PS    X4, Y4
 	VBROADCASTSS (BX), Y5
@@ -27852,26 +28070,26 @@ copy1976:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1975
+	JNZ          key2001
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 	VMASKMOVPS   Y3, Y0, (DX)(DI*2)
 
-done1973:
+done1999:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1960
+	JLT  block1986
 	VZEROUPPER
 	RET
 
-rows1921:
+rows1947:
 	MOVQ ldP+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ dv+56(FP), DI
 	SHLQ $0x02, DI
 	XORQ AX, AX
 
-block1977:
+block2003:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -27880,9 +28098,9 @@ block1977:
 	MOVQ  o+0(FP), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1979
+	JLT   done2005
 
-loop1978:
+loop2004:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -27892,7 +28110,7 @@ loop1978:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1980
+	JZ      first2006
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -27902,7 +28120,7 @@ loop1978:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1980:
+first2006:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -27911,7 +28129,7 @@ first1980:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1981:
+key2007:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -27929,7 +28147,7 @@ key1981:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1981
+	JNZ          key2007
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -27941,26 +28159,26 @@ key1981:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1978
+	JGE          loop2004
 
-done1979:
+done2005:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1983
+	JLT  done2009
 
-loop1982:
+loop2008:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first1984
+	JZ      first2010
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first1984:
+first2010:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -27969,7 +28187,7 @@ first1984:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1985:
+key2011:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -27981,7 +28199,7 @@ key1985:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1985
+	JNZ          key2011
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -27989,22 +28207,22 @@ key1985:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1982
+	JGE          loop2008
 
-done1983:
+done2009:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done1987
+	JLT  done2013
 
-loop1986:
+loop2012:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first1988
+	JZ      first2014
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first1988:
+first2014:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -28013,7 +28231,7 @@ first1988:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1989:
+key2015:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -28022,18 +28240,18 @@ key1989:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1989
+	JNZ          key2015
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop1986
+	JGE          loop2012
 
-done1987:
+done2013:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done1990
+	JZ         done2016
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -28042,11 +28260,11 @@ done1987:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first1991
+	JZ         first2017
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first1991:
+first2017:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -28054,16 +28272,16 @@ first1991:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key1992:
+key2018:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy1993:
+copy2019:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy1993
+	JNZ          copy2019
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -28073,11 +28291,11 @@ copy1993:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key1992
+	JNZ          key2018
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done1990:
+done2016:
 	MOVQ  AX, CX
 	IMULQ stride+40(FP), CX
 	ADDQ  v+32(FP), CX
@@ -28088,9 +28306,9 @@ done1990:
 	LEAQ  (DX)(DI*2), DX
 	MOVQ  dv+56(FP), R8
 	SUBQ  $+32, R8
-	JLT   done1995
+	JLT   done2021
 
-loop1994:
+loop2020:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
@@ -28100,7 +28318,7 @@ loop1994:
 	VXORPS  Y6, Y6, Y6
 	VXORPS  Y7, Y7, Y7
 	TESTQ   AX, AX
-	JZ      first1996
+	JZ      first2022
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -28110,7 +28328,7 @@ loop1994:
 	VMOVUPS 64(DX)(DI*1), Y6
 	VMOVUPS 96(DX)(DI*1), Y7
 
-first1996:
+first2022:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -28119,7 +28337,7 @@ first1996:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key1997:
+key2023:
 	VBROADCASTSS (R10), Y8
 	VBROADCASTSS (R10)(SI*1), Y9
 	VCVTPH2PS    (R9), Y10
@@ -28137,7 +28355,7 @@ key1997:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key1997
+	JNZ          key2023
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, 64(DX)
@@ -28149,26 +28367,26 @@ key1997:
 	ADDQ         $+64, CX
 	ADDQ         $+128, DX
 	SUBQ         $+32, R8
-	JGE          loop1994
+	JGE          loop2020
 
-done1995:
+done2021:
 	ADDQ $+32, R8
 	SUBQ $+16, R8
-	JLT  done1999
+	JLT  done2025
 
-loop1998:
+loop2024:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	VXORPS  Y2, Y2, Y2
 	VXORPS  Y3, Y3, Y3
 	TESTQ   AX, AX
-	JZ      first2000
+	JZ      first2026
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS (DX)(DI*1), Y2
 	VMOVUPS 32(DX)(DI*1), Y3
 
-first2000:
+first2026:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -28177,7 +28395,7 @@ first2000:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key2001:
+key2027:
 	VBROADCASTSS (R10), Y4
 	VBROADCASTSS (R10)(SI*1), Y5
 	VCVTPH2PS    (R9), Y6
@@ -28189,7 +28407,7 @@ key2001:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key2001
+	JNZ          key2027
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, 32(DX)
 	VMOVUPS      Y2, (DX)(DI*1)
@@ -28197,22 +28415,22 @@ key2001:
 	ADDQ         $+32, CX
 	ADDQ         $+64, DX
 	SUBQ         $+16, R8
-	JGE          loop1998
+	JGE          loop2024
 
-done1999:
+done2025:
 	ADDQ $+16, R8
 	SUBQ $+8, R8
-	JLT  done2003
+	JLT  done2029
 
-loop2002:
+loop2028:
 	VXORPS  Y0, Y0, Y0
 	VXORPS  Y1, Y1, Y1
 	TESTQ   AX, AX
-	JZ      first2004
+	JZ      first2030
 	VMOVUPS (DX), Y0
 	VMOVUPS (DX)(DI*1), Y1
 
-first2004:
+first2030:
 	MOVQ    keys+48(FP), R11
 	MOVQ    CX, R9
 	MOVQ    BX, R10
@@ -28221,7 +28439,7 @@ first2004:
 	CMPQ    R11, R12
 	CMOVQGT R12, R11
 
-key2005:
+key2031:
 	VCVTPH2PS    (R9), Y2
 	VBROADCASTSS (R10), Y3
 	VFMADD231PS  Y2, Y3, Y0
@@ -28230,18 +28448,18 @@ key2005:
 	ADDQ         stride+40(FP), R9
 	ADDQ         $0x04, R10
 	DECQ         R11
-	JNZ          key2005
+	JNZ          key2031
 	VMOVUPS      Y0, (DX)
 	VMOVUPS      Y1, (DX)(DI*1)
 	ADDQ         $+16, CX
 	ADDQ         $+32, DX
 	SUBQ         $+8, R8
-	JGE          loop2002
+	JGE          loop2028
 
-done2003:
+done2029:
 	ADDQ       $+8, R8
 	TESTQ      R8, R8
-	JZ         done2006
+	JZ         done2032
 	LEAQ       rowsMask<>+32(SB), R9
 	MOVQ       R8, R10
 	SHLQ       $0x02, R10
@@ -28250,11 +28468,11 @@ done2003:
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	TESTQ      AX, AX
-	JZ         first2007
+	JZ         first2033
 	VMASKMOVPS (DX), Y0, Y1
 	VMASKMOVPS (DX)(DI*1), Y0, Y2
 
-first2007:
+first2033:
 	MOVQ    keys+48(FP), R9
 	MOVQ    BX, BX
 	SUBQ    AX, R9
@@ -28262,16 +28480,16 @@ first2007:
 	CMPQ    R9, R10
 	CMOVQGT R10, R9
 
-key2008:
+key2034:
 	VPXOR   X3, X3, X3
 	VMOVDQU X3, (SP)
 	MOVQ    R8, R10
 
-copy2009:
+copy2035:
 	MOVWLZX      -2(CX)(R10*2), R11
 	MOVW         R11, -2(SP)(R10*2)
 	DECQ         R10
-	JNZ          copy2009
+	JNZ          copy2035
 	VMOVDQU      (SP), X3
 	VCVTPH2PS    X3, Y3
 	VBROADCASTSS (BX), Y4
@@ -28281,14 +28499,14 @@ copy2009:
 	ADDQ         stride+40(FP), CX
 	ADDQ         $0x04, BX
 	DECQ         R9
-	JNZ          key2008
+	JNZ          key2034
 	VMASKMOVPS   Y1, Y0, (DX)
 	VMASKMOVPS   Y2, Y0, (DX)(DI*1)
 
-done2006:
+done2032:
 	ADDQ $0x20, AX
 	CMPQ AX, keys+48(FP)
-	JLT  block1977
+	JLT  block2003
 	VZEROUPPER
 	RET
 
@@ -28313,7 +28531,7 @@ TEXT ·normF16AVX2(SB), NOSPLIT, $16-36
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 
-block2010:
+block2036:
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 	VXORPS Y4, Y4, Y4
@@ -28327,429 +28545,429 @@ block2010:
 	ADDQ   stride+8(FP), AX
 	MOVQ   d+24(FP), SI
 	SUBQ   $+64, SI
-	JLT    done2013
-
-loop2012:
-	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   16(DX), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   32(DX), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   48(DX), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   64(DX), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   80(DX), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   96(DX), Y10
-	VFMADD231PS Y10, Y10, Y2
-	VCVTPH2PS   112(DX), Y10
-	VFMADD231PS Y10, Y10, Y2
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop2012
-
-done2013:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
-	JLT  done2015
-
-loop2014:
-	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y2
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
-	JGE         loop2014
-
-done2015:
-	ADDQ    $+8, SI
-	TESTQ   SI, SI
-	JZ      done2016
-	VPXOR   X10, X10, X10
-	VMOVDQU X10, (SP)
-	MOVQ    CX, SI
-
-copy2017:
-	MOVWLZX     -2(DX)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy2017
-	VMOVDQU     (SP), X10
-	VCVTPH2PS   X10, Y10
-	VFMADD231PS Y10, Y10, Y2
-
-done2016:
-	CMPQ BX, $0x01
-	JLE  fold2011
-	MOVQ AX, DX
-	MOVQ DX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), SI
-	SUBQ $+64, SI
-	JLT  done2019
-
-loop2018:
-	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   16(DX), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   32(DX), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   48(DX), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   64(DX), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   80(DX), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   96(DX), Y10
-	VFMADD231PS Y10, Y10, Y3
-	VCVTPH2PS   112(DX), Y10
-	VFMADD231PS Y10, Y10, Y3
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop2018
-
-done2019:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
-	JLT  done2021
-
-loop2020:
-	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y3
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
-	JGE         loop2020
-
-done2021:
-	ADDQ    $+8, SI
-	TESTQ   SI, SI
-	JZ      done2022
-	VPXOR   X10, X10, X10
-	VMOVDQU X10, (SP)
-	MOVQ    CX, SI
-
-copy2023:
-	MOVWLZX     -2(DX)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy2023
-	VMOVDQU     (SP), X10
-	VCVTPH2PS   X10, Y10
-	VFMADD231PS Y10, Y10, Y3
-
-done2022:
-	CMPQ BX, $0x02
-	JLE  fold2011
-	MOVQ AX, DX
-	MOVQ DX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), SI
-	SUBQ $+64, SI
-	JLT  done2025
-
-loop2024:
-	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   16(DX), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   32(DX), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   48(DX), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   64(DX), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   80(DX), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   96(DX), Y10
-	VFMADD231PS Y10, Y10, Y4
-	VCVTPH2PS   112(DX), Y10
-	VFMADD231PS Y10, Y10, Y4
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop2024
-
-done2025:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
-	JLT  done2027
-
-loop2026:
-	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y4
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
-	JGE         loop2026
-
-done2027:
-	ADDQ    $+8, SI
-	TESTQ   SI, SI
-	JZ      done2028
-	VPXOR   X10, X10, X10
-	VMOVDQU X10, (SP)
-	MOVQ    CX, SI
-
-copy2029:
-	MOVWLZX     -2(DX)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy2029
-	VMOVDQU     (SP), X10
-	VCVTPH2PS   X10, Y10
-	VFMADD231PS Y10, Y10, Y4
-
-done2028:
-	CMPQ BX, $0x03
-	JLE  fold2011
-	MOVQ AX, DX
-	MOVQ DX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), SI
-	SUBQ $+64, SI
-	JLT  done2031
-
-loop2030:
-	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   16(DX), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   32(DX), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   48(DX), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   64(DX), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   80(DX), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   96(DX), Y10
-	VFMADD231PS Y10, Y10, Y5
-	VCVTPH2PS   112(DX), Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop2030
-
-done2031:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
-	JLT  done2033
-
-loop2032:
-	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y5
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
-	JGE         loop2032
-
-done2033:
-	ADDQ    $+8, SI
-	TESTQ   SI, SI
-	JZ      done2034
-	VPXOR   X10, X10, X10
-	VMOVDQU X10, (SP)
-	MOVQ    CX, SI
-
-copy2035:
-	MOVWLZX     -2(DX)(SI*2), DI
-	MOVW        DI, -2(SP)(SI*2)
-	DECQ        SI
-	JNZ         copy2035
-	VMOVDQU     (SP), X10
-	VCVTPH2PS   X10, Y10
-	VFMADD231PS Y10, Y10, Y5
-
-done2034:
-	CMPQ BX, $0x04
-	JLE  fold2011
-	MOVQ AX, DX
-	MOVQ DX, AX
-	ADDQ stride+8(FP), AX
-	MOVQ d+24(FP), SI
-	SUBQ $+64, SI
-	JLT  done2037
-
-loop2036:
-	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   16(DX), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   32(DX), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   48(DX), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   64(DX), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   80(DX), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   96(DX), Y10
-	VFMADD231PS Y10, Y10, Y6
-	VCVTPH2PS   112(DX), Y10
-	VFMADD231PS Y10, Y10, Y6
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop2036
-
-done2037:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
-	JLT  done2039
+	JLT    done2039
 
 loop2038:
 	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y6
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
 	JGE         loop2038
 
 done2039:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2041
+
+loop2040:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y2
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2040
+
+done2041:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done2040
+	JZ      done2042
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy2041:
+copy2043:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy2041
+	JNZ         copy2043
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
-	VFMADD231PS Y10, Y10, Y6
+	VFMADD231PS Y10, Y10, Y2
 
-done2040:
-	CMPQ BX, $0x05
-	JLE  fold2011
+done2042:
+	CMPQ BX, $0x01
+	JLE  fold2037
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
 	SUBQ $+64, SI
-	JLT  done2043
-
-loop2042:
-	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   16(DX), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   32(DX), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   48(DX), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   64(DX), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   80(DX), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   96(DX), Y10
-	VFMADD231PS Y10, Y10, Y7
-	VCVTPH2PS   112(DX), Y10
-	VFMADD231PS Y10, Y10, Y7
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop2042
-
-done2043:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
 	JLT  done2045
 
 loop2044:
 	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y7
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
 	JGE         loop2044
 
 done2045:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2047
+
+loop2046:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y3
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2046
+
+done2047:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done2046
+	JZ      done2048
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy2047:
+copy2049:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy2047
+	JNZ         copy2049
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
-	VFMADD231PS Y10, Y10, Y7
+	VFMADD231PS Y10, Y10, Y3
 
-done2046:
-	CMPQ BX, $0x06
-	JLE  fold2011
+done2048:
+	CMPQ BX, $0x02
+	JLE  fold2037
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
 	SUBQ $+64, SI
-	JLT  done2049
-
-loop2048:
-	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   16(DX), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   32(DX), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   48(DX), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   64(DX), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   80(DX), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   96(DX), Y10
-	VFMADD231PS Y10, Y10, Y8
-	VCVTPH2PS   112(DX), Y10
-	VFMADD231PS Y10, Y10, Y8
-	ADDQ        $+128, DX
-	SUBQ        $+64, SI
-	JGE         loop2048
-
-done2049:
-	ADDQ $+64, SI
-	SUBQ $+8, SI
 	JLT  done2051
 
 loop2050:
 	VCVTPH2PS   (DX), Y10
-	VFMADD231PS Y10, Y10, Y8
-	ADDQ        $+16, DX
-	SUBQ        $+8, SI
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
 	JGE         loop2050
 
 done2051:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2053
+
+loop2052:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y4
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2052
+
+done2053:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done2052
+	JZ      done2054
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy2053:
+copy2055:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy2053
+	JNZ         copy2055
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
-	VFMADD231PS Y10, Y10, Y8
+	VFMADD231PS Y10, Y10, Y4
 
-done2052:
-	CMPQ BX, $0x07
-	JLE  fold2011
+done2054:
+	CMPQ BX, $0x03
+	JLE  fold2037
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
 	SUBQ $+64, SI
-	JLT  done2055
+	JLT  done2057
 
-loop2054:
+loop2056:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2056
+
+done2057:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2059
+
+loop2058:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y5
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2058
+
+done2059:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2060
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy2061:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2061
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VFMADD231PS Y10, Y10, Y5
+
+done2060:
+	CMPQ BX, $0x04
+	JLE  fold2037
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2063
+
+loop2062:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2062
+
+done2063:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2065
+
+loop2064:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y6
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2064
+
+done2065:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2066
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy2067:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2067
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VFMADD231PS Y10, Y10, Y6
+
+done2066:
+	CMPQ BX, $0x05
+	JLE  fold2037
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2069
+
+loop2068:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2068
+
+done2069:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2071
+
+loop2070:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y7
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2070
+
+done2071:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2072
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy2073:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2073
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VFMADD231PS Y10, Y10, Y7
+
+done2072:
+	CMPQ BX, $0x06
+	JLE  fold2037
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2075
+
+loop2074:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   16(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   32(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   48(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   64(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   80(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   96(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	VCVTPH2PS   112(DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+128, DX
+	SUBQ        $+64, SI
+	JGE         loop2074
+
+done2075:
+	ADDQ $+64, SI
+	SUBQ $+8, SI
+	JLT  done2077
+
+loop2076:
+	VCVTPH2PS   (DX), Y10
+	VFMADD231PS Y10, Y10, Y8
+	ADDQ        $+16, DX
+	SUBQ        $+8, SI
+	JGE         loop2076
+
+done2077:
+	ADDQ    $+8, SI
+	TESTQ   SI, SI
+	JZ      done2078
+	VPXOR   X10, X10, X10
+	VMOVDQU X10, (SP)
+	MOVQ    CX, SI
+
+copy2079:
+	MOVWLZX     -2(DX)(SI*2), DI
+	MOVW        DI, -2(SP)(SI*2)
+	DECQ        SI
+	JNZ         copy2079
+	VMOVDQU     (SP), X10
+	VCVTPH2PS   X10, Y10
+	VFMADD231PS Y10, Y10, Y8
+
+done2078:
+	CMPQ BX, $0x07
+	JLE  fold2037
+	MOVQ AX, DX
+	MOVQ DX, AX
+	ADDQ stride+8(FP), AX
+	MOVQ d+24(FP), SI
+	SUBQ $+64, SI
+	JLT  done2081
+
+loop2080:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y9
 	VCVTPH2PS   16(DX), Y10
@@ -28768,39 +28986,39 @@ loop2054:
 	VFMADD231PS Y10, Y10, Y9
 	ADDQ        $+128, DX
 	SUBQ        $+64, SI
-	JGE         loop2054
+	JGE         loop2080
 
-done2055:
+done2081:
 	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done2057
+	JLT  done2083
 
-loop2056:
+loop2082:
 	VCVTPH2PS   (DX), Y10
 	VFMADD231PS Y10, Y10, Y9
 	ADDQ        $+16, DX
 	SUBQ        $+8, SI
-	JGE         loop2056
+	JGE         loop2082
 
-done2057:
+done2083:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done2058
+	JZ      done2084
 	VPXOR   X10, X10, X10
 	VMOVDQU X10, (SP)
 	MOVQ    CX, SI
 
-copy2059:
+copy2085:
 	MOVWLZX     -2(DX)(SI*2), DI
 	MOVW        DI, -2(SP)(SI*2)
 	DECQ        SI
-	JNZ         copy2059
+	JNZ         copy2085
 	VMOVDQU     (SP), X10
 	VCVTPH2PS   X10, Y10
 	VFMADD231PS Y10, Y10, Y9
 
-done2058:
-fold2011:
+done2084:
+fold2037:
 	VPERM2F128   $0x20, Y6, Y2, Y10
 	VPERM2F128   $0x31, Y6, Y2, Y2
 	VADDPS       Y10, Y2, Y10
@@ -28825,7 +29043,7 @@ fold2011:
 	VMINPS       Y0, Y3, Y3
 	VMAXPS       Y3, Y1, Y1
 	SUBQ         $0x08, BX
-	JG           block2010
+	JG           block2036
 	VEXTRACTF128 $0x01, Y1, X0
 	VMAXPS       X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -28857,15 +29075,15 @@ TEXT ·peakF16AVX2(SB), NOSPLIT, $16-36
 	VBROADCASTSS X0, Y0
 	VXORPS       Y1, Y1, Y1
 
-block2060:
+block2086:
 	MOVQ AX, DX
 	MOVQ DX, AX
 	ADDQ stride+8(FP), AX
 	MOVQ d+24(FP), SI
 	SUBQ $+64, SI
-	JLT  done2062
+	JLT  done2088
 
-loop2061:
+loop2087:
 	VCVTPH2PS (DX), Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
@@ -28892,42 +29110,42 @@ loop2061:
 	VPMAXUD   Y2, Y1, Y1
 	ADDQ      $+128, DX
 	SUBQ      $+64, SI
-	JGE       loop2061
+	JGE       loop2087
 
-done2062:
+done2088:
 	ADDQ $+64, SI
 	SUBQ $+8, SI
-	JLT  done2064
+	JLT  done2090
 
-loop2063:
+loop2089:
 	VCVTPH2PS (DX), Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
 	ADDQ      $+16, DX
 	SUBQ      $+8, SI
-	JGE       loop2063
+	JGE       loop2089
 
-done2064:
+done2090:
 	ADDQ    $+8, SI
 	TESTQ   SI, SI
-	JZ      done2065
+	JZ      done2091
 	VPXOR   X2, X2, X2
 	VMOVDQU X2, (SP)
 	MOVQ    CX, SI
 
-copy2066:
+copy2092:
 	MOVWLZX   -2(DX)(SI*2), DI
 	MOVW      DI, -2(SP)(SI*2)
 	DECQ      SI
-	JNZ       copy2066
+	JNZ       copy2092
 	VMOVDQU   (SP), X2
 	VCVTPH2PS X2, Y2
 	VPAND     Y0, Y2, Y2
 	VPMAXUD   Y2, Y1, Y1
 
-done2065:
+done2091:
 	SUBQ         $0x01, BX
-	JG           block2060
+	JG           block2086
 	VEXTRACTF128 $0x01, Y1, X0
 	VPMAXUD      X0, X1, X0
 	VPSHUFD      $0x4e, X0, X1
@@ -28950,9 +29168,9 @@ TEXT ·widenF16AVX2(SB), NOSPLIT, $16-24
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 	SUBQ $+32, DX
-	JLT  done2068
+	JLT  done2094
 
-loop2067:
+loop2093:
 	VCVTPH2PS (CX), Y0
 	VMOVUPS   Y0, (AX)
 	VCVTPH2PS 16(CX), Y0
@@ -28964,25 +29182,25 @@ loop2067:
 	ADDQ      $+64, CX
 	ADDQ      $+128, AX
 	SUBQ      $+32, DX
-	JGE       loop2067
+	JGE       loop2093
 
-done2068:
+done2094:
 	ADDQ $+32, DX
 	SUBQ $+8, DX
-	JLT  done2070
+	JLT  done2096
 
-loop2069:
+loop2095:
 	VCVTPH2PS (CX), Y0
 	VMOVUPS   Y0, (AX)
 	ADDQ      $+16, CX
 	ADDQ      $+32, AX
 	SUBQ      $+8, DX
-	JGE       loop2069
+	JGE       loop2095
 
-done2070:
+done2096:
 	ADDQ    $+8, DX
 	TESTQ   DX, DX
-	JZ      done2071
+	JZ      done2097
 	LEAQ    rowsMask<>+32(SB), BX
 	MOVQ    DX, SI
 	SHLQ    $0x02, SI
@@ -28991,16 +29209,16 @@ done2070:
 	VPXOR   X1, X1, X1
 	VMOVDQU X1, (SP)
 
-copy2072:
+copy2098:
 	MOVWLZX    -2(CX)(DX*2), BX
 	MOVW       BX, -2(SP)(DX*2)
 	DECQ       DX
-	JNZ        copy2072
+	JNZ        copy2098
 	VMOVDQU    (SP), X1
 	VCVTPH2PS  X1, Y1
 	VMASKMOVPS Y1, Y0, (AX)
 
-done2071:
+done2097:
 	VZEROUPPER
 	RET
 
@@ -29019,9 +29237,9 @@ TEXT ·weightsAVX2(SB), NOSPLIT, $0-36
 	VXORPS       Y3, Y3, Y3
 	VXORPS       Y4, Y4, Y4
 	SUBQ         $+16, CX
-	JLT          done2074
+	JLT          done2100
 
-loop2073:
+loop2099:
 	VMOVUPS     (AX), Y5
 	VMOVAPS     Y2, Y6
 	VFMADD231PS Y5, Y1, Y6
@@ -29074,14 +29292,14 @@ loop2073:
 	VADDPS      Y8, Y4, Y4
 	ADDQ        $+64, AX
 	SUBQ        $+16, CX
-	JGE         loop2073
+	JGE         loop2099
 
-done2074:
+done2100:
 	ADDQ $+16, CX
 	SUBQ $+8, CX
-	JLT  done2076
+	JLT  done2102
 
-loop2075:
+loop2101:
 	VMOVUPS     (AX), Y5
 	VMOVAPS     Y2, Y6
 	VFMADD231PS Y5, Y1, Y6
@@ -29109,12 +29327,12 @@ loop2075:
 	VADDPS      Y8, Y3, Y3
 	ADDQ        $+32, AX
 	SUBQ        $+8, CX
-	JGE         loop2075
+	JGE         loop2101
 
-done2076:
+done2102:
 	ADDQ        $+8, CX
 	TESTQ       CX, CX
-	JZ          done2077
+	JZ          done2103
 	LEAQ        rowsMask<>+32(SB), DX
 	SHLQ        $0x02, CX
 	SUBQ        CX, DX
@@ -29146,7 +29364,7 @@ done2076:
 	VMASKMOVPS  Y1, Y5, (AX)
 	VADDPS      Y1, Y3, Y3
 
-done2077:
+done2103:
 	VADDPS       Y4, Y3, Y3
 	VEXTRACTF128 $0x01, Y3, X0
 	VADDPS       X0, X3, X0
@@ -29282,9 +29500,9 @@ TEXT ·readPeakAVX2(SB), NOSPLIT, $0-16
 	VXORPS Y6, Y6, Y6
 	VXORPS Y7, Y7, Y7
 	SUBQ   $+256, CX
-	JLT    done2079
+	JLT    done2105
 
-loop2078:
+loop2104:
 	VMOVUPS (AX), Y8
 	VPADDD  Y8, Y0, Y0
 	VMOVUPS 32(AX), Y8
@@ -29303,23 +29521,23 @@ loop2078:
 	VPADDD  Y8, Y7, Y7
 	ADDQ    $+256, AX
 	SUBQ    $+256, CX
-	JGE     loop2078
+	JGE     loop2104
 
-done2079:
+done2105:
 	ADDQ $+256, CX
 	SUBQ $+64, CX
-	JLT  done2081
+	JLT  done2107
 
-loop2080:
+loop2106:
 	VMOVUPS (AX), Y2
 	VPADDD  Y2, Y0, Y0
 	VMOVUPS 32(AX), Y2
 	VPADDD  Y2, Y1, Y1
 	ADDQ    $+64, AX
 	SUBQ    $+64, CX
-	JGE     loop2080
+	JGE     loop2106
 
-done2081:
+done2107:
 	ADDQ $+64, CX
 	VZEROUPPER
 	RET

@@ -82,12 +82,13 @@ func scratchBytes(g attention.Geometry) int {
 	if g.DType != attention.F32 {
 		vector += roundUp8(keyTile*g.D*4) + roundUp8(keyTile*g.Dv*4)
 	}
-	return max(vector, plainBytes(g), fewBytes(g))
+	return max(vector, plainBytes(g), fewBytes(g)) + partBytes(g)
 }
 
 func newScratch(g attention.Geometry, b []byte) (sc scratch) {
 	all := b[:scratchBytes(g)]
-	sc.plain, sc.few = newPlainScratch(g, all), newFewScratch(g, all)
+	own := len(all) - partBytes(g)
+	sc.plain, sc.few = newPlainScratch(g, all), newFewScratch(g, all, all[own:])
 	sc.sWide = carve[float64](&all, wideKeys*tileLanes)
 	sc.s = unsafe.Slice((*float32)(unsafe.Pointer(&sc.sWide[0])), keyTile*tileLanes)
 	sc.q = carve[float64](&all, g.D*tileLanes)

@@ -126,18 +126,18 @@ func softmaxPairs(t emit.Tier) {
 
 // addSum adds vector v of float32 sums to l, at BX, times alpha, at CX.
 func addSum(t emit.Tier, sum, v int) {
-	for half := range 2 {
-		part := (2*v + half) * t.Bytes
-		if half == 0 {
-			VCVTPS2PD(t.Half(sum), t.V(0))
-		} else {
-			t.UpperHalf(sum, 0)
-			VCVTPS2PD(t.Half(0), t.V(0))
-		}
-		VMOVUPD(Mem{Base: RCX, Disp: part}, t.V(1))
-		VFMADD231PD(Mem{Base: RBX, Disp: part}, t.V(1), t.V(0))
-		VMOVUPD(t.V(0), Mem{Base: RBX, Disp: part})
-	}
+	addHalf(t, t.Half(sum), 2*v)
+	t.UpperHalf(sum, 0)
+	addHalf(t, t.Half(0), 2*v+1)
+}
+
+// addHalf adds half a vector of sums, the n-th.
+func addHalf(t emit.Tier, sums Physical, n int) {
+	at := n * t.Bytes
+	VCVTPS2PD(sums, t.V(0))
+	VMOVUPD(Mem{Base: RCX, Disp: at}, t.V(1))
+	VFMADD231PD(Mem{Base: RBX, Disp: at}, t.V(1), t.V(0))
+	VMOVUPD(t.V(0), Mem{Base: RBX, Disp: at})
 }
 
 // pairValues interleaves two rows, 16 words of each at a time.
