@@ -56,7 +56,7 @@ func BenchmarkApply(b *testing.B) {
 
 // BenchmarkKernel is the steady state: 4096 rows by 4096 keys on one thread.
 func BenchmarkKernel(b *testing.B) {
-	for _, d := range []int{64, 128} {
+	for _, d := range []int{32, 64, 80, 96, 128, 256} {
 		b.Run(fmt.Sprintf("D=%d", d), func(b *testing.B) { benchApply(b, geometry(attention.F32, d, 4096, 4096, 1)) })
 	}
 }
