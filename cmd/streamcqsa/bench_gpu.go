@@ -34,7 +34,7 @@ func runBenchGPU(w io.Writer, o *benchOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	if !c.cuda {
+	if len(c.list) != 1 {
 		return usagef("--device %q: want cpu, cuda or cuda:N", o.device)
 	}
 	devs, err := flags.openChosen(c)
@@ -42,11 +42,7 @@ func runBenchGPU(w io.Writer, o *benchOptions) (err error) {
 		return classify(errTemporary, fmt.Errorf("--device %s: %w", o.device, err))
 	}
 	dev := devs[0]
-	defer func() {
-		for _, d := range devs {
-			err = errors.Join(err, d.Close())
-		}
-	}()
+	defer func() { err = errors.Join(err, dev.Close()) }()
 	tokens := o.tokens
 	var list []gpuBench
 	for _, x := range []struct{ in, out attention.DType }{

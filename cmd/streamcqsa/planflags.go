@@ -218,9 +218,6 @@ func isGPU(dev stream.Device) bool {
 	return ok
 }
 
-// names are those of all devices.
-func (b basis) names() string { return strings.Join(b.devices, ",") }
-
 // gpuReserve is what auto leaves of a GPU's free memory to others, beside a tenth.
 const gpuReserve = 512 << 20
 
@@ -268,6 +265,9 @@ func basisOf(devs []stream.Device, p *stream.Plan) (b basis) {
 	}
 	return b
 }
+
+// names are those of all devices.
+func (b basis) names() string { return strings.Join(b.devices, ",") }
 
 func (b basis) text() string {
 	switch {

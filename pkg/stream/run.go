@@ -88,10 +88,9 @@ func Run(ctx context.Context, plan *Plan, dev Device, t Tensors, opt Options) (r
 	return RunAll(ctx, plan, []Device{dev}, t, opt)
 }
 
-// run carries out one shard of the schedule. It calls settled once, when nothing is
+// run carries out one shard of the schedule, and reports all but the time. It calls settled once, when nothing is
 // under way any more and the device still has its memory, if it got so far.
 func run(ctx context.Context, plan *Plan, dev Device, shard, shards int, t Tensors, opt Options, settled func()) (rep *Report, err error) {
-	start := time.Now()
 	settled = sync.OnceFunc(settled)
 	defer settled()
 	if err := dev.Reserve(plan.Geometry); err != nil {
@@ -122,8 +121,6 @@ func run(ctx context.Context, plan *Plan, dev Device, shard, shards int, t Tenso
 	}
 	settled()
 	r.report.Stats = dev.Stats()
-	r.report.Seconds = time.Since(start).Seconds()
-	r.report.FLOPS = plan.FLOPs / r.report.Seconds
 	return &r.report, nil
 }
 
