@@ -116,7 +116,8 @@ func ageText(t time.Time) string {
 	case age < time.Hour:
 		return "less than an hour old"
 	case age < 48*time.Hour:
-		return fmt.Sprintf("%d hours old", int(age.Hours()))
+		n := int(age.Hours())
+		return fmt.Sprintf("%d %s old", n, plural(n, "hour"))
 	default:
 		return fmt.Sprintf("%d days old", int(age.Hours()/24))
 	}
