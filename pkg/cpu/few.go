@@ -2,58 +2,74 @@ package cpu
 
 import (
 	"math"
+	"unsafe"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
 
 // Few query rows over many keys take the time in which K and V come from memory.
 // One tile of rows is then no work for several threads, so that the keys are
-// cut into parts of a fixed length, whatever the number of threads; each part
+// cut into parts whose length does not depend on the number of threads; each part
 // fills a partial state from nothing, and partial states are merged in order.
 const (
 	fewRows  = 16   // query rows that share a KV head
-	partKeys = 2048 // of one part
+	partKeys = 2048 // of the shortest part
+	mostFull = 128  // parts of a slot, if the shortest were more
+	fewKeys  = 512  // between two updates of a partial state
+
 	// So few rows that vectors are better along features and keys than along rows.
 	leastRows = 4
-	leastKeys = 512 // keys between two updates of their partial state
 )
 
 func fewQueries(g attention.Geometry) bool { return g.Group*g.QueryRows <= fewRows }
 
-// partsOf is the number of parts of a full KV slot.
-func partsOf(g attention.Geometry) int { return g.KVHeads * ceilDiv(g.KeyRows, partKeys) }
+// partOf is the number of keys of a part: partial states have to be merged, so that
+// there are not many more than threads.
+func partOf(g attention.Geometry) int {
+	return partKeys * max(1, ceilDiv(g.KVHeads*g.KeyRows, mostFull*partKeys))
+}
 
-// partialFloats is the size of a partial state: it has no lanes without a row.
+// partsOf is the number of parts of a full KV slot.
+func partsOf(g attention.Geometry) int { return g.KVHeads * ceilDiv(g.KeyRows, partOf(g)) }
+
+// partialFloats is the size of a partial state.
 func partialFloats(g attention.Geometry) int { return g.Group * g.QueryRows * (g.Dv + 2) }
 
+// partial is the state of few rows: acc is [row][dv].
+type partial struct {
+	acc, m, l []float64
+	dv        int
+}
+
+func newPartial(f []float64, rows, dv int) partial {
+	return partial{acc: f[:rows*dv], m: f[rows*dv:][:rows], l: f[rows*(dv+1):][:rows], dv: dv}
+}
+
+func (p partial) clear() {
+	clear(p.acc)
+	clear(p.l)
+	reset(p.m)
+}
+
+// fewScratch lasts as long as a part: no other kernel uses its memory.
 type fewScratch struct {
-	s []float32 // leastRows x leastKeys: scores, then weights
-	o []float32 // leastRows x Dv
-
-	// These last as long as a part: no other kernel uses their memory.
-	state []float64 // of a tile of the fewest lanes
-	q     []float32 // leastRows x D
+	q       []float32 // fewRows x D, as the kernels want it
+	o       []float32 // fewRows x Dv
+	tile    []float64 // the state of a tile of the fewest lanes
+	partial []float64
 }
 
-func fewBytes(g attention.Geometry) int {
-	if !fewQueries(g) {
-		return 0
-	}
-	return 4 * leastRows * (leastKeys + g.Dv)
-}
-
-// partBytes is the size of what lasts as long as a part.
 func partBytes(g attention.Geometry) int {
 	if !fewQueries(g) {
 		return 0
 	}
-	return 8*laneStep*(g.Dv+2) + roundUp8(4*leastRows*g.D)
+	return 4*fewRows*(g.D+g.Dv) + 8*laneStep*(g.Dv+2) + roundUp64(8*partialFloats(g))
 }
 
-func newFewScratch(g attention.Geometry, shared, own []byte) (f fewScratch) {
+func newFewScratch(g attention.Geometry, own []byte) (f fewScratch) {
 	if fewQueries(g) {
-		f.s, f.o = carve[float32](&shared, leastRows*leastKeys), carve[float32](&shared, leastRows*g.Dv)
-		f.state, f.q = carve[float64](&own, laneStep*(g.Dv+2)), carve[float32](&own, leastRows*g.D)
+		f.q, f.o = carve[float32](&own, fewRows*g.D), carve[float32](&own, fewRows*g.Dv)
+		f.tile, f.partial = carve[float64](&own, laneStep*(g.Dv+2)), carve[float64](&own, partialFloats(g))
 	}
 	return f
 }
@@ -65,7 +81,7 @@ func (d *Device) applyParts(w attention.Work) error {
 	var parts []part
 	for r, ref := range w.Refs {
 		for h := range s.heads {
-			for k0 := 0; k0 < d.kv[ref.Slot].rows; k0 += partKeys {
+			for k0 := 0; k0 < d.kv[ref.Slot].rows; k0 += partOf(g) {
 				parts = append(parts, part{h, r, k0})
 			}
 		}
@@ -74,105 +90,270 @@ func (d *Device) applyParts(w attention.Work) error {
 	for len(parts) > 0 { // a work may name a slot twice
 		wave := parts[:min(len(parts), most)]
 		parts = parts[len(wave):]
-		// Neighbours go to one thread: what a part fetches ahead is for the next.
-		together := min(max(len(wave)/(4*d.threads), 1), 4)
-		err := d.spread(d.team.run, d.threads, ceilDiv(len(wave), together), func(thread, run int) error {
-			first := run * together
-			for i, p := range wave[first:min(first+together, len(wave))] {
-				i += first
-				d.applyPart(&d.scratch[thread], s, w.Refs[p.ref], p.head, p.k0, d.partials[i*size:][:size])
-			}
+		err := d.spread(d.team.run, d.threads, len(wave), func(thread, i int) error {
+			p := wave[i]
+			d.applyPart(&d.scratch[thread], s, w.Refs[p.ref], p.head, p.k0, d.partials[i*size:][:size])
 			return nil
 		})
 		if err != nil {
 			return err
 		}
-		var t tile
-		for i, p := range wave {
-			s.tile(g, p.head, 0, &t)
-			t.merge(newState(d.partials[i*size:][:size], g.Group*g.QueryRows, g.Dv), t.rows)
+		for i := 0; i < len(wave); {
+			head := wave[i].head
+			var t tile
+			s.tile(g, head, 0, &t)
+			all := newPartial(d.partials[i*size:][:size], t.rows, g.Dv)
+			for i++; i < len(wave) && wave[i].head == head; i++ {
+				all.merge(newPartial(d.partials[i*size:][:size], t.rows, g.Dv))
+			}
+			all.mergeInto(t.state)
 		}
 	}
 	return nil
 }
 
-// applyPart applies one part of a chunk to an empty state, which is copied to partial.
+// applyPart applies one part of a chunk to an empty state, which is copied to to.
 // The state itself stays in the cache from part to part: while it came from memory,
 // K and V would not.
-func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head, k0 int, partial []float64) {
-	g := d.geo
-	t := &sc.tiles[0]
+func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head, k0 int, to []float64) {
+	g, t := d.geo, &sc.tiles[0]
 	s.tile(g, head, 0, t)
-	t.state = newState(sc.few.state, t.lanes, g.Dv)
-	t.state.clear()
-	if alongFeatures(g, t.rows) {
-		sc.few.pack(t, g.D)
-	}
+	t.state = newState(sc.few.tile, t.lanes, g.Dv)
+	way := d.fewWay(t.rows)
+	way.pack(sc.few.q, t, g.D)
+	p := newPartial(sc.few.partial, t.rows, g.Dv)
+	p.clear()
 	kv := d.kv[ref.Slot].head(g, head)
 	t.look(s, 0, ref, kv.n)
 	var pairs int
-	k1 := min(k0+partKeys, kv.n)
+	k1 := min(k0+partOf(g), kv.n)
 	for _, see := range t.see[:t.rows] {
 		pairs += min(max(int(see)-k0, 0), k1-k0)
 	}
 	k1 = min(k1, t.most)
-	for ; k0 < k1 && !d.interrupted.Load(); k0 += leastKeys {
-		d.applyFew(sc, t, kv, k0, min(k0+leastKeys, k1))
+	others := false
+	for ; k0 < k1 && !d.interrupted.Load(); k0 += way.keys {
+		end := min(k0+way.keys, k1)
+		if way.kind != tiles && d.path(t.norm, kv, k0, end) == narrow && !t.steep && d.applyFew(sc, t, p, &way, kv, k0, end) {
+			continue
+		}
+		if !others {
+			t.clear()
+			others = true
+		}
+		step := d.tileKeys()
+		for j := k0; j < end; j += step {
+			sc.next(j, step)
+			d.applyTile(sc, t, kv, j, min(j+step, end))
+		}
 	}
-	lanes := g.Group * g.QueryRows
-	for x := range g.Dv + 2 {
-		copy(partial[x*lanes:][:lanes], sc.few.state[x*t.lanes:])
+	if others {
+		p.add(t.state)
 	}
+	copy(to, sc.few.partial)
 	d.book(func(s *attention.Stats) { s.Pairs += float64(pairs) })
 }
 
-// alongFeatures says whether the kernels along features are the better ones: with
-// three rows and four they are not if rows of K are long.
+// fewKind is what the kernels for few rows have in a vector.
+type fewKind uint8
+
+const (
+	tiles    fewKind = iota // rows alone: as any tile
+	features                // features of one row
+	blocks                  // rows, each with several keys or features
+)
+
+// fewWay is how few rows are applied to keys.
+type fewWay struct {
+	kind  fewKind
+	keys  int  // between two updates of the state
+	rows  int  // of a block: 4, 8 or 16
+	words int  // of each row in a vector, and keys to a vector of scores
+	pairs bool // words are pairs of bfloat16, not float32
+
+	lanes    int // of the vectors for words keys
+	row, key [tileLanes]uint8
+}
+
+// fewWay chooses blocks where there are kernels for them, and they divide a row of K.
+// For float16, which they want widened, features are better as long as rows are few.
+func (d *Device) fewWay(rows int) (w fewWay) {
+	g := d.geo
+	w.keys = fewKeys
+	if d.lane == nil {
+		return w
+	}
+	w.rows, w.words = 4, 4
+	for ; w.rows < rows; w.rows *= 2 {
+		w.words = 2
+	}
+	w.pairs = g.DType == attention.BF16 && d.lane.fewScoresBF16 != nil && g.D%(2*w.words) == 0
+	switch {
+	case rows > 1 && d.lane.fewScores != nil && g.D%w.words == 0 && (g.DType != attention.F16 || rows > leastRows):
+		w.kind = blocks
+		w.lay()
+		if g.DType != attention.F32 && !w.pairs {
+			w.keys = keyTile // as many as there is room for in float32
+		}
+	case alongFeatures(g, rows):
+		w.kind = features
+	}
+	return w
+}
+
+// lay says which row and which key the lanes hold: the order in which sums over
+// neighbouring lanes leave them.
+func (w *fewWay) lay() {
+	w.lanes = w.rows * w.words
+	for lane := range w.lanes {
+		row, key := lane/4, lane%4
+		if w.words == 2 {
+			row, key = lane/4*2+lane%2, lane/2%2
+		}
+		w.row[lane], w.key[lane] = uint8(row), uint8(key)
+	}
+}
+
+// alongFeatures says whether vectors along features are better than rows in lanes:
+// with three rows and four they are not if rows of K are long.
 func alongFeatures(g attention.Geometry, rows int) bool {
 	return rows <= 2 || rows <= leastRows && g.D*g.DType.Size() <= 256
 }
 
-// applyFew applies up to leastKeys keys to the few rows of a tile: with vectors
-// along features if it can, else as to any tile.
-func (d *Device) applyFew(sc *scratch, t *tile, kv keys, k0, k1 int) {
-	if !alongFeatures(d.geo, t.rows) || d.path(t.norm, kv, k0, k1) != narrow {
-		keys := d.tileKeys()
-		for ; k0 < k1; k0 += keys {
-			sc.next(k0, keys)
-			d.applyTile(sc, t, kv, k0, min(k0+keys, k1))
+// pack puts the rows of a tile in the order that the kernels want: one after the
+// other, or in blocks.
+func (w *fewWay) pack(q []float32, t *tile, d int) {
+	switch {
+	case w.kind == features:
+		for i := range t.rows {
+			for x := range d {
+				q[i*d+x] = t.q[x*t.lanes+i]
+			}
 		}
-		return
+	case w.kind == blocks && w.pairs:
+		packBlocks(words(q), t.pairs, w)
+	case w.kind == blocks:
+		packBlocks(q, t.q, w)
 	}
-	sc.ran[few]++
-	g, f, n := d.geo, &sc.few, k1-k0
-	reset(sc.top32[:t.rows])
-	d.dots(&f.s[0], &sc.top32[0], &f.q[0], t.rows, kv, k0, n)
-	for i := range t.rows {
-		s := f.s[i*leastKeys:][:n]
-		if see := int(t.see[i]) - k0; see < n {
-			sc.top32[i] = blind(s, max(see, 0))
-		}
-		base, alpha := t.rebase(i, float64(sc.top32[i])*d.exp.c)
-		sc.alpha[i] = alpha
-		t.l[i] = t.l[i]*alpha + float64(d.row.weights(&s[0], n, float32(base), d.exp.hi, d.exp.lo))
-	}
-	d.combine(&f.o[0], &f.s[0], t.rows, kv, k0, n)
-	for i, alpha := range sc.alpha[:t.rows] {
-		at := i
-		for _, o := range f.o[i*g.Dv:][:g.Dv] {
-			t.acc[at] = t.acc[at]*alpha + float64(o)
-			at += t.lanes
+}
+
+// words are the same bits.
+func words(q []float32) []uint32 { return unsafe.Slice((*uint32)(unsafe.Pointer(&q[0])), len(q)) }
+
+// packBlocks packs a panel of 16 lanes.
+func packBlocks[T float32 | uint32](to, from []T, w *fewWay) {
+	for x := 0; x*laneStep < len(from); x += w.words {
+		for i := range w.words {
+			block := to[x*w.rows+i:]
+			for row, word := range from[(x+i)*laneStep:][:w.rows] {
+				block[row*w.words] = word
+			}
 		}
 	}
 }
 
-// pack puts the rows of a tile one after the other.
-func (f *fewScratch) pack(t *tile, d int) {
+// applyFew applies keys to a partial state. It reports false, and has done nothing,
+// if the scores are too large.
+func (d *Device) applyFew(sc *scratch, t *tile, p partial, w *fewWay, kv keys, k0, k1 int) bool {
+	sc.next(k0, w.keys)
+	if w.kind == features {
+		d.applyFeatures(sc, t, p, kv, k0, k1-k0)
+	} else if !d.applyBlocks(sc, t, p, w, kv, k0, k1-k0) {
+		t.steep = true // for the rest of the chunk
+		return false
+	}
+	sc.ran[few]++
 	for i := range t.rows {
-		for x := range d {
-			f.q[i*d+x] = t.q[x*t.lanes+i]
+		d.row.accumulate(&p.acc[i*p.dv], sc.alpha[i], &sc.few.o[i*p.dv], p.dv)
+	}
+	return true
+}
+
+// applyFeatures leaves the products with V in o, and the factors for what the state
+// has so far in alpha.
+func (d *Device) applyFeatures(sc *scratch, t *tile, p partial, kv keys, k0, n int) {
+	reset(sc.top32[:t.rows])
+	d.dots(&sc.s[0], &sc.top32[0], &sc.few.q[0], t.rows, kv, k0, n)
+	for i := range t.rows {
+		s := sc.s[i*fewKeys:][:n]
+		if see := int(t.see[i]) - k0; see < n {
+			sc.top32[i] = blind(s, max(see, 0))
+		}
+		base, alpha := rebase(p.m, i, float64(sc.top32[i])*d.exp.c)
+		sc.alpha[i] = alpha
+		p.l[i] = p.l[i]*alpha + float64(d.row.weights(&s[0], n, float32(base), d.exp.hi, d.exp.lo))
+	}
+	d.combine(&sc.few.o[0], &sc.s[0], t.rows, kv, k0, n)
+}
+
+// applyBlocks does the same with vectors of rows and keys.
+func (d *Device) applyBlocks(sc *scratch, t *tile, p partial, w *fewWay, kv keys, k0, n int) bool {
+	g, s, o := d.geo, &sc.s[0], &sc.few.o[0]
+	vectors := ceilDiv(n, w.words)
+	greatest := d.blockScores(sc, t, w, kv, k0, n, vectors)
+	for _, x := range greatest[:t.rows] {
+		if x > d.exp.top || x < -d.exp.top && x > float32(math.Inf(-1)) {
+			return false
 		}
 	}
+	var base [fewRows]float32
+	for i, x := range greatest[:t.rows] {
+		b, alpha := rebase(p.m, i, float64(x)*d.exp.c)
+		base[i], sc.alpha[i] = float32(b), alpha
+		p.l[i] *= alpha
+	}
+	for lane := range w.lanes {
+		sc.base32[lane] = base[w.row[lane]]
+	}
+	sums, none := sc.top[:w.lanes], sc.base[:w.lanes]
+	clear(sums)
+	clear(none)
+	d.lane.softmax(s, w.lanes, vectors, &sc.base32[0], d.exp.hi, d.exp.lo, &sums[0], &none[0])
+	for lane, x := range sums {
+		if row := int(w.row[lane]); row < t.rows {
+			p.l[row] += x
+		}
+	}
+	if g.DType == attention.BF16 {
+		d.lane.fewValuesBF16(o, s, w.rows, n, at[uint16](kv.v[k0*g.Dv*2:]), g.Dv*2, g.Dv)
+	} else {
+		d.lane.fewValues(o, s, w.rows, n, sc.values32(g, kv, k0, d.row), g.Dv*4, g.Dv)
+	}
+	return true
+}
+
+// blockScores returns the greatest score of each row.
+func (d *Device) blockScores(sc *scratch, t *tile, w *fewWay, kv keys, k0, n, vectors int) (greatest [fewRows]float32) {
+	g, s, top := d.geo, &sc.s[0], sc.top32[:w.lanes]
+	reset(top)
+	if w.pairs {
+		d.lane.fewScoresBF16(s, &top[0], &words(sc.few.q)[0], g.D, w.rows, at[uint16](kv.k[k0*g.D*2:]), g.D*2, n)
+	} else {
+		d.lane.fewScores(s, &top[0], &sc.few.q[0], g.D, w.rows, sc.keys32(g, kv, k0, d.row), g.D*4, n)
+	}
+	if vectors*w.words > n || t.least < k0+n {
+		d.hide(sc, t, w, k0, n, vectors)
+	}
+	reset(greatest[:])
+	for lane, x := range top {
+		if row := w.row[lane]; x > greatest[row] {
+			greatest[row] = x
+		}
+	}
+	return greatest
+}
+
+// hide makes the scores of keys that a row does not see, or that are not there, -Inf.
+func (d *Device) hide(sc *scratch, t *tile, w *fewWay, k0, n, vectors int) {
+	for lane := range w.lanes {
+		row, see := int(w.row[lane]), n
+		if row < t.rows {
+			see = min(max(int(t.see[row])-k0, 0), n)
+		}
+		sc.see[lane] = int32(ceilDiv(max(see-int(w.key[lane]), 0), w.words))
+	}
+	reset(sc.top32[:w.lanes])
+	d.lane.mask(&sc.s[0], &sc.top32[0], w.lanes, vectors, &sc.see[0])
 }
 
 // blind hides the keys from see on and returns the largest score before them.
@@ -195,11 +376,11 @@ func (d *Device) dots(s, top, q *float32, rows int, kv keys, k0, n int) {
 	k := kv.k[k0*stride:]
 	switch g.DType {
 	case attention.F16:
-		d.row.dotsF16(s, leastKeys, top, q, g.D, rows, at[uint16](k), stride, n)
+		d.row.dotsF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n)
 	case attention.BF16:
-		d.row.dotsBF16(s, leastKeys, top, q, g.D, rows, at[uint16](k), stride, n)
+		d.row.dotsBF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n)
 	default:
-		d.row.dotsF32(s, leastKeys, top, q, g.D, rows, at[float32](k), stride, n)
+		d.row.dotsF32(s, fewKeys, top, q, g.D, rows, at[float32](k), stride, n)
 	}
 }
 
@@ -209,53 +390,79 @@ func (d *Device) combine(o, p *float32, rows int, kv keys, k0, n int) {
 	v := kv.v[k0*stride:]
 	switch g.DType {
 	case attention.F16:
-		d.row.combineF16(o, p, leastKeys, rows, at[uint16](v), stride, n, g.Dv)
+		d.row.combineF16(o, p, fewKeys, rows, at[uint16](v), stride, n, g.Dv)
 	case attention.BF16:
-		d.row.combineBF16(o, p, leastKeys, rows, at[uint16](v), stride, n, g.Dv)
+		d.row.combineBF16(o, p, fewKeys, rows, at[uint16](v), stride, n, g.Dv)
 	default:
-		d.row.combineF32(o, p, leastKeys, rows, at[float32](v), stride, n, g.Dv)
+		d.row.combineF32(o, p, fewKeys, rows, at[float32](v), stride, n, g.Dv)
 	}
 }
 
 // rebase raises the maximum of row i to at least top, an integer above it, and
 // returns the base of its weights and the factor for what the state has so far.
-func (s state) rebase(i int, top float64) (base, alpha float64) {
-	m := s.m[i]
-	if top = math.Ceil(top); top > m {
-		s.m[i] = top
+func rebase(m []float64, i int, top float64) (base, alpha float64) {
+	old := m[i]
+	if top = math.Ceil(top); top > old {
+		m[i] = top
 	}
-	if base = s.m[i]; math.IsInf(base, -1) {
+	if base = m[i]; math.IsInf(base, -1) {
 		return 0, 1 // no finite score yet
 	}
-	return base, power(m - base)
+	return base, power(old - base)
 }
 
 // power is 2^x for an integer x <= 0, or -Inf.
 func power(x float64) float64 {
-	if x < -1100 {
+	switch {
+	case x == 0:
+		return 1
+	case x < -1100:
 		return 0
 	}
 	return math.Ldexp(1, int(x))
 }
 
-// merge adds the first rows of a partial state. Maxima are integers, so that it
-// rounds sums and nothing else.
-func (s state) merge(from state, rows int) {
-	var mine, theirs [fewRows]float64
-	for i := range rows {
-		m := s.m[i]
-		var base float64
-		base, mine[i] = s.rebase(i, from.m[i])
-		theirs[i] = power(from.m[i] - base)
-		if math.IsInf(max(m, from.m[i]), -1) { // no finite score in either
-			theirs[i] = 1
-		}
-		s.l[i] = s.l[i]*mine[i] + from.l[i]*theirs[i]
+// meet raises the maximum of row i to at least top and returns the factors for both
+// sums. Maxima are integers, so that a merger rounds sums and nothing else.
+func meet(m []float64, i int, top float64) (mine, theirs float64) {
+	old := m[i]
+	base, mine := rebase(m, i, top)
+	if math.IsInf(max(old, top), -1) { // no finite score in either
+		return mine, 1
 	}
-	for x := 0; x*s.lanes < len(s.acc); x++ {
-		to, more := s.acc[x*s.lanes:][:rows], from.acc[x*from.lanes:][:rows]
-		for i := range to {
-			to[i] = to[i]*mine[i] + more[i]*theirs[i]
+	return mine, power(top - base)
+}
+
+// merge adds another partial state.
+func (p partial) merge(from partial) {
+	for i := range p.m {
+		mine, theirs := meet(p.m, i, from.m[i])
+		p.l[i] = p.l[i]*mine + from.l[i]*theirs
+		to, more := p.acc[i*p.dv:][:p.dv], from.acc[i*p.dv:][:p.dv]
+		for x := range to {
+			to[x] = to[x]*mine + more[x]*theirs
+		}
+	}
+}
+
+// add adds the state of a tile.
+func (p partial) add(from state) {
+	for i := range p.m {
+		mine, theirs := meet(p.m, i, from.m[i])
+		p.l[i] = p.l[i]*mine + from.l[i]*theirs
+		for x := range p.dv {
+			p.acc[i*p.dv+x] = p.acc[i*p.dv+x]*mine + from.acc[x*from.lanes+i]*theirs
+		}
+	}
+}
+
+// mergeInto adds it to the state of a tile.
+func (p partial) mergeInto(to state) {
+	for i := range p.m {
+		mine, theirs := meet(to.m, i, p.m[i])
+		to.l[i] = to.l[i]*mine + p.l[i]*theirs
+		for x := range p.dv {
+			to.acc[x*to.lanes+i] = to.acc[x*to.lanes+i]*mine + p.acc[i*p.dv+x]*theirs
 		}
 	}
 }

@@ -73,4 +73,19 @@ type laneKernels struct {
 	// valuesPairs is values for pairs of keys; v is [pairs][dv]. Subnormal numbers
 	// count as 0.
 	valuesPairs func(acc, alpha *float64, lanes int, p *uint32, pairs int, v *uint32, dv int)
+
+	// Few rows: 4, 8 or 16. For every n keys there are vectors of the rows' n scores or
+	// weights, in the order that fewWay.lay tells, n = 4 of 4 rows and 2 of more; what
+	// lies there for keys after the last may be anything. They are nil where there is
+	// nothing better than 16 lanes.
+	//
+	// fewScores is scores of a panel q[x/n][i][n], where x counts words: features, or
+	// pairs of them for fewScoresBF16; n divides the number of words. top is of lanes.
+	fewScores     func(s, top *float32, q *float32, d, rows int, k *float32, stride, keys int)
+	fewScoresBF16 func(s, top *float32, q *uint32, d, rows int, k *uint16, stride, keys int)
+
+	// fewValues computes o[i][x], the sum over j of p[j][i]*v[j][x], in ascending order
+	// by float32 FMA from 0, for dv features.
+	fewValues     func(o, p *float32, rows, keys int, v *float32, stride, dv int)
+	fewValuesBF16 func(o, p *float32, rows, keys int, v *uint16, stride, dv int)
 }

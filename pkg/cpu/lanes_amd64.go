@@ -22,8 +22,10 @@ func laneTiersBy(halved func() bool) (tiers []laneKernels) {
 			softmax: softmaxAVX512, softmaxWide: softmaxWideAVX512, values: valuesAVX512,
 		}
 		k.valuesBF16 = valuesBF16HalfAVX512
+		k.fewScores, k.fewValues, k.fewValuesBF16 = fewScoresAVX512, fewValuesAVX512, fewValuesBF16AVX512
 		if x.HasAVX512BF16 {
 			k.scoresBF16, k.pairValues = scoresBF16AVX512, pairValuesAVX512
+			k.fewScoresBF16 = fewScoresBF16AVX512
 			k.softmaxPairs, k.valuesPairs = softmaxPairsAVX512, valuesPairsAVX512
 		}
 		k.narrowFew(halved())

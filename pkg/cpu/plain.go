@@ -135,7 +135,7 @@ func softmaxRow(p []float64, c float64, st state, row int) (alpha float64) {
 			top = s
 		}
 	}
-	base, alpha := st.rebase(row, top)
+	base, alpha := rebase(st.m, row, top)
 	var sum float64
 	for j, s := range p {
 		w := math.Exp2(s - base)

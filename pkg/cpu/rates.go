@@ -89,7 +89,7 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 	if fewQueries(g) {
 		// 2 (D + Dv) FLOP a row for (D + Dv) elements.
 		flops, tasks = min(s.few*2*float64(rows)/float64(g.DType.Size()), s.flops), partsOf(g)
-		last = rows * min(g.KeyRows, partKeys)
+		last = rows * min(g.KeyRows, partOf(g))
 	}
 	r := attention.Rates{FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch, Shared: min(1, float64(s.inThreads)/float64(s.threads))}
 	switch share := float64(max(tasks, 1)) / float64(s.threads); {

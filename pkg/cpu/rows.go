@@ -18,6 +18,8 @@ type rowKernels struct {
 	// o[i*dv+x] = the sum over j, ascending, of p[i*ldP+j]*v[j][x].
 	combineF32              func(o, p *float32, ldP, r int, v *float32, stride, keys, dv int)
 	combineBF16, combineF16 func(o, p *float32, ldP, r int, v *uint16, stride, keys, dv int)
+	// acc[i] = acc[i]*alpha + o[i].
+	accumulate func(acc *float64, alpha float64, o *float32, n int)
 	// The greatest sum of squares of a row; +Inf if an element is not finite.
 	normF32           func(p *float32, stride, rows, d int) float32
 	normBF16, normF16 func(p *uint16, stride, rows, d int) float32

@@ -11,7 +11,7 @@ func rowTiers() (tiers []rowKernels) {
 		tiers = append(tiers, rowKernels{
 			name:    "avx512",
 			dotsF32: dotsF32AVX512, dotsBF16: dotsBF16AVX512, dotsF16: dotsF16AVX512,
-			weights:    weightsAVX512,
+			weights: weightsAVX512, accumulate: accumulateAVX512,
 			combineF32: combineF32AVX512, combineBF16: combineBF16AVX512, combineF16: combineF16AVX512,
 			normF32: normF32AVX512, normBF16: normBF16AVX512, normF16: normF16AVX512,
 			peakF32: peakF32AVX512, peakBF16: peakBF16AVX512, peakF16: peakF16AVX512,
@@ -23,7 +23,7 @@ func rowTiers() (tiers []rowKernels) {
 		tiers = append(tiers, rowKernels{
 			name:    "avx2",
 			dotsF32: dotsF32AVX2, dotsBF16: dotsBF16AVX2, dotsF16: dotsF16AVX2,
-			weights:    weightsAVX2,
+			weights: weightsAVX2, accumulate: accumulateAVX2,
 			combineF32: combineF32AVX2, combineBF16: combineBF16AVX2, combineF16: combineF16AVX2,
 			normF32: normF32AVX2, normBF16: normBF16AVX2, normF16: normF16AVX2,
 			peakF32: peakF32AVX2, peakBF16: peakBF16AVX2, peakF16: peakF16AVX2,

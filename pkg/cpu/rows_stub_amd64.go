@@ -63,6 +63,9 @@ func widenF16AVX512(dst *float32, src *uint16, n int)
 // the sum of them is returned, in an order that depends on n alone.
 func weightsAVX512(s *float32, n int, base float32, hi float32, lo float32) float32
 
+// accumulateAVX512: acc[i] = acc[i]*alpha + o[i] for i < n.
+func accumulateAVX512(acc *float64, alpha float64, o *float32, n int)
+
 // readPeakAVX512: reads n bytes, rounded down to 64, and does nothing with their sum.
 func readPeakAVX512(p *byte, n int)
 
@@ -126,6 +129,9 @@ func widenF16AVX2(dst *float32, src *uint16, n int)
 // weightsAVX2: s[i] becomes 2^(s[i]*hi + s[i]*lo - base) for i < n, and 0 where s[i] is -Inf;
 // the sum of them is returned, in an order that depends on n alone.
 func weightsAVX2(s *float32, n int, base float32, hi float32, lo float32) float32
+
+// accumulateAVX2: acc[i] = acc[i]*alpha + o[i] for i < n.
+func accumulateAVX2(acc *float64, alpha float64, o *float32, n int)
 
 // readPeakAVX2: reads n bytes, rounded down to 64, and does nothing with their sum.
 func readPeakAVX2(p *byte, n int)

@@ -77,18 +77,21 @@ func carve[T float32 | float64](b *[]byte, n int) []T {
 // float32.
 const wideKeys = keyTile / 2
 
-func scratchBytes(g attention.Geometry) int {
+func scratchBytes(g attention.Geometry) int { return sharedBytes(g) + partBytes(g) }
+
+// sharedBytes is the size of what the kernels use at different times. It ends with a
+// cache line, and so does what follows: a vector that lies in two of them takes longer.
+func sharedBytes(g attention.Geometry) int {
 	vector := keyTile*tileLanes*4 + g.D*tileLanes*8
 	if g.DType != attention.F32 {
 		vector += roundUp8(keyTile*g.D*4) + roundUp8(keyTile*g.Dv*4)
 	}
-	return max(vector, plainBytes(g), fewBytes(g)) + partBytes(g)
+	return roundUp64(max(vector, plainBytes(g)))
 }
 
 func newScratch(g attention.Geometry, b []byte) (sc scratch) {
 	all := b[:scratchBytes(g)]
-	own := len(all) - partBytes(g)
-	sc.plain, sc.few = newPlainScratch(g, all), newFewScratch(g, all, all[own:])
+	sc.plain, sc.few = newPlainScratch(g, all), newFewScratch(g, all[sharedBytes(g):])
 	sc.sWide = carve[float64](&all, wideKeys*tileLanes)
 	sc.s = unsafe.Slice((*float32)(unsafe.Pointer(&sc.sWide[0])), keyTile*tileLanes)
 	sc.q = carve[float64](&all, g.D*tileLanes)

@@ -32,7 +32,8 @@ func kvBytes(g attention.Geometry) int {
 	return g.KVHeads * (roundUp8(g.KeyRows*g.D*g.DType.Size()) + roundUp8(g.KeyRows*g.Dv*g.DType.Size()) + 8*ceilDiv(g.KeyRows, keyTile))
 }
 
-func roundUp8(n int) int { return (n + 7) &^ 7 }
+func roundUp8(n int) int  { return (n + 7) &^ 7 }
+func roundUp64(n int) int { return (n + 63) &^ 63 }
 
 func newKVSlot(g attention.Geometry, b []byte) (s kvSlot) {
 	k, v := g.KVHeads*roundUp8(g.KeyRows*g.D*g.DType.Size()), g.KVHeads*roundUp8(g.KeyRows*g.Dv*g.DType.Size())

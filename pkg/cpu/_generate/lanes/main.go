@@ -37,6 +37,12 @@ func main() {
 		values(emit.AVX512Half, n)
 	}
 	values(emit.AVX512Half, short)
+	for _, n := range []number{f32, bf16} {
+		fewScores(n)
+	}
+	for _, n := range []number{f32, short} {
+		fewValues(n)
+	}
 	build.Generate()
 }
 
@@ -94,6 +100,18 @@ var (
 		"acc[x][i] = acc[x][i]*alpha[i] + the sum over j of",
 		"the products of pairs p[j][i] and v[j][x], for dv features: one chain of",
 		"VDPBF16PS from 0, pairs ascending.",
+	}
+	fewScoresDoc = []string{
+		"the scores of few rows, lanes of them: 4, 8 or 16. For every n keys s has",
+		"vectors of the rows' n scores, n = 4 of 4 rows and 2 of more; the last key takes the",
+		"place of those after it. q[x/n][i][n] holds the words x of row i: floats, or",
+		"pairs of bfloat16. top, of the same lanes, is raised to the greatest of the scores; a",
+		"NaN does not raise it. stride is in bytes; n divides the words of a row.",
+	}
+	fewValuesDoc = []string{
+		"o[i][x] = the sum over j of p[j][i]*v[j][x] for dv features of few rows,",
+		"lanes of them, with p in the order of fewScores: one chain of float32 FMAs from 0,",
+		"keys ascending. stride is in bytes.",
 	}
 	pairValuesDoc = []string{
 		"to[j/2][x] = v[j][x] | v[j+1][x]<<16 for even j; after the last",

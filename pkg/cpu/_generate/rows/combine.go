@@ -139,6 +139,9 @@ func (c sums) pass(rows, n int, tl *tail) {
 	build.CMOVQGT(most, left)
 	again := label("key")
 	build.Label(again)
+	for x := 0; x < n*c.lanes*c.e.bytes; x += 64 {
+		build.PREFETCHT0(at(v, nil, x+ahead))
+	}
 	c.key(acc, v, p, split, tl)
 	build.ADDQ(param("stride"), v)
 	build.ADDQ(operand.U8(4), p)

@@ -23,6 +23,7 @@ func main() {
 			}
 		}
 		weights(t)
+		accumulate(t)
 		readPeak(t)
 	}
 	build.Generate()

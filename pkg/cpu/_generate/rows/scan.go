@@ -119,6 +119,38 @@ func widen(t tier, e element) {
 	ret()
 }
 
+// accumulate takes half a vector of float32s at a time.
+func accumulate(t tier) {
+	text("accumulate", t, "func(acc *float64, alpha float64, o *float32, n int)",
+		"acc[i] = acc[i]*alpha + o[i] for i < n.")
+	acc, o, n := load("acc"), load("o"), load("n")
+	alpha, sum := t.vec(), t.vec()
+	build.VBROADCASTSD(param("alpha"), alpha)
+	t.loop(n, 1, func() {
+		for half := range 2 {
+			build.VCVTPS2PD(at(o, nil, half*t.lanes*2), sum)
+			build.VFMADD231PD(at(acc, nil, half*t.lanes*4), alpha, sum)
+			build.VMOVUPD(sum, at(acc, nil, half*t.lanes*4))
+		}
+		build.ADDQ(operand.I32(t.lanes*4), o)
+		build.ADDQ(operand.I32(t.lanes*8), acc)
+	})
+	done, again := label("done"), label("one")
+	build.TESTQ(n, n)
+	build.JZ(ref(done))
+	x := sum.AsX()
+	build.Label(again)
+	build.VCVTSS2SD(at(o, nil, 0), x, x)
+	build.VFMADD231SD(at(acc, nil, 0), alpha.AsX(), x)
+	build.VMOVSD(x, at(acc, nil, 0))
+	build.ADDQ(operand.I32(4), o)
+	build.ADDQ(operand.I32(8), acc)
+	build.DECQ(n)
+	build.JNZ(ref(again))
+	build.Label(done)
+	ret()
+}
+
 func readPeak(t tier) {
 	text("readPeak", t, "func(p *byte, n int)",
 		"reads n bytes, rounded down to 64, and does nothing with their sum.")
