@@ -232,7 +232,7 @@ func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) bool {
 	reset(top)
 	used := lanes // have rows
 	if t.rows <= 8 {
-		used = 8
+		used = d.lane.least
 	}
 	if t.pairs != nil && d.lane.scoresBF16 != nil && g.D%2 == 0 {
 		d.lane.scoresBF16(s, &top[0], &t.pairs[0], g.D, used, at[uint16](kv.k[k0*g.D*2:]), g.D*2, n)
@@ -257,11 +257,7 @@ func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) bool {
 		return true
 	}
 	d.lane.softmax(s, used, n, &sc.base32[0], d.exp.hi, d.exp.lo, &t.l[0], &sc.alpha[0])
-	if g.DType == attention.BF16 && d.lane.valuesBF16 != nil && used <= 16 {
-		d.lane.valuesBF16(&t.acc[0], &sc.alpha[0], used, s, n, at[uint16](kv.v[k0*g.Dv*2:]), g.Dv*2, g.Dv)
-	} else {
-		d.lane.values(&t.acc[0], &sc.alpha[0], used, s, n, sc.values32(g, kv, k0, d.row), g.Dv*4, g.Dv)
-	}
+	d.lane.values(&t.acc[0], &sc.alpha[0], used, s, n, sc.values32(g, kv, k0, d.row), g.Dv*4, g.Dv)
 	return true
 }
 

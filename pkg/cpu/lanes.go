@@ -4,8 +4,8 @@ package cpu
 // vector lanes. A tile has lanes query rows, 16, 32 or 48; its panels are
 // [x][lanes], where x counts features or keys. Strides are in bytes; keys, d and
 // dv are at least 1. Nothing outside the stated ranges is read or written.
-// scores, scoresBF16, softmax, values and valuesBF16 take 8 lanes too: the first 8 of
-// 16, the others are left as they are.
+// Where least is 8, scores, softmax and values take 8 lanes too: the first 8 of 16, the
+// others are left as they are.
 //
 // The kernels of a tile of keys are called in this order: scores, mask at the
 // edge of a causal mask, rebase, softmax, values. Where a mask follows, scores
@@ -14,6 +14,7 @@ type laneKernels struct {
 	name   string
 	chains int // of float32 sums that make a score
 	keys   int // of a tile, at most keyTile: as many as run best
+	least  int // lanes: 8 or 16
 
 	// scores computes s[j][i], the sum over x of k[j][x]*q[x][i], in ascending
 	// order by FMA from 0 in one chain or two, and raises top[i] to the greatest of its scores. A NaN
@@ -53,9 +54,6 @@ type laneKernels struct {
 	// values computes acc[x][i] = acc[x][i]*alpha[i] + the sum over j of
 	// p[j][i]*v[j][x], in ascending order by float32 FMA from 0, for dv features.
 	values func(acc, alpha *float64, lanes int, p *float32, keys int, v *float32, stride, dv int)
-
-	// valuesBF16 is values of bfloat16, to the bit, for 8 or 16 lanes; it may be nil.
-	valuesBF16 func(acc, alpha *float64, lanes int, p *float32, keys int, v *uint16, stride, dv int)
 
 	// These three round weights to bfloat16, and multiply them by bfloat16 values
 	// in pairs of keys. They are nil where scoresBF16 is.

@@ -149,38 +149,6 @@ func valuesAVX2(acc *float64, alpha *float64, lanes int, p *float32, keys int, v
 // fmaPeak256 runs n >= 1 iterations of 12 independent FMAs on registers.
 func fmaPeak256(n int)
 
-// scoresHalfAVX512: s[j][i] = the sum over x of k[j][x]*q[x][i],
-// one chain of float32 FMAs from 0, features ascending. top[i] is raised to the
-// greatest of its scores; a NaN does not raise it. stride is in bytes.
-//
-//go:noescape
-func scoresHalfAVX512(s *float32, top *float32, q *float32, d int, lanes int, k *float32, stride int, keys int)
-
-// valuesHalfAVX512: acc[x][i] = acc[x][i]*alpha[i] + the sum over j of p[j][i]*v[j][x], for dv
-// features: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.
-//
-//go:noescape
-func valuesHalfAVX512(acc *float64, alpha *float64, lanes int, p *float32, keys int, v *float32, stride int, dv int)
-
-// scoresBF16HalfAVX512: the scores of bfloat16 keys, accumulated in float32 over pairs of features:
-// q[x/2][i] holds feature x in its lower half and x+1 above. d is even.
-//
-//go:noescape
-func scoresBF16HalfAVX512(s *float32, top *float32, q *uint32, d int, lanes int, k *uint16, stride int, keys int)
-
-// valuesPairsHalfAVX512: acc[x][i] = acc[x][i]*alpha[i] + the sum over j of
-// the products of pairs p[j][i] and v[j][x], for dv features: one chain of
-// VDPBF16PS from 0, pairs ascending.
-//
-//go:noescape
-func valuesPairsHalfAVX512(acc *float64, alpha *float64, lanes int, p *uint32, pairs int, v *uint32, dv int)
-
-// valuesBF16HalfAVX512: acc[x][i] = acc[x][i]*alpha[i] + the sum over j of p[j][i]*v[j][x], for dv
-// features: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.
-//
-//go:noescape
-func valuesBF16HalfAVX512(acc *float64, alpha *float64, lanes int, p *float32, keys int, v *uint16, stride int, dv int)
-
 // fewScoresAVX512: the scores of few rows, lanes of them: 4, 8 or 16. For every n keys s has
 // vectors of the rows' n scores, n = 4 of 4 rows and 2 of more; the last key takes the
 // place of those after it. q[x/n][i][n] holds the words x of row i: floats, or

@@ -20,11 +20,9 @@ type Tier struct {
 	spec      reg.Spec
 }
 
-// AVX512Half is AVX-512 on vectors of 256 bits.
 var (
-	AVX512     = Tier{"AVX512", 64, 32, reg.S512}
-	AVX512Half = Tier{"HalfAVX512", 32, 32, reg.S256}
-	AVX2       = Tier{"AVX2", 32, 16, reg.S256}
+	AVX512 = Tier{"AVX512", 64, 32, reg.S512}
+	AVX2   = Tier{"AVX2", 32, 16, reg.S256}
 )
 
 // Wide says whether the tier has 512-bit vectors.
@@ -43,7 +41,7 @@ func (t Tier) Half(i int) reg.Physical {
 
 // Zero clears a vector register.
 func (t Tier) Zero(i int) {
-	if t.Registers == 32 {
+	if t.Wide() {
 		build.VPXORD(t.V(i), t.V(i), t.V(i))
 	} else {
 		build.VXORPS(t.V(i), t.V(i), t.V(i))
@@ -52,12 +50,9 @@ func (t Tier) Zero(i int) {
 
 // UpperHalf copies the upper half of register i to the lower half of register to.
 func (t Tier) UpperHalf(i, to int) {
-	switch {
-	case t.Wide():
+	if t.Wide() {
 		build.VEXTRACTF64X4(operand.U8(1), t.V(i), t.Half(to))
-	case t.Registers == 32:
-		build.VEXTRACTF64X2(operand.U8(1), t.V(i), t.Half(to))
-	default:
+	} else {
 		build.VEXTRACTF128(operand.U8(1), t.V(i), t.Half(to))
 	}
 }

@@ -23,7 +23,7 @@ var (
 	f32  = number{"", "float32", "float32", "float32", 4}
 	bf16 = number{"BF16", "float32", "uint16", "uint32", 4}
 	f64  = number{"Wide", "float64", "float32", "float64", 8}
-	// short is float32 weights times bfloat16 values, which are widened on the way.
+	// short is float32 weights times bfloat16 values, which fewValues widens on the way.
 	short = number{"BF16", "float32", "uint16", "float32", 4}
 )
 
@@ -102,13 +102,9 @@ func dispatch(counts []int, body func(lanes int)) {
 	RET()
 }
 
-// productLanes are the numbers of lanes for which a tier has products. Tiles of
-// few lanes, on AVX-512, are for vectors of 256 bits.
+// productLanes are the numbers of lanes for which a tier has products.
 func productLanes(t emit.Tier, n number) []int {
-	switch {
-	case t == emit.AVX512Half:
-		return []int{16, 8}
-	case t == emit.AVX2 && n != f64:
+	if t == emit.AVX2 && n != f64 {
 		return []int{48, 32, 16, 8}
 	}
 	return allLanes
@@ -142,44 +138,23 @@ type sums struct {
 
 func (s sums) count() int { return s.chains * s.rows * s.vectors }
 
-// first is the first sum. Where it matters, on halved AVX-512, loads go to the
-// lower registers: Zen 4 is slower at loading 256 bits of the others.
-func (s sums) first() int {
-	if s.tier == emit.AVX512Half {
-		return s.tier.Registers - s.count()
-	}
-	return 0
-}
-
-func (s sums) sum(chain, r, v int) int { return s.first() + (chain*s.rows+r)*s.vectors + v }
-func (s sums) panel(v int) int {
-	if s.first() > 0 {
-		return v
-	}
-	return s.count() + v
-}
+func (s sums) sum(chain, r, v int) int { return (chain*s.rows+r)*s.vectors + v }
+func (s sums) panel(v int) int         { return s.count() + v }
 func (s sums) broadcast(r int) int {
 	free := s.tier.Registers - s.count() - s.vectors
-	if s.first() > 0 {
-		free-- // upper
-	}
 	return s.panel(s.vectors) + r%min(free, 8)
 }
 
-// upper is a mask for the upper halves of words, where values are bfloat16. It is
-// the last register below the sums.
-func (s sums) upper() int { return s.first() - 1 }
-
 func (s sums) clear() {
 	for i := range s.count() {
-		s.tier.Zero(s.first() + i)
+		s.tier.Zero(i)
 	}
 }
 
 // join adds the second chain to the first.
 func (s sums) join() {
 	half := s.rows * s.vectors
-	for i := s.first(); i < s.first()+s.count()-half; i++ {
+	for i := range s.count() - half {
 		VADDPS(s.tier.V(half+i), s.tier.V(i), s.tier.V(i))
 	}
 }
@@ -199,14 +174,6 @@ func (s sums) step(n number, chain int, panel Mem, element func(r int) Mem) {
 	for r := range s.rows {
 		b := s.broadcast(r)
 		switch {
-		case n == short && s.rows == 1:
-			VPBROADCASTW(element(r), t.V(b))
-			VPSLLD(U8(16), t.V(b), t.V(b))
-		case n == short && r%2 == 0: // with its neighbour
-			VPBROADCASTD(element(r), t.V(s.broadcast(r+1)))
-			VPSLLD(U8(16), t.V(s.broadcast(r+1)), t.V(b))
-		case n == short:
-			VPANDD(t.V(s.upper()), t.V(b), t.V(b))
 		case n == f64 && t.Wide():
 			VCVTPS2PD_BCST(element(r), t.V(b))
 		case n == f64:
@@ -452,11 +419,7 @@ func values(t emit.Tier, n number) {
 	TEXT(name, attrs, signature)
 	Pragma("noescape")
 	doc(name, lines)
-	counts := productLanes(t, n)
-	if n == bf16 && t == emit.AVX512Half {
-		counts = counts[:1]
-	}
-	dispatch(counts, func(lanes int) {
+	dispatch(productLanes(t, n), func(lanes int) {
 		b := blockOf(t, lanes, 4)
 		if b.vectors == 1 && t.Registers == 32 {
 			b.rows = b.rows[1:] // 16, of which the usual dv are multiples, are enough
@@ -502,13 +465,6 @@ const ahead = 16
 // valuesBlock emits the loop over blocks of rows features.
 func valuesBlock(t emit.Tier, n number, b block, rows int, label string) {
 	s := sums{t, rows, b.vectors, 1}
-	bytes := 4 // of a value
-	if n == short {
-		bytes = 2
-	}
-	if n == short {
-		VPBROADCASTD(bits32(0xFFFF0000), t.V(s.upper()))
-	}
 	Label(label)
 	CMPQ(RSI, U32(rows))
 	JLT(LabelRef(label + "done"))
@@ -521,7 +477,7 @@ func valuesBlock(t emit.Tier, n number, b block, rows int, label string) {
 		arg("keys", RDX)
 	}
 	step := func(u int) {
-		s.step(n, 0, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(R12, u).Offset(bytes * r) })
+		s.step(n, 0, Mem{Base: RDI, Disp: u * b.row}, func(r int) Mem { return rowAt(R12, u).Offset(4 * r) })
 	}
 	if rows == b.rows[0] {
 		MOVQ(RAX, R11) // acc is needed at the end of the block
@@ -537,7 +493,7 @@ func valuesBlock(t emit.Tier, n number, b block, rows int, label string) {
 		PREFETCHT0(Mem{Base: R11, Disp: 64})
 		ADDQ(U8(128), R11)
 		if n != bf16 && b.streams() {
-			fetch(R15, (unroll*rows*bytes+63)/64)
+			fetch(R15, (unroll*rows*4+63)/64)
 		}
 		for u := range unroll {
 			if near {
@@ -565,7 +521,7 @@ func valuesBlock(t emit.Tier, n number, b block, rows int, label string) {
 	Label(label + "summed")
 	s.store(b)
 	ADDQ(U32(2*rows*b.row), RAX)
-	ADDQ(U32(bytes*rows), RBX)
+	ADDQ(U32(4*rows), RBX)
 	SUBQ(U8(rows), RSI)
 	JMP(LabelRef(label))
 	Label(label + "done")

@@ -33,11 +33,6 @@ func main() {
 		fmaPeak(t)
 	}
 	for _, n := range []number{f32, bf16} {
-		scores(emit.AVX512Half, n)
-		values(emit.AVX512Half, n)
-	}
-	values(emit.AVX512Half, short)
-	for _, n := range []number{f32, bf16} {
 		fewScores(n)
 	}
 	for _, n := range []number{f32, short} {
@@ -51,8 +46,8 @@ func doc(name string, lines []string) {
 	build.Doc(append([]string{name + ": " + lines[0]}, lines[1:]...)...)
 }
 
-// A tile has lanes query rows, 16, 32 or 48; panels are [x][lanes]. Products may be
-// of the first 8 of 16 lanes alone.
+// A tile has lanes query rows, 16, 32 or 48; panels are [x][lanes]. AVX2 may
+// take the first 8 of 16 lanes alone.
 var (
 	scoresDoc = map[number][]string{
 		f32: {

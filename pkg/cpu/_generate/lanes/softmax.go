@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"math"
-	"slices"
 
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
@@ -284,13 +283,9 @@ func softmax(t emit.Tier, wide bool) {
 	doc(name, lines)
 	counts := allLanes
 	if !wide {
-		counts = append(slices.Clone(counts), 8)
+		counts = productLanes(t, f32)
 	}
 	dispatch(counts, func(lanes int) {
-		if t.Wide() && lanes == 8 {
-			softmaxEight(t)
-			return
-		}
 		vectors := lanes * 4 / t.Bytes
 		step := min(part(t, wide, vectors), vectors)
 		for first := 0; first < vectors; first += step {
@@ -344,53 +339,4 @@ func softmaxPart(t emit.Tier, wide bool, lanes, first, vectors, size int) {
 	for v, sum := range e.sums {
 		addSum(t, sum, first+v)
 	}
-}
-
-// softmaxEight has two keys in a vector, the first 8 lanes of each. Each half sums
-// every other key.
-func softmaxEight(t emit.Tier) {
-	e := newExponential(t, false, 1)
-	arg("base", RDI)
-	arg("s", RAX)
-	arg("keys", RSI)
-	e.loadConstants()
-	base, sum := e.bases[0], e.sums[0]
-	t.Join(base, base)
-	weigh := func() (y int) {
-		w := e.work[0]
-		VMOVAPS(t.V(base), t.V(w[1]))
-		VFMADD231PS(t.V(e.lo), t.V(w[0]), t.V(w[1]))
-		VFMADD231PS(t.V(e.hi), t.V(w[0]), t.V(w[1]))
-		e.exp2(0, 1)
-		return w[0]
-	}
-	first, second := Mem{Base: RAX}, Mem{Base: RAX, Disp: 64}
-	s := e.work[0][0]
-	SUBQ(U8(2), RSI)
-	JLT(LabelRef("softmax8last"))
-	Label("softmax8")
-	VMOVUPS(first, t.Half(s))
-	VINSERTF64X4(U8(1), second, t.V(s), t.V(s))
-	y := weigh()
-	VMOVUPS(t.Half(y), first)
-	VEXTRACTF64X4(U8(1), t.V(y), second)
-	VADDPS(t.V(y), t.V(sum), t.V(sum))
-	ADDQ(U32(128), RAX)
-	SUBQ(U8(2), RSI)
-	JGE(LabelRef("softmax8"))
-	Label("softmax8last")
-	// The halves of the sum are joined first: an addition to one clears the other.
-	upper := e.work[1][0]
-	t.UpperHalf(sum, upper)
-	VADDPS(t.Half(upper), t.Half(sum), t.Half(sum))
-	ADDQ(U8(2), RSI)
-	JZ(LabelRef("softmax8summed"))
-	VMOVUPS(first, t.Half(s))
-	y = weigh()
-	VMOVUPS(t.Half(y), first)
-	VADDPS(t.Half(y), t.Half(sum), t.Half(sum))
-	Label("softmax8summed")
-	arg("l", RBX)
-	arg("alpha", RCX)
-	addHalf(t, t.Half(sum), 0)
 }
