@@ -3,6 +3,7 @@ package cpu
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 
@@ -44,6 +45,27 @@ func testFewRows(t *testing.T) {
 					t.Errorf("%s: %d threads give other bits", name, threads)
 				}
 			}
+		}
+	}
+}
+
+// Scores that float32 is too coarse for, where |q||k| is within its bound, are
+// computed in float64.
+func TestFewSteepScores(t *testing.T) {
+	if lane := newDevice(1).lane; lane == nil || lane.fewScores == nil {
+		t.Skip("no kernels for blocks of few rows")
+	}
+	for _, rows := range []int{3, 8, 16} {
+		var ran [paths]int
+		s, rng := subject(&ran), rand.New(rand.NewPCG(23, 24))
+		p := devicetest.Problem(rows, 64)
+		p.Nk, p.Scale = partKeys+77, 24/math.Log2E/64
+		x := devicetest.Random(p, rng)
+		near := func(_, _, _, i int) float64 { return float64(i%2*2-1) + 0.1*rng.NormFloat64() } // one direction
+		x.Q, x.K = devicetest.Fill(p, 1, p.Nq, p.D, near), devicetest.Fill(p, 1, p.Nk, p.D, near)
+		s.Check(t, fmt.Sprintf("%d rows", rows), devicetest.Compare(t, x, s.Compute(t, x, devicetest.Way{}), rows), attention.F32)
+		if ran[few] > 0 || ran[wide] == 0 {
+			t.Errorf("%d rows: %d tiles of keys by the kernels for few, %d wide", rows, ran[few], ran[wide])
 		}
 	}
 }
