@@ -44,10 +44,12 @@ struct Shared {
     Barrier haveQ, haveK[kStages], haveV[kStages], freeK[kStages], freeV[kStages];
 };
 
-// send copies the tiles of notes [from,to) into shared memory, where stages become
-// free. A tile of V comes one step after its tile of K, as it is used.
+// send has a warp copy the tiles of notes [from,to) into shared memory, where stages
+// become free. A tile of V comes one step after its tile of K, as it is used. Every lane
+// arrives for a tile of K: with it come the notes, of which each lane wrote some.
 template <class C>
 __device__ __forceinline__ void send(Shared<C>& sm, int from, int to) {
+    const bool leads = (threadIdx.x & 31) == 0;
     auto sendValues = [&](int t) {
         const int s = t % kStages;
         sm.freeV[s].wait(t / kStages & 1 ^ 1);
@@ -57,7 +59,12 @@ __device__ __forceinline__ void send(Shared<C>& sm, int from, int to) {
     for (int t = from; t < to; t++) {
         const int s = t % kStages;
         const Note& note = sm.notes[t % kNotes];
-        sm.freeK[s].wait(t / kStages & 1 ^ 1);
+        if (leads) sm.freeK[s].wait(t / kStages & 1 ^ 1);
+        __syncwarp();
+        if (!leads) {
+            sm.haveK[s].arrive();
+            continue;
+        }
         sm.haveK[s].arriveExpecting(C::bytesK);
         bulkCopy(sm.k[s], note.k, C::bytesK, &sm.haveK[s]);
         if (t > 0) sendValues(t - 1);
@@ -66,7 +73,7 @@ __device__ __forceinline__ void send(Shared<C>& sm, int from, int to) {
 }
 
 // produce notes, with a warp, the tiles of an item, leaving out those for the wide
-// kernel, and has lane 0 send them. The last tile is sent when it is known to be the last.
+// kernel, and sends them. The last tile is sent when it is known to be the last.
 template <class C>
 __device__ __forceinline__ void produce(const Pool* pool, Batch* batch, const Item& it, Shared<C>& sm) {
     const int lane = threadIdx.x & 31;
@@ -93,15 +100,13 @@ __device__ __forceinline__ void produce(const Pool* pool, Batch* batch, const It
         noted += __popc(which);
         more = walk.next(pool, it.row1);  // what it loads comes while tiles are sent
         __syncwarp();
-        if (lane == 0 && noted > 0) {
-            if (!more) sm.notes[(noted - 1) % kNotes].flags |= kLast;
-            send(sm, sent, more ? noted - 1 : noted);
-        }
+        if (lane == 0 && noted > 0 && !more) sm.notes[(noted - 1) % kNotes].flags |= kLast;
+        send(sm, sent, more ? noted - 1 : noted);
         sent = max(noted - 1, 0);
         __syncwarp();
     }
-    if (lane == 0 && noted == 0) {
-        sm.notes[0].flags = kNone;
+    if (noted == 0) {
+        if (lane == 0) sm.notes[0].flags = kNone;
         sm.haveK[0].arrive();
     }
 }
@@ -276,7 +281,7 @@ __device__ __forceinline__ void attend(const Pool* pool, Batch* batch) {
     if (threadIdx.x == 0) {
         sm.haveQ.init(1);
         for (int i = 0; i < kStages; i++) {
-            sm.haveK[i].init(1);
+            sm.haveK[i].init(32);  // the warp that copies
             sm.haveV[i].init(1);
             sm.freeK[i].init(4 * C::WG);
             sm.freeV[i].init(4 * C::WG);
