@@ -3,8 +3,11 @@
 package driver
 
 import (
+	"errors"
+	"fmt"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
 	"gorgonia.org/cu"
 )
 
@@ -43,18 +46,28 @@ func (c *Context) Read(dst []byte, src Ptr) error {
 
 // AllocHost takes n > 0 bytes of page-locked host memory, which copies of every
 // device can use. It counts against RLIMIT_MEMLOCK and can't be paged out.
+//
+// It lies in huge pages where the system has them, and is then locked and released several
+// times faster than what the driver's own allocation returns.
 func (c *Context) AllocHost(n int64) ([]byte, error) {
-	p, r := hostAlloc(n)
-	if r != 0 {
-		return nil, failed(c.info.Ordinal, r, "allocate %d bytes of page-locked host memory", n)
+	b, err := unix.Mmap(-1, 0, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("allocate %d bytes of host memory: %w", n, err)
 	}
-	return unsafe.Slice((*byte)(p), n), nil
+	_ = unix.Madvise(b, unix.MADV_HUGEPAGE) // or small ones
+	if err := c.RegisterHost(b, false); err != nil {
+		return nil, errors.Join(err, unix.Munmap(b))
+	}
+	return b, nil
 }
 
 // FreeHost gives back the whole of what AllocHost took.
 func (c *Context) FreeHost(b []byte) error {
-	if err := cu.MemFreeHost(unsafe.Pointer(unsafe.SliceData(b))); err != nil {
-		return failed(c.info.Ordinal, err, "free %d bytes of page-locked host memory", len(b))
+	if err := c.UnregisterHost(b); err != nil {
+		return err
+	}
+	if err := unix.Munmap(b); err != nil {
+		return fmt.Errorf("free %d bytes of host memory: %w", len(b), err)
 	}
 	return nil
 }

@@ -75,12 +75,6 @@ func resultText(r Result) (name, text string) {
 	return name, text
 }
 
-func hostAlloc(n int64) (unsafe.Pointer, Result) {
-	var p unsafe.Pointer
-	r := C.cuMemHostAlloc(&p, C.size_t(n), C.CU_MEMHOSTALLOC_PORTABLE)
-	return p, Result(r)
-}
-
 func hostRegister(p unsafe.Pointer, n int, readOnly bool) Result {
 	flags := C.uint(C.CU_MEMHOSTREGISTER_PORTABLE)
 	if readOnly {
