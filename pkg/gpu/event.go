@@ -89,10 +89,11 @@ func (e *event) orderBefore(s driver.Stream) error {
 
 // marks are events of the driver that are not in use.
 type marks struct {
-	ctx  *driver.Context
-	mu   sync.Mutex
-	free []driver.Event
-	all  []driver.Event
+	ctx   *driver.Context
+	timed bool // may be given to Since
+	mu    sync.Mutex
+	free  []driver.Event
+	all   []driver.Event
 }
 
 func (m *marks) take() (driver.Event, error) {
@@ -104,7 +105,7 @@ func (m *marks) take() (driver.Event, error) {
 		return e, nil
 	}
 	m.mu.Unlock()
-	e, err := m.ctx.NewEvent(true)
+	e, err := m.ctx.NewEvent(m.timed)
 	if err == nil {
 		m.mu.Lock()
 		m.all = append(m.all, e)

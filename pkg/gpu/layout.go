@@ -21,7 +21,9 @@ const (
 	leastBuffers = 3 // of staging
 	mostBuffers  = 16
 	leastStaging = 256 << 10
-	mostStaging  = 8 << 20
+	// A little more than a power of two, so that chunks of as many bytes need no small
+	// parcel for a rest.
+	mostStaging = 8<<20 + 128<<10
 
 	uploadSlots = 8    // uploads of one queue that may be under way
 	mostJobs    = 512  // of one launch that packs or finishes
@@ -129,7 +131,7 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 	l.staging = min(max(int64(p.KVSlot)/leastBuffers, leastStaging), mostStaging)
 	l.staging = align(max(l.staging, 2*int64(max(k.Rows, k.Keys))*int64(row)+alignment))
 	l.buffers = min(max(ceilDiv(int(p.KVSlot), int(l.staging)), leastBuffers), mostBuffers)
-	l.stagingAll = int64(l.buffers) * l.staging
+	l.stagingAll = int64(l.buffers) * (l.staging + l.packBytes()) // with what packing is told
 
 	works := g.QuerySlots
 	one := l.units(1)

@@ -251,6 +251,35 @@ func TestParcels(t *testing.T) {
 	}
 }
 
+// What workers gather, share by share, is the parcel.
+func TestShares(t *testing.T) {
+	const tile, size = 16, 5000
+	for _, interleaved := range []bool{false, true} {
+		for _, most := range []int64{1, 50, 256, 1000, size} { // a row has at most 5 heads of 24 bytes
+			list := spansOf(tensor(5, 77, 12, interleaved), false, tile, size/2)
+			for p := range parcels(list, tile, size, 512) {
+				want, got := make([]byte, bytesIn(p)), make([]byte, bytesIn(p))
+				for _, x := range p {
+					if err := x.gather(want); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for _, x := range shares(p, most) {
+					if n := int64(x.rows.N * x.rows.RowBytes()); n > most && x.rows.N > 1 {
+						t.Errorf("most %d: a share of %d bytes", most, n)
+					}
+					if err := x.gather(got); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if !bytes.Equal(got, want) {
+					t.Errorf("most %d, interleaved %v: shares differ from the parcel of %d bytes", most, interleaved, len(want))
+				}
+			}
+		}
+	}
+}
+
 // Copies of rows cover them, and none crosses into another window.
 func TestRuns(t *testing.T) {
 	const size = 1000

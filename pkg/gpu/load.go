@@ -38,7 +38,8 @@ type parcel struct {
 	at      int64 // in the state
 	bytes   int64
 	buffer  *buffer    // of the ring, if it goes that way
-	filled  chan error // of the buffer
+	parts   int        // of the buffer, each filled by one worker
+	filled  chan error // one for each part
 	windows [][]*window
 	err     error // why the load can't go on
 	last    bool
@@ -51,7 +52,7 @@ type copied struct {
 }
 
 // feed cuts loads into parcels and finds a way for each: windows of the mapping, or a
-// buffer of the ring that a worker fills. It runs ahead of the copies.
+// buffer of the ring that workers fill. It runs ahead of the copies.
 func (s *session) feed() {
 	for o := range s.loads {
 		s.parcels <- &parcel{load: o, last: true, err: s.feedOne(o)}
@@ -73,14 +74,11 @@ func (s *session) feedOne(o *load) error {
 			s.viaMap.Store(true)
 		} else {
 			s.viaRing.Store(true)
-			s.fill(p, func(b []byte) error {
-				for _, x := range list {
-					if err := x.gather(b); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
+			var parts []func([]byte) error
+			for _, x := range shares(list, workerBytes) {
+				parts = append(parts, x.gather)
+			}
+			s.fill(p, parts)
 		}
 		s.parcels <- p
 	}
@@ -106,10 +104,24 @@ func (s *session) hold(p *parcel) bool {
 	return true
 }
 
-// fill takes a buffer of the ring and has a worker fill it.
-func (s *session) fill(p *parcel, f func([]byte) error) {
-	p.buffer, p.filled = s.in.take(), make(chan error, 1)
-	s.work <- func() { p.filled <- f(p.buffer.b[:p.bytes]) }
+// fill takes a buffer of the ring and has workers fill it, part by part: the buffer that
+// is wanted next is done soonest when they share it, and few buffers are enough.
+func (s *session) fill(p *parcel, parts []func([]byte) error) {
+	p.buffer, p.parts, p.filled = s.in.take(), len(parts), make(chan error, len(parts))
+	b := p.buffer.b[:p.bytes]
+	for _, f := range parts {
+		s.work <- func() { p.filled <- f(b) }
+	}
+}
+
+// wait waits until a parcel's buffer is filled, if it has one.
+func (p *parcel) wait() (first error) {
+	for range p.parts {
+		if err := <-p.filled; err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 // feedState reads a saved state. Whatever wrote it must be done.
@@ -127,7 +139,12 @@ func (s *session) feedState(o *load) error {
 			return err
 		}
 		p := &parcel{load: o, state: true, at: at, bytes: min(s.l.staging, total-at)}
-		s.fill(p, func(b []byte) error { return attention.ReadFull(o.state, b, at) })
+		var parts []func([]byte) error
+		for lo := int64(0); lo < p.bytes; lo += workerBytes {
+			hi := min(lo+workerBytes, p.bytes)
+			parts = append(parts, func(b []byte) error { return attention.ReadFull(o.state, b[lo:hi], at+lo) })
+		}
+		s.fill(p, parts)
 		s.parcels <- p
 	}
 	return nil
@@ -137,10 +154,8 @@ func (s *session) feedState(o *load) error {
 func (s *session) send() {
 	for p := range s.parcels {
 		o := p.load
-		if p.filled != nil {
-			if err := <-p.filled; err != nil && o.err == nil {
-				o.err = err
-			}
+		if err := p.wait(); err != nil && o.err == nil {
+			o.err = err
 		}
 		if o.err == nil {
 			if o.err = p.err; o.err == nil {
@@ -174,55 +189,52 @@ func (s *session) sendOne(p *parcel) error {
 	if p.state {
 		stream, submit = s.packing, s.sendState
 	}
-	err := submit(p)
+	done, err := submit(p)
 	if err != nil {
 		err = joinIfNew(err, stream.Synchronize()) // some copy may be under way
 		s.letGo(p)
 		return err
 	}
-	m, err := s.marks.record(stream)
-	if err == nil {
-		s.copied <- copied{m, p}
-	}
-	return err
+	s.copied <- copied{done, p}
+	return nil
 }
 
-// sendRows submits the copies of rows to a staging buffer, and their packing.
-func (s *session) sendRows(p *parcel) error {
+// sendRows submits the copies of rows to a staging buffer, and their packing. It marks
+// the end of the copies.
+func (s *session) sendRows(p *parcel) (done driver.Event, err error) {
 	o, b := p.load, &s.stage[s.next]
 	if b.used {
 		if err := s.copyIn.Wait(b.free); err != nil {
-			return err
+			return done, err
 		}
 	}
 	if err := s.time(o); err != nil {
-		return err
-	}
-	if err := s.copyPieces(p, b.at); err != nil {
-		return err
+		return done, err
 	}
 	jobs, tiles := s.packJobsOf(p, uint64(b.at))
-	at, err := s.packJobs.send(s.copyIn, bytesOf(jobs))
+	at, err := s.copyPieces(p, b.at, bytesOf(jobs))
 	if err != nil {
-		return err
+		return done, err
 	}
-	if err := s.copyIn.Record(o.end); err != nil {
-		return err
+	if done, err = s.ends.record(s.copyIn); err != nil {
+		return done, err
 	}
 	if err := s.begin(o); err != nil {
-		return err
+		return done, err
 	}
-	if err := s.packing.Wait(o.end); err != nil {
-		return err
+	if err := s.packing.Wait(done); err != nil {
+		return done, err
 	}
 	if err := s.d.units.pack.Launch(s.packing, driver.Dim{X: tiles, Y: len(jobs)}, driver.Dim{X: 256}, 0, driver.ArgPtr(at)); err != nil {
-		return err
+		return done, err
 	}
-	if err := s.packJobs.sent(s.packing, &s.marks); err != nil {
-		return err
+	if p.buffer == nil {
+		if err := s.packJobs.sent(s.packing, &s.marks); err != nil {
+			return done, err
+		}
 	}
 	o.bytes += bytesOfRows(p.pieces)
-	return s.packed(b)
+	return done, s.packed(b)
 }
 
 // time marks the start of a load's copies, once.
@@ -238,10 +250,19 @@ func (s *session) time(o *load) (err error) {
 	return err
 }
 
+// timeEnd marks the end of a load's copies. Packing waits for it, so that the mark is
+// reached when the load is done.
+func (s *session) timeEnd(o *load) error {
+	if err := s.copyIn.Record(o.end); err != nil {
+		return err
+	}
+	return s.packing.Wait(o.end)
+}
+
 // packed marks the end of what reads a staging buffer, and turns to the next.
 func (s *session) packed(b *staging) (err error) {
 	if !b.used {
-		if b.free, err = s.marks.take(); err != nil {
+		if b.free, err = s.ends.take(); err != nil {
 			return err
 		}
 		b.used = true
@@ -251,18 +272,22 @@ func (s *session) packed(b *staging) (err error) {
 }
 
 // sendState submits the copies of a part of a state to the slot, in the stream that
-// waits for it.
-func (s *session) sendState(p *parcel) error {
+// waits for it. It marks the end of the copies.
+func (s *session) sendState(p *parcel) (done driver.Event, err error) {
 	o := p.load
 	if err := s.begin(o); err != nil {
-		return err
+		return done, err
 	}
 	slot := s.queryHead(o.slot, 0)
 	o.bytes += p.bytes
 	b := p.buffer.b[:p.bytes]
-	return within(s.l.stateSegments(o.rows, o.heads), p.at, p.bytes, func(at uint64, from, n int64) error {
+	err = within(s.l.stateSegments(o.rows, o.heads), p.at, p.bytes, func(at uint64, from, n int64) error {
 		return s.packing.CopyIn(driver.Ptr(slot+at), b[from:from+n])
 	})
+	if err != nil {
+		return done, err
+	}
+	return s.ends.record(s.packing)
 }
 
 // begin makes packing wait for what used the slot, once, and readies the slot.
@@ -295,17 +320,21 @@ func (s *session) queryHead(slot, head int) uint64 {
 	return s.pool.Query + uint64(slot)*s.pool.QSlot + uint64(head)*s.pool.QHead
 }
 
-// copyPieces submits the copies of a parcel to a staging buffer.
-func (s *session) copyPieces(p *parcel, buffer driver.Ptr) error {
+// copyPieces submits the copies of a parcel to a staging buffer, and that of what packing
+// is told, whose address it returns. From the ring that travels behind the rows: a copy of
+// its own would hold the link up for some microseconds.
+func (s *session) copyPieces(p *parcel, buffer driver.Ptr, jobs []byte) (at driver.Ptr, err error) {
 	if p.buffer != nil {
-		return s.copyIn.CopyIn(buffer, p.buffer.b[:p.bytes])
+		behind := align(p.bytes)
+		n := behind + int64(copy(p.buffer.b[behind:], jobs))
+		return buffer + driver.Ptr(behind), s.copyIn.CopyIn(buffer, p.buffer.b[:n])
 	}
 	for _, x := range p.pieces {
 		if err := s.windows.copyIn(s.copyIn, buffer, x); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return nil
+	return s.packJobs.send(s.copyIn, jobs)
 }
 
 // packJobsOf says how the pieces of a parcel in a staging buffer become tiles, and of
@@ -365,6 +394,9 @@ func (s *session) endLoad(o *load) {
 	if o.err == nil {
 		o.err = s.fail(s.begin(o))
 	}
+	if o.err == nil && o.timed {
+		o.err = s.fail(s.timeEnd(o))
+	}
 	var mark driver.Event
 	if o.err == nil {
 		mark, o.err = s.marks.record(s.packing)
@@ -420,6 +452,6 @@ func (s *session) recycle() {
 	for c := range s.copied {
 		s.fail(c.mark.Synchronize())
 		s.letGo(c.parcel)
-		s.marks.give(c.mark)
+		s.ends.give(c.mark)
 	}
 }

@@ -98,6 +98,22 @@ func parcels(spans []span, tileRows int, size int64, jobs int) iter.Seq[[]piece]
 	}
 }
 
+// shares cuts pieces into parts of at most so many bytes, though no less than a row, that
+// several workers can gather in one buffer.
+func shares(list []piece, most int64) (parts []piece) {
+	for _, x := range list {
+		row := int64(x.rows.RowBytes())
+		step := int(max(1, most/row))
+		for lo := 0; lo < x.rows.N; lo += step {
+			part := x
+			part.rows = x.rows.Slice(lo, min(lo+step, x.rows.N))
+			part.at += int64(lo) * row
+			parts = append(parts, part)
+		}
+	}
+	return parts
+}
+
 // bytesOfRows is how much of a file they are.
 func bytesOfRows(list []piece) (n int64) {
 	for _, p := range list {

@@ -16,6 +16,9 @@ const (
 	queueDepth = 256 // operations that may wait in a queue; hazards are ordered by events
 	outBuffers = 8
 	mostPiece  = 4 << 20 // bytes of a buffer on the way out
+
+	workerBytes = 1 << 20 // that a worker puts into a buffer on the way in at once
+	moreBuffers = 4       // on the way in than workers can fill: they wait or are being copied
 )
 
 // session is the device between Reserve and Release.
@@ -38,6 +41,7 @@ type session struct {
 	copyIn, packing, upload, compute, out driver.Stream
 	streams                               []driver.Stream
 	marks                                 marks
+	ends                                  marks // of the steps of parcels, which are many and not timed
 
 	stage   []staging
 	next    int
@@ -78,7 +82,7 @@ type staging struct {
 
 // newSession takes all memory and starts the threads.
 func newSession(d *Device, l *layout) (s *session, err error) {
-	s = &session{d: d, l: l, kernel: d.attend[d.Kernel(l.geo)], marks: marks{ctx: d.ctx},
+	s = &session{d: d, l: l, kernel: d.attend[d.Kernel(l.geo)], marks: marks{ctx: d.ctx, timed: true}, ends: marks{ctx: d.ctx},
 		query: make([]loadedQuery, l.geo.QuerySlots), kvRows: make([]int, l.geo.KVSlots)}
 	err = d.bound(func() error {
 		if err := s.reserve(); err != nil {
@@ -113,7 +117,7 @@ func (s *session) reserve() error {
 	s.pool = l.pool
 	s.pool.KV, s.pool.Query = take(l.kv), take(l.query)
 	for range l.buffers {
-		s.stage = append(s.stage, staging{at: driver.Ptr(take(l.staging))})
+		s.stage = append(s.stage, staging{at: driver.Ptr(take(l.staging + l.packBytes()))})
 	}
 	s.pool.Partial = take(l.partialsAll)
 	s.poolAt = driver.Ptr(take(poolBytes))
@@ -145,17 +149,18 @@ func (s *session) makeStreams() error {
 // reserveHost takes page-locked memory, and sends the Pool to the device.
 func (s *session) reserveHost(take func(int64) uint64) error {
 	l := s.l
-	piece := min(mostPiece, l.staging)
-	buffersIn := workersOf() + 2
 	packs, finishes, batches := l.packBytes(), l.finishBytes(), l.batchBytes
-	total := int64(buffersIn)*l.staging + outBuffers*piece + uploadSlots*(packs+finishes+batches) + poolBytes
+	piece := min(mostPiece, l.staging, align(l.stateBytes(l.geo.QueryRows, l.geo.QueryHeads())))
+	buffersIn := ringBuffers(l.staging)
+	bufferIn := l.staging + packs // which travel behind the rows
+	total := int64(buffersIn)*bufferIn + outBuffers*piece + uploadSlots*(packs+finishes+batches) + poolBytes
 	var err error
 	if s.host, err = s.d.ctx.AllocHost(total); err != nil {
 		return err
 	}
 	rest := s.host
 	cut := func(n int64) []byte { b := rest[:n:n]; rest = rest[n:]; return b }
-	s.in, s.outward = newRing(buffersIn, func() []byte { return cut(l.staging) }), newRing(outBuffers, func() []byte { return cut(piece) })
+	s.in, s.outward = newRing(buffersIn, func() []byte { return cut(bufferIn) }), newRing(outBuffers, func() []byte { return cut(piece) })
 	for _, u := range []struct {
 		to    **uploader
 		bytes int64
@@ -262,6 +267,7 @@ func (s *session) free() (err error) {
 		note(x.Close())
 	}
 	note(s.marks.close())
+	note(s.ends.close())
 	if s.host != nil {
 		note(s.d.ctx.FreeHost(s.host))
 	}
@@ -272,6 +278,13 @@ func (s *session) free() (err error) {
 		return nil // a context that failed gives nothing back before it is closed
 	}
 	return err
+}
+
+// ringBuffers is how many buffers of a size the ring has on the way in. More than it takes
+// to keep the link busy make it slower: less of it is in the processor's cache.
+func ringBuffers(size int64) int {
+	parts := ceilDiv(int(size), workerBytes)
+	return ceilDiv(workersOf(), parts) + moreBuffers
 }
 
 // ring is page-locked buffers, in use or free.

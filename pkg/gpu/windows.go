@@ -16,8 +16,9 @@ const (
 	mostWindow  = 256 << 20
 	leastWindow = 4 << 20
 	registrars  = 2 // threads that register: the kernel pins some 30 GB/s on one
-	// Locking and unlocking a window takes about as long as copying it twice. So rows
-	// that are read once or twice are better off in the ring.
+	// Locking and unlocking a window takes longer than copying it twice, and what is
+	// submitted to the GPU meanwhile waits for the driver. So rows that are read once or
+	// twice are better off in the ring.
 	ringPasses = 2
 )
 
