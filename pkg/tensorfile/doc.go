@@ -47,6 +47,11 @@
 // is locked while it is open: a second writer gets ErrInUse. If PATH is a
 // symbolic link, the file that it leads to is replaced, not the link.
 //
+// OutSpec.Partial puts the partial file elsewhere, under a name that says nothing about
+// PATH, and all of this holds for it there. From another file system Commit can't rename
+// it: it copies it to PATH.partial, syncs and renames that, and removes the original
+// when PATH is durable. That takes the space twice, for a while.
+//
 // # Why the header parsers are our own
 //
 // Two libraries were tried on files that a user could be given.

@@ -3,7 +3,6 @@ package tensorfile
 import (
 	"errors"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,11 +85,4 @@ func syncDir(dir string) error {
 		return nil
 	}
 	return err
-}
-
-func fileID(fi os.FileInfo) (dev, ino uint64) {
-	if s, ok := fi.Sys().(*syscall.Stat_t); ok {
-		return uint64(s.Dev), s.Ino
-	}
-	return 0, 0
 }

@@ -1,8 +1,6 @@
 package tensorfile
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -216,7 +214,7 @@ type Tensor struct {
 	format   Format
 	info     TensorInfo
 	metadata map[string]string
-	id       Identity
+	opened   os.FileInfo
 }
 
 // Open maps the file of a tensor and checks its header and its size. An error
@@ -269,11 +267,7 @@ func newTensor(m *input, fi os.FileInfo, spec Spec) (*Tensor, error) {
 	if spec.DType != 0 && ti.DType != spec.DType {
 		return nil, &FormatError{Key: ti.Key, Offset: -1, What: "element type is not the stated one", Found: fmt.Sprintf("%v (%s)", ti.DType, ti.Stored), Want: spec.DType.String()}
 	}
-	t := &Tensor{in: m, format: info.Format, info: ti, metadata: info.Metadata}
-	if t.id, err = identify(m, fi, info, ti); err != nil {
-		return nil, err
-	}
-	return t, nil
+	return &Tensor{in: m, format: info.Format, info: ti, metadata: info.Metadata, opened: fi}, nil
 }
 
 // find returns the tensor with the key, or the only one.
@@ -312,34 +306,6 @@ func (info *Info) find(key string) (TensorInfo, error) {
 	return TensorInfo{}, &FormatError{Key: key, Offset: -1, What: what + ": the file has " + list}
 }
 
-// Identity is what a journal remembers of an input, to notice that a file is
-// not the one that a run began with. All fields are comparable with ==.
-type Identity struct {
-	Path    string `json:"path"` // absolute
-	Key     string `json:"key,omitempty"`
-	Offset  int64  `json:"offset"` // of the first element
-	Size    int64  `json:"size"`
-	ModTime int64  `json:"mtime_ns"`         // since 1970
-	Device  uint64 `json:"device,omitempty"` // 0 with Inode where the system has none
-	Inode   uint64 `json:"inode,omitempty"`
-	Header  string `json:"header_sha256"` // of the bytes before the first tensor's data; raw: of none
-}
-
-func identify(m *input, fi os.FileInfo, info *Info, ti TensorInfo) (Identity, error) {
-	abs, err := filepath.Abs(m.path)
-	if err != nil {
-		return Identity{}, fmt.Errorf("absolute path of %s: %w", m.path, err)
-	}
-	id := Identity{Path: abs, Key: ti.Key, Offset: ti.Offset, Size: fi.Size(), ModTime: fi.ModTime().UnixNano()}
-	id.Device, id.Inode = fileID(fi)
-	err = Guard(func() error {
-		sum := sha256.Sum256(m.data[:info.HeaderBytes])
-		id.Header = hex.EncodeToString(sum[:])
-		return nil
-	}, m)
-	return id, err
-}
-
 // Path is the path as it was given.
 func (t *Tensor) Path() string { return t.in.path }
 
@@ -357,9 +323,6 @@ func (t *Tensor) Shape() []int { return slices.Clone(t.info.Shape) }
 
 // Metadata is the __metadata__ of a safetensors file; nil if there is none.
 func (t *Tensor) Metadata() map[string]string { return t.metadata }
-
-// Identity of the file when it was opened.
-func (t *Tensor) Identity() Identity { return t.id }
 
 // Map is the whole file, and starts at a page. It is nil after Close.
 func (t *Tensor) Map() []byte { return t.in.data }
@@ -404,25 +367,6 @@ func (t *Tensor) Close() error {
 	return nil
 }
 
-// CheckUnchanged returns an ErrChanged if the path names another file now, or
-// if the file's size or modification time is not what it was at Open.
-func (t *Tensor) CheckUnchanged() error {
-	fi, err := os.Stat(t.in.path)
-	if err != nil {
-		return err
-	}
-	dev, ino := fileID(fi)
-	switch {
-	case fi.Size() != t.id.Size:
-		return fmt.Errorf("%w: %s: %d bytes, had %d when it was opened", ErrChanged, t.in.path, fi.Size(), t.id.Size)
-	case dev != t.id.Device || ino != t.id.Inode:
-		return fmt.Errorf("%w: %s: replaced by another file", ErrChanged, t.in.path)
-	case fi.ModTime().UnixNano() != t.id.ModTime:
-		return fmt.Errorf("%w: %s: written to since it was opened", ErrChanged, t.in.path)
-	}
-	return nil
-}
-
 // SameFile reports whether a and b name one file, through whatever links. For
 // names of files that don't exist yet it compares where they would be made.
 func SameFile(a, b string) bool {
@@ -458,7 +402,13 @@ func followLinks(path string) string {
 			break
 		}
 		if !filepath.IsAbs(to) {
-			to = filepath.Join(filepath.Dir(path), to)
+			dir := filepath.Dir(path)
+			// Above a directory that is itself reached by a link is not what its
+			// name says.
+			if real, err := filepath.EvalSymlinks(dir); err == nil && strings.Contains(to, "..") {
+				dir = real
+			}
+			to = filepath.Join(dir, to)
 		}
 		path = to
 	}

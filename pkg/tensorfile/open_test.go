@@ -366,32 +366,94 @@ func TestHints(t *testing.T) {
 	}
 }
 
+func mustIdentify(t *testing.T, x *Tensor) Identity {
+	t.Helper()
+	id, err := x.Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
 func TestIdentity(t *testing.T) {
 	path := write(t, "a.npy", golden(t, "f32.npy"))
-	id := func() Identity {
-		x := mustOpen(t, Spec{Path: path})
-		return x.Identity()
+	link := filepath.Join(t.TempDir(), "link.npy")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
 	}
-	first := id()
-	if first != id() {
-		t.Error("two opens of one file differ")
-	}
-	if !filepath.IsAbs(first.Path) || first.Size != 152 || first.Offset != 128 || len(first.Header) != 64 || first.Inode == 0 {
-		t.Errorf("got %+v", first)
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		t.Fatal(err)
 	}
 	if err := os.Chtimes(path, time.Time{}, time.Unix(1, 5)); err != nil {
 		t.Fatal(err)
 	}
-	if later := id(); later == first || later.ModTime != 1e9+5 || later.Header != first.Header {
-		t.Errorf("after a change of the time: %+v, was %+v", later, first)
+	for _, name := range []string{path, link} {
+		got := mustIdentify(t, mustOpen(t, Spec{Path: name}))
+		want := Identity{Path: real, Size: 152, MTime: 1e9 + 5, Offset: 128, Head: 0xbd5790e7}
+		if got != want {
+			t.Errorf("%s: got %+v, want %+v", name, got, want)
+		}
 	}
-	other := golden(t, "f32.npy")
-	copy(other[60:], "(3, 2)") // same size, same data
-	if err := os.WriteFile(path, other, 0o666); err != nil {
+	st := goldenFrom(t, "qkv.safetensors")
+	q, k := mustIdentify(t, mustOpen(t, Spec{Path: st, Key: "q"})), mustIdentify(t, mustOpen(t, Spec{Path: st, Key: "k"}))
+	if q.Key != "q" || k.Key != "k" || q.Offset == k.Offset || q.Head != k.Head {
+		t.Errorf("two tensors of a file: %+v and %+v", q, k)
+	}
+	one := mustIdentify(t, mustOpen(t, Spec{Path: goldenFrom(t, "one.safetensors")}))
+	if one.Key == "" {
+		t.Error("a key that was not stated is not known")
+	}
+	empty := mustIdentify(t, mustOpen(t, Spec{Path: write(t, "e.bin", nil), DType: attention.F32, Shape: []int{0}}))
+	if empty.Size != 0 || empty.Head != 0 {
+		t.Errorf("an empty file: %+v", empty)
+	}
+	t.Chdir(filepath.Dir(path))
+	if got := mustIdentify(t, mustOpen(t, Spec{Path: "a.npy"})); got.Path != real {
+		t.Errorf("relative: got %s, want %s", got.Path, real)
+	}
+}
+
+// goldenFrom copies a golden file to where tests may have files.
+func goldenFrom(t *testing.T, name string) string { return write(t, name, golden(t, name)) }
+
+// Head covers 64 KiB and no more.
+func TestIdentityHead(t *testing.T) {
+	data := make([]byte, 64<<10+4)
+	head := func(at int, b byte) uint32 {
+		data[at] = b
+		defer func() { data[at] = 0 }()
+		x := mustOpen(t, Spec{Path: write(t, "a.bin", data), DType: attention.F32, Shape: []int{16<<10 + 1}})
+		return mustIdentify(t, x).Head
+	}
+	if plain := head(0, 0); head(64<<10, 1) != plain || head(64<<10-1, 1) == plain || head(0, 1) == plain {
+		t.Error("Head is not that of the first 64 KiB")
+	}
+}
+
+// Identity is of the file that is open, and refuses to be of another.
+func TestIdentityOfChanged(t *testing.T) {
+	path := write(t, "a.npy", golden(t, "f32.npy"))
+	x := mustOpen(t, Spec{Path: path})
+	before := mustIdentify(t, x)
+	if err := errors.Join(os.WriteFile(path+"2", golden(t, "f16.npy"), 0o666), os.Rename(path+"2", path)); err != nil {
 		t.Fatal(err)
 	}
-	if later := id(); later.Header == first.Header {
-		t.Error("another shape has the same header hash")
+	if got := mustIdentify(t, x); got != before {
+		t.Errorf("renamed over: %+v, was %+v", got, before)
+	}
+	for what, change := range map[string]func(string) error{
+		"written to": func(path string) error { return os.Chtimes(path, time.Time{}, time.Unix(1, 0)) },
+		"bytes, had": func(path string) error { return os.Truncate(path, 100) },
+	} {
+		path := write(t, "a.npy", golden(t, "f32.npy"))
+		x := mustOpen(t, Spec{Path: path})
+		if err := change(path); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := x.Identity(); !errors.Is(err, ErrChanged) || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: got %v", what, err)
+		}
 	}
 }
 

@@ -5,10 +5,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"unicode/utf8"
 
 	"github.com/edsrzf/mmap-go"
@@ -23,24 +25,27 @@ var errNoAllocate = errors.New("file system can't reserve space")
 // format.
 type OutSpec struct {
 	Path     string
+	Partial  string // where the file is until Commit; empty: PATH.partial
 	Key      string // safetensors, where it must not be empty
 	DType    attention.DType
 	Shape    []int
 	Metadata map[string]string // safetensors: added to the __metadata__ of the file
 }
 
-// Output is a file being written: PATH.partial, all its space reserved, its
+// Output is a file being written: the partial file, all its space reserved, its
 // header written, mapped. Only Commit makes it PATH. All slices die with
 // Commit, Abort and Close.
 type Output struct {
 	path    string // links followed
+	partial string
+	size    int64
 	f       *os.File
 	data    mmap.MMap // nil when empty, and after the end
 	tensors []TensorInfo
 }
 
 // Create begins an output, of one tensor, or of several in one safetensors
-// file. It replaces a PATH.partial that nobody is writing. If it fails it
+// file. It replaces a partial file that nobody is writing. If it fails it
 // leaves no file.
 func Create(specs ...OutSpec) (*Output, error) {
 	l, err := planOutput(specs)
@@ -61,7 +66,7 @@ func Create(specs ...OutSpec) (*Output, error) {
 }
 
 // Reopen continues an output that Create began in another run and Close or a
-// crash left. It fails if PATH.partial doesn't exist (fs.ErrNotExist) or is
+// crash left. It fails if the partial file doesn't exist (fs.ErrNotExist) or is
 // not exactly what Create would have made (ErrFormat), and leaves it alone.
 func Reopen(specs ...OutSpec) (*Output, error) {
 	l, err := planOutput(specs)
@@ -82,6 +87,7 @@ func Reopen(specs ...OutSpec) (*Output, error) {
 // outLayout is what follows from the specs alone.
 type outLayout struct {
 	path    string
+	partial string
 	header  []byte
 	tensors []TensorInfo // in the order of the specs
 	size    int64
@@ -95,6 +101,9 @@ func planOutput(specs []OutSpec) (*outLayout, error) {
 	for _, s := range specs {
 		if s.Path != l.path {
 			return nil, fmt.Errorf("create %s: a tensor of %s can't be in the same file", l.path, s.Path)
+		}
+		if s.Partial != specs[0].Partial {
+			return nil, fmt.Errorf("create %s: it can't be both %q and %q until it is complete", l.path, specs[0].Partial, s.Partial)
 		}
 		if s.DType < attention.F32 || s.DType > attention.BF16 {
 			return nil, fmt.Errorf("create %s: element type %v", s.Path, s.DType)
@@ -110,7 +119,15 @@ func planOutput(specs []OutSpec) (*outLayout, error) {
 	}
 	// Written through a link, the target is replaced, as a shell would do.
 	l.path = followLinks(l.path)
+	l.partial = cmp.Or(specs[0].Partial, l.path+".partial")
+	if canonical(l.partial) == canonical(l.path) {
+		return nil, l.sameFile()
+	}
 	return l, nil
+}
+
+func (l *outLayout) sameFile() error {
+	return fmt.Errorf("create %s: %s is the same file, and can't be what it is until it is complete", l.path, l.partial)
 }
 
 // encode makes the header and places the tensors.
@@ -193,7 +210,7 @@ func (l *outLayout) place() error {
 	return nil
 }
 
-// openPartial opens and locks PATH.partial, with O_CREATE in flag or not.
+// openPartial opens and locks the partial file, with O_CREATE in flag or not.
 func openPartial(l *outLayout, flag int) (*Output, error) {
 	if fi, err := os.Stat(l.path); err == nil && !fi.Mode().IsRegular() {
 		what := "not a regular file"
@@ -202,33 +219,40 @@ func openPartial(l *outLayout, flag int) (*Output, error) {
 		}
 		return nil, fmt.Errorf("create %s: it is %s", l.path, what)
 	}
-	if _, err := os.Stat(filepath.Dir(l.path)); err != nil {
-		return nil, fmt.Errorf("create %s: its directory: %w", l.path, err)
+	for _, path := range []string{l.path, l.partial} {
+		if _, err := os.Stat(filepath.Dir(path)); err != nil {
+			return nil, fmt.Errorf("create %s: its directory: %w", path, err)
+		}
 	}
-	o := &Output{path: l.path, tensors: l.tensors}
+	o := &Output{path: l.path, partial: l.partial, size: l.size, tensors: l.tensors}
 	// Between opening and locking, the process that had the lock may have
 	// renamed or removed the file. Then the name leads elsewhere: try again.
 	for range 100 {
-		if fi, err := os.Lstat(o.Partial()); err == nil && !fi.Mode().IsRegular() {
-			return nil, fmt.Errorf("create %s: it exists and is not a regular file", o.Partial())
+		if fi, err := os.Lstat(o.partial); err == nil && !fi.Mode().IsRegular() {
+			return nil, fmt.Errorf("create %s: it exists and is not a regular file", o.partial)
 		}
-		f, err := os.OpenFile(o.Partial(), os.O_RDWR|flag, 0o666)
+		f, err := os.OpenFile(o.partial, os.O_RDWR|flag, 0o666)
 		if err != nil {
 			return nil, err
 		}
 		if err := lockFile(f); err != nil {
 			f.Close() // nothing was written
-			return nil, fmt.Errorf("create %s: %w", o.Partial(), err)
+			return nil, fmt.Errorf("create %s: %w", o.partial, err)
 		}
 		opened, err1 := f.Stat()
-		named, err2 := os.Lstat(o.Partial())
+		named, err2 := os.Lstat(o.partial)
 		if err1 == nil && err2 == nil && os.SameFile(opened, named) {
+			// Another name of a result must not be taken for a leftover.
+			if result, err := os.Stat(l.path); err == nil && os.SameFile(opened, result) {
+				f.Close() // nothing was written
+				return nil, l.sameFile()
+			}
 			o.f = f
 			return o, nil
 		}
-		f.Close() // nothing was written
+		f.Close() // likewise
 	}
-	return nil, fmt.Errorf("create %s: %w", o.Partial(), ErrInUse)
+	return nil, fmt.Errorf("create %s: %w", o.partial, ErrInUse)
 }
 
 // fill makes a new, empty output.
@@ -250,17 +274,17 @@ func (o *Output) fill(l *outLayout) error {
 func (o *Output) reserve(size int64) error {
 	free := freeBytes(o.f)
 	if free >= 0 && size > free {
-		return &NoSpaceError{Path: o.Partial(), Need: size, Free: free}
+		return &NoSpaceError{Path: o.partial, Need: size, Free: free}
 	}
 	err := allocate(o.f, size)
 	if errors.Is(err, errNoAllocate) {
 		err = writeZeros(o.f, size)
 	}
 	if isNoSpace(err) {
-		return &NoSpaceError{Path: o.Partial(), Need: size, Free: free}
+		return &NoSpaceError{Path: o.partial, Need: size, Free: free}
 	}
 	if err != nil {
-		return fmt.Errorf("reserve %s, %d bytes: %w", o.Partial(), size, err)
+		return fmt.Errorf("reserve %s, %d bytes: %w", o.partial, size, err)
 	}
 	return nil
 }
@@ -277,30 +301,38 @@ func writeZeros(f *os.File, size int64) error {
 	return nil
 }
 
-// check compares an existing output with what fill would have made.
+// check compares an existing output with what fill would have made, and maps it.
 func (o *Output) check(l *outLayout) error {
-	fi, err := o.f.Stat()
-	if err != nil {
+	if err := l.compare(o.f); err != nil {
 		return err
-	}
-	if fi.Size() != l.size {
-		return &FormatError{Path: o.Partial(), Offset: -1, What: "not the partial output of this problem", Found: fmt.Sprintf("%d bytes", fi.Size()), Want: fmt.Sprint(l.size)}
-	}
-	header := make([]byte, len(l.header))
-	if _, err := o.f.ReadAt(header, 0); err != nil {
-		return err
-	}
-	if !bytes.Equal(header, l.header) {
-		return &FormatError{Path: o.Partial(), Offset: 0, What: "not the partial output of this problem: its header differs"}
 	}
 	// A copied file may have holes. Where they can't be filled without writing,
 	// there is no telling, and nothing was lost by asking.
 	if err := allocate(o.f, l.size); isNoSpace(err) {
-		return &NoSpaceError{Path: o.Partial(), Need: l.size, Free: freeBytes(o.f)}
+		return &NoSpaceError{Path: o.partial, Need: l.size, Free: freeBytes(o.f)}
 	} else if err != nil && !errors.Is(err, errNoAllocate) {
-		return fmt.Errorf("reserve %s, %d bytes: %w", o.Partial(), l.size, err)
+		return fmt.Errorf("reserve %s, %d bytes: %w", o.partial, l.size, err)
 	}
 	return o.mapRegion(l.size)
+}
+
+// compare says how a file differs from what Create makes, but for the elements.
+func (l *outLayout) compare(f *os.File) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if fi.Size() != l.size {
+		return &FormatError{Path: l.partial, Offset: -1, What: "not the partial output of this problem", Found: fmt.Sprintf("%d bytes", fi.Size()), Want: fmt.Sprint(l.size)}
+	}
+	header := make([]byte, len(l.header))
+	if _, err := f.ReadAt(header, 0); err != nil {
+		return err
+	}
+	if !bytes.Equal(header, l.header) {
+		return &FormatError{Path: l.partial, Offset: 0, What: "not the partial output of this problem: its header differs"}
+	}
+	return nil
 }
 
 func (o *Output) mapRegion(size int64) error {
@@ -309,7 +341,7 @@ func (o *Output) mapRegion(size int64) error {
 	}
 	m, err := mmap.MapRegion(o.f, int(size), mmap.RDWR, 0, 0)
 	if err != nil {
-		return fmt.Errorf("map %s, %d bytes: %w", o.Partial(), size, err)
+		return fmt.Errorf("map %s, %d bytes: %w", o.partial, size, err)
 	}
 	o.data = m
 	return nil
@@ -319,7 +351,7 @@ func (o *Output) mapRegion(size int64) error {
 func (o *Output) Path() string { return o.path }
 
 // Partial is where the file is until then.
-func (o *Output) Partial() string { return o.path + ".partial" }
+func (o *Output) Partial() string { return o.partial }
 
 // Map is the whole file, header included. It is nil after the end.
 func (o *Output) Map() []byte { return o.data }
@@ -348,23 +380,27 @@ var syncFile = (*os.File).Sync
 // system may have dropped the pages that it could not write.
 func (o *Output) Sync() error {
 	if o.f == nil {
-		return fmt.Errorf("sync %s: %w", o.Partial(), os.ErrClosed)
+		return fmt.Errorf("sync %s: %w", o.partial, os.ErrClosed)
 	}
 	if o.data != nil {
 		if err := o.data.Flush(); err != nil {
-			return fmt.Errorf("sync %s: %w", o.Partial(), err)
+			return fmt.Errorf("sync %s: %w", o.partial, err)
 		}
 	}
 	if err := syncFile(o.f); err != nil {
-		return fmt.Errorf("sync %s: %w", o.Partial(), err)
+		return fmt.Errorf("sync %s: %w", o.partial, err)
 	}
 	return nil
 }
 
+// renameFile is a variable for tests, which may have one file system only.
+var renameFile = os.Rename
+
 // Commit makes the output durable and gives it its name, at which instant it
-// replaces an existing file. If it fails, PATH is untouched or, where only the
-// directory could not be synced, complete; the error says which, and the
-// slices are dead either way.
+// replaces an existing file. A partial file on another file system than PATH is
+// copied to PATH.partial first. If Commit fails, the partial file is left, and PATH
+// untouched; or, where only the directory could not be synced, complete. The
+// error says which, and the slices are dead either way.
 func (o *Output) Commit() error {
 	if o.f == nil {
 		return fmt.Errorf("commit %s: %w", o.path, os.ErrClosed)
@@ -373,35 +409,96 @@ func (o *Output) Commit() error {
 	if err == nil {
 		err = o.unmap()
 	}
+	copied := false
 	if err == nil {
-		// Still locked, so that nobody takes the file for a forgotten one.
-		err = os.Rename(o.Partial(), o.path)
+		copied, err = o.rename()
 	}
 	if err != nil {
 		_ = o.Close() // the first error is the one to report
-		return fmt.Errorf("commit %s (%s is kept): %w", o.path, o.Partial(), err)
+		return fmt.Errorf("commit %s (%s is kept): %w", o.path, o.partial, err)
 	}
-	if err := o.Close(); err != nil {
-		return fmt.Errorf("commit %s (it is complete): %w", o.path, err)
-	}
-	if err := syncDir(filepath.Dir(o.path)); err != nil {
+	if err := o.syncNames(); err != nil {
+		_ = o.Close() // likewise
 		return fmt.Errorf("commit %s (it is complete, but a power loss may undo its name): %w", o.path, err)
+	}
+	if copied {
+		err = os.Remove(o.partial)
+	}
+	if err = cmp.Or(err, o.Close()); err != nil {
+		return fmt.Errorf("commit %s (it is complete): %w", o.path, err)
 	}
 	return nil
 }
 
-// Abort gives the output up and removes PATH.partial. After Commit or Close it
+// rename gives the file its name. It stays locked, so that nobody takes it for a
+// forgotten one. Between file systems PATH is a copy, and the original is left.
+func (o *Output) rename() (copied bool, err error) {
+	err = renameFile(o.partial, o.path)
+	beside := o.path + ".partial"
+	if !errors.Is(err, syscall.EXDEV) || SameFile(o.partial, beside) {
+		return false, err
+	}
+	c, err := openPartial(&outLayout{path: o.path, partial: beside, size: o.size}, os.O_CREATE)
+	if err != nil {
+		return false, err
+	}
+	if err := c.copyFrom(o); err != nil {
+		_ = c.Abort() // the first error is the one to report
+		return false, err
+	}
+	if err := renameFile(c.partial, c.path); err != nil {
+		_ = c.Abort() // likewise
+		return false, err
+	}
+	_ = c.Close() // it is synced: closing can lose nothing
+	return true, nil
+}
+
+// copyFrom makes the file a durable copy of another output's.
+func (o *Output) copyFrom(from *Output) error {
+	if err := o.f.Truncate(0); err != nil {
+		return err
+	}
+	if err := o.reserve(o.size); err != nil {
+		return err
+	}
+	buf := make([]byte, min(o.size, 1<<20))
+	for at := int64(0); at < o.size; at += int64(len(buf)) {
+		buf = buf[:min(int64(len(buf)), o.size-at)]
+		if _, err := from.f.ReadAt(buf, at); err == io.EOF {
+			return fmt.Errorf("%w: %s: has less than %d bytes", ErrChanged, from.partial, o.size)
+		} else if err != nil {
+			return err
+		}
+		if _, err := o.f.WriteAt(buf, at); err != nil {
+			return err
+		}
+	}
+	return o.Sync()
+}
+
+// syncNames makes durable that the file has a new name. That it has lost its old
+// one matters as well: a run that found both would truncate the result.
+func (o *Output) syncNames() error {
+	err := syncDir(filepath.Dir(o.path))
+	if from := filepath.Dir(o.partial); err == nil && from != filepath.Dir(o.path) {
+		err = syncDir(from)
+	}
+	return err
+}
+
+// Abort gives the output up and removes the partial file. After Commit or Close it
 // does nothing, so that it can be deferred. It never touches PATH.
 func (o *Output) Abort() error {
 	if o.f == nil {
 		return nil
 	}
 	// Still locked: the name is ours.
-	err := os.Remove(o.Partial())
+	err := os.Remove(o.partial)
 	return cmp.Or(err, o.Close())
 }
 
-// Close leaves PATH.partial as it is, for Reopen. What was written since the
+// Close leaves the partial file as it is, for Reopen. What was written since the
 // last Sync survives the process, but not a power loss. After Commit or Abort
 // it does nothing.
 func (o *Output) Close() error {
@@ -421,7 +518,7 @@ func (o *Output) unmap() error {
 		return nil
 	}
 	if err := o.data.Unmap(); err != nil {
-		return fmt.Errorf("unmap %s: %w", o.Partial(), err)
+		return fmt.Errorf("unmap %s: %w", o.partial, err)
 	}
 	return nil
 }

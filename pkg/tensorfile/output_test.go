@@ -176,6 +176,10 @@ func TestCreateRefuses(t *testing.T) {
 		{[]OutSpec{{Path: at("x.safetensors"), DType: f32, Key: "\xff"}}, "create " + at("x.safetensors") + `: key "\xff" can't name a tensor`},
 		{two(OutSpec{Key: "a"}, OutSpec{Key: "a"}), "create " + at("x.safetensors") + `: two tensors have the key "a"`},
 		{two(OutSpec{Key: "a"}, OutSpec{Key: "b", Path: at("y.safetensors")}), "create " + at("x.safetensors") + ": a tensor of " + at("y.safetensors") + " can't be in the same file"},
+		{two(OutSpec{Key: "a", Partial: at("p")}, OutSpec{Key: "b"}), "create " + at("x.safetensors") + `: it can't be both "` + at("p") + `" and "" until it is complete`},
+		{[]OutSpec{{Path: at("x.npy"), Partial: at("taken.npy.partial/../x.npy"), DType: f32}}, "create " + at("x.npy") + ": " + at("taken.npy.partial/../x.npy") + " is the same file, and can't be what it is until it is complete"},
+		{[]OutSpec{{Path: at("x.npy"), Partial: at("taken.npy.partial"), DType: f32}}, "create " + at("taken.npy.partial") + ": it exists and is not a regular file"},
+		{[]OutSpec{{Path: at("x.npy"), Partial: at("absent/p"), DType: f32}}, "create " + at("absent/p") + ": its directory: stat " + at("absent") + ": no such file or directory"},
 		{two(OutSpec{Key: "a", Metadata: map[string]string{"k": "1"}}, OutSpec{Key: "b", Metadata: map[string]string{"k": "2"}}), "create " + at("x.safetensors") + `: metadata "k" is "1" and "2"`},
 	} {
 		if _, err := Create(c.specs...); err == nil || err.Error() != c.want {
@@ -392,4 +396,20 @@ func TestCreateThroughLink(t *testing.T) {
 		}
 		mustOpen(t, Spec{Path: link, DType: attention.BF16})
 	}
+}
+
+// A link up from a directory that is itself reached by a link.
+func TestCreateThroughLinkUp(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "far", "sub"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Symlink("far/sub", filepath.Join(dir, "near")), os.Symlink("../o.npy", filepath.Join(dir, "far", "sub", "up.npy"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := mustCreate(t, outSpec(filepath.Join(dir, "near", "up.npy"))).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	checkDir(t, filepath.Join(dir, "far"), "o.npy", "sub")
+	checkDir(t, dir, "far", "near")
 }
