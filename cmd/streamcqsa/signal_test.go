@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -53,10 +54,7 @@ func endsWith(t *testing.T, cmd *exec.Cmd, stdout *bufio.Scanner, code int) {
 	}
 }
 
-// longProblem makes inputs whose run takes minutes, as holes, and returns the
-// arguments that read them.
-func longProblem(t *testing.T, dir string) []string { return holes(t, dir, 1<<18) }
-
+// holes makes inputs of n rows without data, and returns the arguments that read them.
 func holes(t *testing.T, dir string, n int) []string {
 	t.Helper()
 	const d = 64
@@ -75,55 +73,154 @@ func holes(t *testing.T, dir string, n int) []string {
 	return args
 }
 
-// A signal ends a run soon, with its own exit code; nothing half-done is left,
-// and an older result under the same name stays as it was.
+// A signal ends a run soon, with its own exit code. An older result under the same name
+// stays as it was, and the next run goes on where this one stopped.
 func TestSignalStopsRun(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+	j := newJob(t, "streamcqsa", plainJob)
+	want, _ := j.whole(t)
+	for sig, code := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143, syscall.SIGUSR1: 138} {
 		t.Run(sig.String(), func(t *testing.T) {
 			dir := t.TempDir()
-			out := filepath.Join(dir, "o.npy")
+			out := j.base(dir)
 			if err := os.WriteFile(out, []byte("an older result"), 0o666); err != nil {
 				t.Fatal(err)
 			}
-			args := append([]string{"run", "--json", "-o", out}, longProblem(t, dir)...)
-			cmd, stdout, stderr := start(t, "streamcqsa", args...)
-			var last struct {
-				Type  string  `json:"type"`
-				Pairs float64 `json:"pairs"`
-			}
-			for last.Pairs == 0 && stdout.Scan() {
-				if err := json.Unmarshal(stdout.Bytes(), &last); err != nil {
-					t.Fatal(err)
-				}
-			}
-			for _, name := range []string{out + ".partial", out + ".state"} {
-				if _, err := os.Stat(name); err != nil {
+			p := launch(t, j.bin, j.run(dir)...)
+			p.until(0.3)
+			for _, ext := range []string{".partial", ".state"} {
+				if _, err := os.Stat(out + ext); err != nil {
 					t.Errorf("in the middle of the run: %v", err)
 				}
 			}
 			began := time.Now()
-			if err := cmd.Process.Signal(sig); err != nil {
-				t.Fatal(err)
-			}
-			endsWith(t, cmd, stdout, 128+int(sig))
-			if d := time.Since(began); d > 5*time.Second {
+			p.signal(sig)
+			e := p.ends(code)
+			if d := time.Since(began); d > 10*time.Second {
 				t.Errorf("it took %v to stop", d)
 			}
-			if s := stderr.String(); !strings.HasPrefix(s, "streamcqsa: stopped by ") || strings.Count(s, "\n") != 1 {
-				t.Errorf("stderr %q, want one line", s)
+			if !strings.HasPrefix(e.Message, "stopped by ") {
+				t.Errorf("it says %q", e.Message)
 			}
-			if got, err := os.ReadFile(out); err != nil || string(got) != "an older result" {
-				t.Errorf("the older result is now %q, %v", got, err)
+			left := contents(t, dir)
+			if string(left["o.npy"]) != "an older result" {
+				t.Errorf("the older result is now %d bytes", len(left["o.npy"]))
 			}
-			left, err := os.ReadDir(dir)
-			if err != nil {
-				t.Fatal(err)
+			for _, ext := range unfinished {
+				if _, ok := left["o.npy"+ext]; !ok || len(left) != 4 {
+					t.Errorf("of %d files, %s is there: %v", len(left), ext, ok)
+				}
 			}
-			if len(left) != 4 { // q, k, v and the older result
-				t.Errorf("left behind: %v", left)
+			if e := j.finish(t, dir, want); e.Resumed < 0.3 || e.Recomputed != 0 {
+				t.Errorf("stopped after 30%% or more, it resumed %.1f%% and computed %d chunks again", 100*e.Resumed, e.Recomputed)
 			}
 		})
 	}
+}
+
+// Two signals in a row end a run at once, by whichever came second; what it had saved
+// is good.
+func TestSecondSignalStopsRun(t *testing.T) {
+	j := newJob(t, "streamcqsa", plainJob)
+	want, _ := j.whole(t)
+	dir := t.TempDir()
+	p := launch(t, j.bin, j.run(dir, "--checkpoint-every", "10ms")...)
+	p.until(0.3)
+	began := time.Now()
+	p.signal(syscall.SIGINT)
+	p.signal(syscall.SIGTERM)
+	if s := p.over(); !s.Exited() || s.ExitStatus() != 130 && s.ExitStatus() != 143 {
+		t.Errorf("%v, want the exit code of a signal", p.cmd.ProcessState)
+	}
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("it took %v to end", d)
+	}
+	j.finish(t, dir, want)
+}
+
+// SIGUSR2 asks for the status, of programs and of people, and stops nothing.
+func TestSignalAsksForStatus(t *testing.T) {
+	j := newJob(t, "streamcqsa", plainJob)
+	want, _ := j.whole(t)
+	dir := t.TempDir()
+	p := launch(t, j.bin, j.run(dir)...)
+	var last float64
+	for share := 0.1; share < 0.8; share += 0.1 { // more often than unasked
+		if p.until(share); p.last.Pairs < last {
+			t.Errorf("%v pairs are done, after %v", p.last.Pairs, last)
+		}
+		last = p.last.Pairs
+	}
+	p.ends(0)
+	checkResults(t, dir, want)
+
+	args := slices.DeleteFunc(j.run(t.TempDir()), func(a string) bool { return a == "--json" })
+	cmd := exec.Command(j.bin, args...)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		said = append(said, lines.Text())
+		if strings.HasPrefix(lines.Text(), "plan ") {
+			if err := cmd.Process.Signal(syscall.SIGUSR2); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v: %q", err, said)
+	}
+	if n := strings.Count(strings.Join(said, "\n"), "% of pairs"); n != 1 {
+		t.Errorf("asked once, it said how far it is %d times: %q", n, said)
+	}
+}
+
+// A run whose time is over stops like one that is told to: with enough runs the result
+// comes, and no run does what another did.
+func TestMaxDuration(t *testing.T) {
+	j := newJob(t, "streamcqsa", plainJob)
+	want, took := j.whole(t)
+	dir := t.TempDir()
+	var resumed float64
+	for n := 1; ; n++ {
+		// The start of the process takes time too.
+		p := launch(t, j.bin, j.run(dir, "--max-duration", (took/4).String())...)
+		if p.over().ExitStatus() == 0 {
+			e := p.ended(0)
+			if n < 2 || e.Resumed <= 0 {
+				t.Errorf("run %d ended, with %.1f%% done before", n, 100*e.Resumed)
+			}
+			checkResults(t, dir, want)
+			t.Logf("%d runs", n)
+			return
+		}
+		p.ended(exitMaxDuration)
+		now := shareDone(t, j, dir)
+		if now <= resumed {
+			t.Fatalf("run %d went from %.1f%% to %.1f%%", n, 100*resumed, 100*now)
+		}
+		resumed = now
+	}
+}
+
+const exitMaxDuration = 10
+
+// shareDone is what status says of the job in dir.
+func shareDone(t *testing.T, j *job, dir string) float64 {
+	t.Helper()
+	b, err := exec.Command(j.bin, "status", "--json", j.base(dir)).Output()
+	if err != nil {
+		t.Fatalf("status: %v", err)
+	}
+	var e event
+	if err := json.Unmarshal(b, &e); err != nil || e.Total == 0 {
+		t.Fatalf("status: %v: %s", err, b)
+	}
+	return e.Pairs / e.Total
 }
 
 // An input that changes while it is read gives no result, and an older one stays.
