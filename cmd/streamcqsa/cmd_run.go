@@ -78,6 +78,11 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	if err != nil {
 		return err
 	}
+	if !isGPU(devs[0]) {
+		if err := readHostMemory().mayHold(plan.Memory.Total()); err != nil {
+			return err
+		}
+	}
 	out, err := o.createOutputs(p, in)
 	if err != nil {
 		return err

@@ -49,6 +49,7 @@ func exitHelp() string {
 var (
 	errUsage     = errors.New("usage")
 	errInput     = errors.New("bad input")
+	errNoFit     = errors.New("does not fit")
 	errTemporary = errors.New("temporary")
 	errVerify    = errors.New("verification failed")
 )
@@ -88,7 +89,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, errInput), errors.Is(err, tensorfile.ErrFormat), errors.Is(err, tensorfile.ErrChanged):
 		return exitInput
-	case errors.As(err, &noFit), errors.As(err, &noDisk), errors.Is(err, tensorfile.ErrNoSpace), stream.IsNoSpace(err):
+	case errors.As(err, &noFit), errors.As(err, &noDisk), errors.Is(err, errNoFit), errors.Is(err, tensorfile.ErrNoSpace), stream.IsNoSpace(err):
 		return exitNoFit
 	case errors.Is(err, errTemporary), errors.Is(err, tensorfile.ErrInUse):
 		return exitTemporary

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -138,6 +139,19 @@ func (s size) resolve(m hostMemory) int64 {
 		return int64(float64(m.limit) * s.percent / 100)
 	}
 	return s.bytes
+}
+
+// besideBudget is what the process takes beside its budget, but in rare cases.
+const besideBudget = 16 << 20
+
+// mayHold says why this process may not hold that much; nil if it may. Beyond the limit
+// of a control group the kernel would kill it, when much may be done already.
+func (m hostMemory) mayHold(budget int64) error {
+	if m.limit <= 0 || budget+besideBudget <= m.limit { // or nobody knows
+		return nil
+	}
+	return classify(errNoFit, fmt.Errorf("the run would hold %d bytes and some %d beside, but the memory limit of %s is %d bytes: want a smaller --mem-budget, or a higher limit",
+		budget, besideBudget, m.from, m.limit))
 }
 
 // anonymous is the process's anonymous memory now, by the kernel's account.
