@@ -19,7 +19,7 @@ import (
 
 // Of two runs with one output, the second is told so, and the first does not notice.
 func TestTwoRunsOneOutput(t *testing.T) {
-	j := newJob(t, "streamcqsa", plainJob)
+	j := stopJob(t)
 	want, _ := j.whole(t)
 	for _, shared := range []bool{false, true} { // two outputs of one name with one state directory
 		a, b := t.TempDir(), t.TempDir()
@@ -45,7 +45,7 @@ func TestTwoRunsOneOutput(t *testing.T) {
 // A state directory holds all that is unfinished, on whatever file system, and belongs
 // to one output.
 func TestStateDir(t *testing.T) {
-	j := newJob(t, "streamcqsa", plainJob)
+	j := stopJob(t)
 	want, _ := j.whole(t)
 	dir := t.TempDir()
 	state, err := os.MkdirTemp(otherFileSystem(t), "streamcqsa-state")
@@ -81,7 +81,7 @@ func TestStateDir(t *testing.T) {
 // A journal of other inputs, another problem or another plan is not resumed, nor
 // touched, and the message says what differs. --restart gives it up.
 func TestAnotherRunsJournal(t *testing.T) {
-	j := newJob(t, "streamcqsa", plainJob)
+	j := stopJob(t)
 	want, _ := j.whole(t)
 	dir := t.TempDir()
 	j.stopped(t, dir, 0.3)
@@ -179,7 +179,7 @@ type stoppedJob struct {
 
 func newStoppedJob(t *testing.T) *stoppedJob {
 	t.Helper()
-	s := &stoppedJob{job: newJob(t, "streamcqsa", plainJob), dir: t.TempDir()}
+	s := &stoppedJob{job: stopJob(t), dir: t.TempDir()}
 	s.want, _ = s.whole(t)
 	// The first head groups are complete, and the journal has many checkpoints.
 	s.stopped(t, s.dir, 0.6, "--checkpoint-every", "5ms")
@@ -375,7 +375,7 @@ func TestStatusOfRuns(t *testing.T) {
 // Where the output's directory goes while a run works, the run fails, and the next one
 // begins anew.
 func TestOutputDirectoryRemoved(t *testing.T) {
-	j := newJob(t, "streamcqsa", plainJob)
+	j := stopJob(t)
 	want, _ := j.whole(t)
 	dir := filepath.Join(t.TempDir(), "out")
 	if err := os.Mkdir(dir, 0o777); err != nil {
@@ -416,7 +416,7 @@ func smallDisk(t *testing.T, size int64) string {
 // A disk that is too small is told before any work. One that others fill later ends the
 // run, which goes on when there is room.
 func TestFullDisk(t *testing.T) {
-	j := newJob(t, "streamcqsa", plainJob)
+	j := stopJob(t)
 	want, _ := j.whole(t)
 	t.Run("at the start", func(t *testing.T) {
 		for _, size := range []int64{64 << 10, 3 << 20} { // too small for the output; for the states
@@ -465,7 +465,7 @@ func fill(path string) error {
 
 // Few file descriptors give an error of the system's, or the result.
 func TestFewFileDescriptors(t *testing.T) {
-	j := newJob(t, "streamcqsa", plainJob)
+	j := stopJob(t)
 	want, _ := j.whole(t)
 	limited := func(t *testing.T, n int, dir string) *process {
 		args := append([]string{"-c", `ulimit -n "$0" && exec "$@"`, strconv.Itoa(n), j.bin}, j.run(dir, "--checkpoint-every", "20ms")...)

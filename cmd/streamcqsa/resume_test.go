@@ -37,6 +37,16 @@ type jobSpec struct {
 // states that spill.
 var plainJob = jobSpec{shape: "1,8,4,2300,2500,32,32", flags: "--divide cqs --chunks 7 --mem-budget 800KiB"}
 
+// stopJob is a plainJob to stop, smaller in short tests.
+func stopJob(t *testing.T) *job {
+	t.Helper()
+	s := plainJob
+	if testing.Short() {
+		s.shape = "1,8,4,1300,1400,32,32"
+	}
+	return newJob(t, "streamcqsa", s)
+}
+
 func newJob(t *testing.T, bin string, s jobSpec) *job {
 	t.Helper()
 	dir := t.TempDir()

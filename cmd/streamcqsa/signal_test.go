@@ -76,7 +76,7 @@ func holes(t *testing.T, dir string, n int) []string {
 // A signal ends a run soon, with its own exit code. An older result under the same name
 // stays as it was, and the next run goes on where this one stopped.
 func TestSignalStopsRun(t *testing.T) {
-	j := newJob(t, "streamcqsa", plainJob)
+	j := stopJob(t)
 	want, _ := j.whole(t)
 	for sig, code := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143, syscall.SIGUSR1: 138} {
 		t.Run(sig.String(), func(t *testing.T) {
@@ -120,7 +120,7 @@ func TestSignalStopsRun(t *testing.T) {
 // Two signals in a row end a run at once, by whichever came second; what it had saved
 // is good.
 func TestSecondSignalStopsRun(t *testing.T) {
-	j := newJob(t, "streamcqsa", plainJob)
+	j := stopJob(t)
 	want, _ := j.whole(t)
 	dir := t.TempDir()
 	p := launch(t, j.bin, j.run(dir, "--checkpoint-every", "10ms")...)
@@ -139,7 +139,7 @@ func TestSecondSignalStopsRun(t *testing.T) {
 
 // SIGUSR2 asks for the status, of programs and of people, and stops nothing.
 func TestSignalAsksForStatus(t *testing.T) {
-	j := newJob(t, "streamcqsa", plainJob)
+	j := stopJob(t)
 	want, _ := j.whole(t)
 	dir := t.TempDir()
 	p := launch(t, j.bin, j.run(dir)...)
@@ -182,7 +182,7 @@ func TestSignalAsksForStatus(t *testing.T) {
 // A run whose time is over stops like one that is told to: with enough runs the result
 // comes, and no run does what another did.
 func TestMaxDuration(t *testing.T) {
-	j := newJob(t, "streamcqsa", plainJob)
+	j := stopJob(t)
 	want, took := j.whole(t)
 	dir := t.TempDir()
 	var resumed float64
