@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -211,8 +212,12 @@ func checkNotInput(path string, in *inputs) error {
 }
 
 // outputError gives an output that can't be written the exit code of a command
-// line that asks for the impossible; a full disk or a busy file keep their own.
+// line that asks for the impossible; a full disk or a busy file keep their own, and
+// that no more files can be opened is no fault of the command line's.
 func outputError(err error) error {
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		return err
+	}
 	if stream.IsNoSpace(err) || errors.Is(err, tensorfile.ErrNoSpace) || errors.Is(err, tensorfile.ErrInUse) {
 		return err
 	}
