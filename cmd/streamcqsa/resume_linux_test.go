@@ -419,7 +419,8 @@ func TestFullDisk(t *testing.T) {
 	j := stopJob(t)
 	want, _ := j.whole(t)
 	t.Run("at the start", func(t *testing.T) {
-		for _, size := range []int64{64 << 10, 3 << 20} { // too small for the output; for the states
+		output := int64(len(want[j.results[0]]))
+		for _, size := range []int64{output / 2, output + output/8} { // too small for the output; for the states
 			dir := smallDisk(t, size)
 			p := launch(t, j.bin, j.run(dir)...)
 			p.ends(exitNoFit)
