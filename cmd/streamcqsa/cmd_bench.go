@@ -177,6 +177,7 @@ func newBenchSource(t attention.DType, n int) (s benchSource, err error) {
 type benchSink []byte
 
 func (benchSink) Path() string    { return "memory" }
+func (benchSink) Sync() error     { return nil }
 func (b benchSink) Bytes() []byte { return b }
 
 // benchKernels measures every type and some head dimensions.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -24,6 +25,9 @@ type runOptions struct {
 	planFlags
 	outFlags
 	prefetch int
+	every    time.Duration
+	most     time.Duration
+	restart  bool
 	json     bool
 	quiet    bool
 }
@@ -35,7 +39,8 @@ func newRunCommand() *cobra.Command {
 		Short: "Compute attention from files to a file",
 		Long: `Compute O = softmax(scale Q K^T + mask) V, exactly, and write it with the layout
 and type of the inputs. The output appears under its name when it is complete;
-until then it is OUT.partial. Query head h uses KV head h / (H/Hkv). A row that
+until then it is OUT.partial. A run that was stopped, by whatever, continues when the
+same command runs again. Query head h uses KV head h / (H/Hkv). A row that
 may see no key gives O = 0 and lse = -inf.
 
 ` + exitHelp(),
@@ -52,6 +57,9 @@ may see no key gives O = 0 and lse = -inf.
 	o.outFlags.addFlags(f)
 	o.planFlags.addFlags(f)
 	f.IntVar(&o.prefetch, "prefetch", 0, "batches to load ahead; -1 for none (default 2)")
+	f.DurationVar(&o.every, "checkpoint-every", 0, "time between checkpoints (default: 1m, or longer where they take more than 1% of it)")
+	f.DurationVar(&o.most, "max-duration", 0, "stop after so long, exit with 10; the same command continues")
+	f.BoolVar(&o.restart, "restart", false, "begin anew, whatever an earlier run left")
 	f.BoolVar(&o.json, "json", false, "write JSON lines to standard output: plan, status, summary")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "write nothing but errors")
 	// -q is quiet, --q are the queries: pflag keeps them apart.
@@ -70,12 +78,19 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	if fi, err := os.Stat(o.stateDir); o.stateDir != "" && (err != nil || !fi.IsDir()) {
 		return usagef("--state-dir %s: want a directory that exists", o.stateDir)
 	}
+	var asked atomic.Bool
+	hard, soft, off := o.stops(ctx, &asked)
+	defer off()
 	p, in, err := o.problemFlags.open()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
-	plan, others, devs, err := o.plan(p, in, &o.outFlags)
+	kept, err := o.earlier()
+	if err != nil {
+		return err
+	}
+	plan, others, devs, err := o.planOrContinue(p, in, kept)
 	if err != nil {
 		return err
 	}
@@ -84,11 +99,20 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 			return err
 		}
 	}
-	out, err := o.createOutputs(p, in)
+	j := &stream.Journal{Path: o.journalPath(), Every: o.every, Log: kept}
+	if j.Header, err = o.header(p, in, plan, devs); err != nil {
+		return err
+	}
+	if kept != nil {
+		if diff := kept.Header.Differences(j.Header); len(diff) > 0 {
+			return fmt.Errorf("%s is of another run (%s): --restart begins anew: %w", j.Path, strings.Join(diff, "; "), stream.ErrMismatch)
+		}
+	}
+	out, err := o.createOutputs(p, in, kept != nil)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, out.abort()) }()
+	defer func() { err = errors.Join(err, o.leave(out, err)) }()
 	say.plan(plan, others, basisOf(devs, plan))
 	t := stream.Tensors{Q: in.q, K: in.k, V: in.v, O: out.o}
 	if out.lse != nil {
@@ -96,21 +120,25 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	}
 	peak := watchAnonymous()
 	compute := func() (*stream.Report, error) {
-		return stream.RunAll(ctx, plan, devs, t, stream.Options{
-			StatePath: o.statePath(), Prefetch: o.prefetch,
+		return stream.RunAll(hard, plan, devs, t, stream.Options{
+			StatePath: o.statePath(), Prefetch: o.prefetch, Journal: j, Stop: soft,
 			Progress: func(p stream.Progress) {
 				peak.sample() // the last call comes while the device still has its memory
 				say.progress(p)
+				if asked.Swap(false) {
+					say.status(p)
+				}
 			},
 			ProgressEvery: say.every(),
 		})
 	}
 	rep, err := compute()
-	if scarce := (*gpu.NoMemoryError)(nil); errors.As(err, &scarce) {
+	if scarce := (*gpu.NoMemoryError)(nil); errors.As(err, &scarce) && kept == nil {
 		// Others took memory since the plan was made: plan again with what there is.
 		say.note(fmt.Sprintf("%v; planning again", scarce))
 		if plan, others, err = o.planFor(p, in, &o.outFlags, devs, scarce.Free/20*19); err == nil {
 			say.plan(plan, others, basisOf(devs, plan))
+			j.Header.Choice = plan.Choice
 			rep, err = compute()
 		}
 	}
@@ -123,6 +151,9 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	}
 	start := time.Now()
 	if err := out.commit(); err != nil {
+		return err
+	}
+	if err := stream.RemoveJournal(j.Path); err != nil {
 		return err
 	}
 	return say.summary(plan, rep, memory, time.Since(start))
@@ -144,17 +175,18 @@ type sink struct {
 
 func (s sink) Path() string  { return s.file.Path() }
 func (s sink) Bytes() []byte { return s.file.BytesOf(s.i) }
+func (s sink) Sync() error   { return s.file.Sync() }
 
 // createOutputs reserves the output files. O and lse may share a safetensors
 // file.
-func (o *runOptions) createOutputs(p attention.Problem, in *inputs) (*outputs, error) {
-	oSpec := outSpec(o.out, "o")
+func (o *runOptions) createOutputs(p attention.Problem, in *inputs, again bool) (*outputs, error) {
+	oSpec := o.outSpec(o.out, "o")
 	oSpec.DType = p.OutDType
 	oSpec.Shape = p.Layout.Shape(p.B, p.Hq, p.Nq, p.Dv)
 	specs := [][]tensorfile.OutSpec{{oSpec}}
 	shared := false
 	if o.lse != "" {
-		l := outSpec(o.lse, "lse")
+		l := o.outSpec(o.lse, "lse")
 		l.DType = attention.F32
 		shape := p.Layout.Shape(p.B, p.Hq, p.Nq, 1)
 		l.Shape = shape[:len(shape)-1]
@@ -177,9 +209,13 @@ func (o *runOptions) createOutputs(p attention.Problem, in *inputs) (*outputs, e
 	}
 	out := &outputs{path: oSpec.Path}
 	for _, s := range specs {
-		f, err := tensorfile.Create(s...)
+		f, err := begin(s, again)
 		if err != nil {
-			return nil, errors.Join(outputError(err), out.abort())
+			end := out.abort
+			if again {
+				end = out.close
+			}
+			return nil, errors.Join(outputError(err), end())
 		}
 		out.files = append(out.files, f)
 	}
@@ -193,12 +229,28 @@ func (o *runOptions) createOutputs(p attention.Problem, in *inputs) (*outputs, e
 	return out, nil
 }
 
-func outSpec(ref, key string) tensorfile.OutSpec {
+// begin makes an output file, or takes up the one of an earlier run. If that is gone,
+// or is another, what was in it is computed again.
+func begin(specs []tensorfile.OutSpec, again bool) (*tensorfile.Output, error) {
+	if again {
+		f, err := tensorfile.Reopen(specs...)
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, tensorfile.ErrFormat) {
+			return f, err
+		}
+	}
+	return tensorfile.Create(specs...)
+}
+
+func (o *runOptions) outSpec(ref, key string) tensorfile.OutSpec {
 	path, k := tensorfile.ParseRef(ref)
 	if k == "" && tensorfile.FormatOf(path) == tensorfile.Safetensors {
 		k = key
 	}
-	return tensorfile.OutSpec{Path: path, Key: k}
+	spec := tensorfile.OutSpec{Path: path, Key: k}
+	if o.stateDir != "" {
+		spec.Partial = o.beside(ref, ".partial")
+	}
+	return spec
 }
 
 // checkNotInput refuses to write over a file that is being read.
@@ -228,11 +280,21 @@ func (o *outputs) commit() error {
 	for len(o.files) > 0 {
 		f := o.files[0]
 		if err := f.Commit(); err != nil {
-			return err
+			return classify(errCommit, err)
 		}
 		o.files = o.files[1:]
 	}
 	return nil
+}
+
+// close leaves what was not committed for another run.
+func (o *outputs) close() error {
+	var errs []error
+	for _, f := range o.files {
+		errs = append(errs, f.Close())
+	}
+	o.files = nil
+	return errors.Join(errs...)
 }
 
 // abort removes what was not committed.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -50,6 +51,12 @@ func version() versionDoc {
 		v.Version = info.Main.Version
 	}
 	return v
+}
+
+// build names what bits may depend on: a run is continued by the program that began it.
+func (v versionDoc) build() string {
+	parts := []string{v.Version, v.Commit, v.Kernels}
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), " ")
 }
 
 func newVersionCommand() *cobra.Command {

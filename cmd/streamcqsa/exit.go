@@ -18,6 +18,7 @@ const (
 	exitNoFit     = 4
 	exitTemporary = 5
 	exitVerify    = 6
+	exitDuration  = 10
 )
 
 var exitCodes = []struct {
@@ -31,9 +32,11 @@ var exitCodes = []struct {
 	{exitNoFit, "does not fit the memory budget or the disk; the message says what would"},
 	{exitTemporary, "temporary: a retry, or another machine, may help"},
 	{exitVerify, "verify found a difference"},
-	{130, "stopped by SIGINT"},
+	{exitDuration, "stopped by --max-duration; the same command continues"},
+	{130, "stopped by SIGINT; the same command continues"},
 	{134, "crashed: a bug"},
-	{143, "stopped by SIGTERM"},
+	{138, "stopped by SIGUSR1; the same command continues"},
+	{143, "stopped by SIGTERM; the same command continues"},
 }
 
 // exitHelp is the table for help texts.
@@ -51,6 +54,7 @@ var (
 	errInput     = errors.New("bad input")
 	errNoFit     = errors.New("does not fit")
 	errTemporary = errors.New("temporary")
+	errCommit    = errors.New("result not in its place")
 	errVerify    = errors.New("verification failed")
 )
 
@@ -78,21 +82,26 @@ func exitCode(err error) int {
 	var sig stopSignal
 	var noFit *stream.NoFitError
 	var noDisk *stream.NoDiskError
+	var damaged *stream.CorruptError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &sig):
 		return 128 + int(sig.sig)
+	case errors.Is(err, errDuration):
+		return exitDuration
 	case errors.Is(err, errVerify):
 		return exitVerify
 	case errors.Is(err, errUsage), errors.Is(err, stream.ErrRequest):
 		return exitUsage
-	case errors.Is(err, errInput), errors.Is(err, tensorfile.ErrFormat), errors.Is(err, tensorfile.ErrChanged):
+	case errors.Is(err, errInput), errors.Is(err, tensorfile.ErrFormat), errors.Is(err, tensorfile.ErrChanged), errors.Is(err, stream.ErrMismatch), errors.As(err, &damaged):
 		return exitInput
 	case errors.As(err, &noFit), errors.As(err, &noDisk), errors.Is(err, errNoFit), errors.Is(err, tensorfile.ErrNoSpace), stream.IsNoSpace(err):
 		return exitNoFit
 	case errors.Is(err, errTemporary), errors.Is(err, tensorfile.ErrInUse):
 		return exitTemporary
+	case errors.Is(err, errCommit):
+		return exitOther
 	case errors.Is(err, fs.ErrNotExist):
 		return exitInput
 	}

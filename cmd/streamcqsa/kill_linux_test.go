@@ -183,10 +183,6 @@ func (s *series) inspect(t *testing.T, dir, work string) {
 		return
 	}
 	s.journal++
-	verify := []string{"verify", "--journal", journal}
-	if b, err := exec.Command(s.job.bin, verify...).CombinedOutput(); err != nil {
-		t.Errorf("%v: %v: %s", verify, err, b)
-	}
 	status := []string{"status", "--json", s.job.base(dir)}
 	if work != dir {
 		status = append(status, "--state-dir", work)

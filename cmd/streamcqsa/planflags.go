@@ -31,15 +31,18 @@ func (o *outFlags) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.stateDir, "state-dir", "", "`DIR` for the states of unfinished rows (default: beside the output)")
 }
 
-// statePath is the file for the states of unfinished rows.
-func (o *outFlags) statePath() string {
-	path, _ := tensorfile.ParseRef(o.out)
-	path += ".state"
+// beside is a file that belongs to a run, by its extension: beside the output or in
+// --state-dir.
+func (o *outFlags) beside(ref, ext string) string {
+	path, _ := tensorfile.ParseRef(ref)
 	if o.stateDir != "" {
 		path = filepath.Join(o.stateDir, filepath.Base(path))
 	}
-	return path
+	return path + ext
 }
+
+func (o *outFlags) statePath() string   { return o.beside(o.out, ".state") }
+func (o *outFlags) journalPath() string { return o.beside(o.out, ".journal") }
 
 // stateRoom is how much disk states may take: what is free where they go, less
 // what the outputs will take of it. 0 if that isn't known.

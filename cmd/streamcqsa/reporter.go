@@ -21,6 +21,7 @@ type reporter interface {
 	note(text string) // something that the user should know
 	every() time.Duration
 	progress(stream.Progress)
+	status(stream.Progress) // because the user asked
 	summary(p *stream.Plan, r *stream.Report, peak int64, commit time.Duration) error
 	failed(err error)
 }
@@ -35,21 +36,22 @@ func newReporter(stdout, stderr io.Writer, json, quiet bool) reporter {
 	case json:
 		return &jsonReporter{out: stdout}
 	case quiet:
-		return silent{}
+		return silent{stderr}
 	case isTerminal(stderr):
 		return &barReporter{lineReporter: lineReporter{out: stderr}}
 	}
 	return &lineReporter{out: stderr}
 }
 
-// silent says nothing.
-type silent struct{}
+// silent says nothing, unless it is asked.
+type silent struct{ out io.Writer }
 
 func (silent) plan(*stream.Plan, []*stream.Plan, basis) {}
 func (silent) note(string)                              {}
-func (silent) every() time.Duration                     { return time.Hour }
+func (silent) every() time.Duration                     { return time.Second / 10 }
 func (silent) progress(stream.Progress)                 {}
 func (silent) failed(error)                             {}
+func (s silent) status(p stream.Progress)               { fmt.Fprintln(s.out, progressLine(p)) }
 func (silent) summary(*stream.Plan, *stream.Report, int64, time.Duration) error {
 	return nil
 }
@@ -60,7 +62,7 @@ type lineReporter struct {
 	last time.Duration
 }
 
-func (l *lineReporter) every() time.Duration { return time.Second }
+func (l *lineReporter) every() time.Duration { return time.Second / 10 }
 
 func (l *lineReporter) plan(p *stream.Plan, _ []*stream.Plan, from basis) {
 	fmt.Fprintf(l.out, "problem  %s\n", problemLine(p.Problem))
@@ -79,6 +81,8 @@ func (l *lineReporter) progress(p stream.Progress) {
 	fmt.Fprintln(l.out, progressLine(p))
 }
 
+func (l *lineReporter) status(p stream.Progress) { fmt.Fprintln(l.out, progressLine(p)) }
+
 // progressLine is how far a run is: share of pairs, rate, time left.
 func progressLine(p stream.Progress) string {
 	left := "?"
@@ -95,6 +99,9 @@ func (l *lineReporter) summary(p *stream.Plan, r *stream.Report, peak int64, com
 		duration(r.Seconds), duration(p.Seconds.Total), quantity(r.FLOPS, "FLOP"), duration(s.ApplySeconds), duration(s.InSeconds), duration(s.OutSeconds), duration(commit.Seconds()))
 	fmt.Fprintf(l.out, "         %s in, %s out; device memory %s, peak anonymous memory %s\n",
 		sizeText(s.InBytes), sizeText(s.OutBytes), sizeText(r.Memory.Total()), sizeText(peak))
+	if r.Resumed > 0 || r.Recomputed > 0 {
+		fmt.Fprintf(l.out, "         %.1f%% of pairs were done before; %d damaged query %s computed again\n", 100*r.Resumed, r.Recomputed, plural(r.Recomputed, "chunk"))
+	}
 	if s.Path != "" {
 		fmt.Fprintf(l.out, "         inputs by %s; page-locked host memory %s; first kernel after %s\n", s.Path, sizeText(s.Pinned), duration(s.First.Sub(began).Seconds()))
 	}
@@ -123,6 +130,11 @@ func (b *barReporter) progress(p stream.Progress) {
 	_ = b.bar.Set(int(barSteps * p.Pairs / p.TotalPairs)) // drawing can fail only where nobody looks
 }
 
+func (b *barReporter) status(p stream.Progress) {
+	b.clear()
+	b.lineReporter.status(p)
+}
+
 func (b *barReporter) summary(p *stream.Plan, r *stream.Report, peak int64, commit time.Duration) error {
 	b.clear()
 	return b.lineReporter.summary(p, r, peak, commit)
@@ -142,8 +154,9 @@ func (b *barReporter) clear() {
 
 // jsonReporter writes one JSON document a line. stdout holds nothing else.
 type jsonReporter struct {
-	out io.Writer
-	err error
+	out  io.Writer
+	err  error
+	last time.Duration // of the last status
 }
 
 func (j *jsonReporter) line(doc any) {
@@ -159,7 +172,7 @@ type noteDoc struct {
 
 func (j *jsonReporter) note(text string) { j.line(noteDoc{"note", text}) }
 
-func (j *jsonReporter) every() time.Duration { return time.Second }
+func (j *jsonReporter) every() time.Duration { return 50 * time.Millisecond }
 func (j *jsonReporter) plan(p *stream.Plan, others []*stream.Plan, from basis) {
 	j.line(planDocument(p, others, from))
 }
@@ -172,7 +185,16 @@ type statusDoc struct {
 	FLOPS   float64 `json:"flops_per_second"`
 }
 
+// progress writes a status every second, and more often in the first ones.
 func (j *jsonReporter) progress(p stream.Progress) {
+	if p.Elapsed-j.last < min(time.Second, max(p.Elapsed/10, j.every())) && p.Pairs < p.TotalPairs {
+		return
+	}
+	j.status(p)
+}
+
+func (j *jsonReporter) status(p stream.Progress) {
+	j.last = p.Elapsed
 	j.line(statusDoc{"status", p.Pairs, p.TotalPairs, p.Elapsed.Seconds(), p.FLOPS})
 }
 
@@ -203,6 +225,11 @@ type summaryDoc struct {
 	Anonymous int64           `json:"peak_anonymous_memory"`
 	State     int64           `json:"state_disk"`
 
+	Resumed     float64 `json:"resumed"`     // share of the pairs that an earlier run had done
+	Recomputed  int     `json:"recomputed"`  // query chunks that it had kept and that were damaged
+	Checkpoints int     `json:"checkpoints"` // of this run
+	Saving      float64 `json:"checkpoint_seconds"`
+
 	// Of GPUs only.
 	Path   string  `json:"path,omitempty"`               // how inputs came: registered, pinned ring, or both
 	Pinned int64   `json:"page_locked_memory,omitempty"` // of the host, at most at once
@@ -217,9 +244,10 @@ func (j *jsonReporter) summary(p *stream.Plan, r *stream.Report, peak int64, com
 			Store: s.OutSeconds, Sync: commit.Seconds(), Wait: max(0, r.Seconds-s.ApplySeconds)},
 		Predicted: p.Seconds.Total,
 		Bytes:     linkDoc{s.InBytes, s.OutBytes},
-		FLOPS:     r.FLOPS, Kernel: p.FLOPs / s.ApplySeconds, Batches: s.Batches,
+		FLOPS:     r.FLOPS, Kernel: p.FLOPs * (1 - r.Resumed) / max(s.ApplySeconds, 1e-9), Batches: s.Batches,
 		Memory: r.Memory, Total: r.Memory.Total(), Anonymous: peak, State: r.State,
 		Path: s.Path, Pinned: s.Pinned,
+		Resumed: r.Resumed, Recomputed: r.Recomputed, Checkpoints: r.Checkpoints, Saving: r.Saving,
 	}
 	if !s.First.IsZero() {
 		doc.First = s.First.Sub(began).Seconds()

@@ -66,10 +66,6 @@ func TestStateDir(t *testing.T) {
 	if left := contents(t, dir); len(left) != 0 {
 		t.Errorf("an unfinished run has %d files in the result's directory", len(left))
 	}
-	other := t.TempDir()
-	if e := launch(t, j.bin, j.run(other, "--state-dir", state)...).ends(exitInput); !strings.Contains(e.Message, filepath.Join(dir, j.results[0])) {
-		t.Errorf("another output with the same files: %q", e.Message)
-	}
 	if e := j.finish(t, dir, want, "--state-dir", state); e.Resumed < 0.4 {
 		t.Errorf("resumed %v", e.Resumed)
 	}
@@ -202,21 +198,6 @@ func (s *stoppedJob) again(t *testing.T) {
 	}
 }
 
-// verify checks the exit code of verify --journal.
-func (s *stoppedJob) verify(t *testing.T, code int) {
-	t.Helper()
-	cmd := exec.Command(s.bin, "verify", "--journal", s.base(s.dir)+".journal")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	_ = cmd.Run() // the exit code is looked at
-	if got := cmd.ProcessState.ExitCode(); got != code {
-		t.Errorf("verify --journal exits with %d, want %d; stderr: %s", got, code, stderr.String())
-	}
-	if code != 0 {
-		sentence(t, stderr.String())
-	}
-}
-
 var offsetIn = regexp.MustCompile(`offset (\d+)`)
 
 // A journal that is damaged where it was safe is refused, with the place; the files stay
@@ -230,7 +211,6 @@ func TestDamagedJournal(t *testing.T) {
 		"header's end": header - 2, "first record": header + 80, "half": size / 2, "nearly the end": size - 3*size/10} {
 		t.Run(name, func(t *testing.T) {
 			s.again(t)
-			s.verify(t, 0)
 			flipIn(t, path, at)
 			damaged := contents(t, s.dir)
 			for range 2 {
@@ -245,7 +225,6 @@ func TestDamagedJournal(t *testing.T) {
 				}
 				sameContents(t, "refused", contents(t, s.dir), damaged)
 			}
-			s.verify(t, exitInput)
 			if e := s.finish(t, s.dir, s.want, "--restart"); e.Resumed != 0 {
 				t.Errorf("after --restart, %v was resumed", e.Resumed)
 			}
@@ -303,7 +282,6 @@ func TestDamagedStatesAndResults(t *testing.T) {
 	var all event
 	t.Run("nothing", func(t *testing.T) {
 		s.again(t)
-		s.verify(t, 0)
 		if all = s.finish(t, s.dir, s.want); all.Resumed < 0.6 || all.Recomputed != 0 {
 			t.Errorf("stopped after 60%% or more, it resumed %.1f%% and computed %d chunks again", 100*all.Resumed, all.Recomputed)
 		}
@@ -311,23 +289,21 @@ func TestDamagedStatesAndResults(t *testing.T) {
 	for name, c := range map[string]struct {
 		damage func() error
 		some   bool // is still good
-		verify int
 	}{
-		"states deleted":   {func() error { return os.Remove(state) }, true, exitVerify},
-		"states empty":     {func() error { return os.Truncate(state, 0) }, true, exitVerify},
-		"states cut":       {func() error { return os.Truncate(state, 1000) }, true, exitVerify},
-		"states damaged":   {sprinkle(state, 0), true, exitVerify},
-		"results damaged":  {sprinkle(partial, 4096), true, exitVerify}, // but not their header
-		"both damaged":     {func() error { return errors.Join(sprinkle(partial, 4096)(), sprinkle(state, 0)()) }, false, exitVerify},
-		"results deleted":  {func() error { return os.Remove(partial) }, true, exitVerify},
-		"one byte of them": {func() error { flipIn(t, partial, 5000); return nil }, true, exitVerify},
+		"states deleted":   {func() error { return os.Remove(state) }, true},
+		"states empty":     {func() error { return os.Truncate(state, 0) }, true},
+		"states cut":       {func() error { return os.Truncate(state, 1000) }, true},
+		"states damaged":   {sprinkle(state, 0), true},
+		"results damaged":  {sprinkle(partial, 4096), true}, // but not their header
+		"both damaged":     {func() error { return errors.Join(sprinkle(partial, 4096)(), sprinkle(state, 0)()) }, false},
+		"results deleted":  {func() error { return os.Remove(partial) }, true},
+		"one byte of them": {func() error { flipIn(t, partial, 5000); return nil }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.again(t)
 			if err := c.damage(); err != nil {
 				t.Fatal(err)
 			}
-			s.verify(t, c.verify)
 			e := s.finish(t, s.dir, s.want)
 			if e.Recomputed <= 0 || e.Resumed >= all.Resumed || c.some && e.Resumed <= 0 {
 				t.Errorf("it resumed %.1f%% of %.1f%%, and computed %d chunks again", 100*e.Resumed, 100*all.Resumed, e.Recomputed)

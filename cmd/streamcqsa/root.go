@@ -34,7 +34,7 @@ STREAMCQSA_MEM_BUDGET. The flag wins.
 	}
 	root.SetVersionTemplate("streamcqsa {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return classify(errUsage, err) })
-	root.AddCommand(newPlanCommand(), newRunCommand(), newVerifyCommand(), newInspectCommand(),
+	root.AddCommand(newPlanCommand(), newRunCommand(), newStatusCommand(), newVerifyCommand(), newInspectCommand(),
 		newDevicesCommand(), newGenCommand(), newBenchCommand(), newVersionCommand())
 	root.InitDefaultCompletionCmd()
 	markUsage(root)

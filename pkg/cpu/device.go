@@ -65,6 +65,9 @@ func (d *Device) Kernel() string { return d.tier.name() }
 // Name is "cpu".
 func (d *Device) Name() string { return "cpu" }
 
+// Signature names the kernels. Threads and batches change no bit.
+func (d *Device) Signature(attention.Geometry) string { return "cpu " + d.Kernel() }
+
 // Threads is the number of threads that apply pairs.
 func (d *Device) Threads() int { return d.threads }
 

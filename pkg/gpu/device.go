@@ -178,6 +178,12 @@ func (d *Device) Info() Info { return d.info }
 // Kernel is the name of the attention kernel for a geometry.
 func (d *Device) Kernel(g attention.Geometry) string { return kernelName(modeOf(g), bucketOf(g)) }
 
+// Signature names the kernel and the GPU, to whose number of multiprocessors the split
+// of keys adapts.
+func (d *Device) Signature(g attention.Geometry) string {
+	return fmt.Sprintf("cuda %s, %s with %d multiprocessors", d.Kernel(g), d.info.Name, d.info.SMs)
+}
+
 // Memory is how many bytes of the device's memory are free, and how many there are.
 // The context's own are not free.
 func (d *Device) Memory() (free, total int64, err error) {

@@ -20,6 +20,9 @@ import (
 type Device interface {
 	// Name identifies the device to people: cpu, cuda:0.
 	Name() string
+	// Signature is all that, beside a plan, the bits of results and of states depend on:
+	// kernels, and the hardware where they adapt to it.
+	Signature(attention.Geometry) string
 	// Rates choose between plans. They must not depend on what changes from run
 	// to run, or a plan, and with it the bits of a result, would too.
 	Rates(attention.Geometry) attention.Rates

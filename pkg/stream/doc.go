@@ -20,9 +20,41 @@
 //	    what it held before.
 //	S2  A pair is applied only after both of its slots are loaded.
 //	S3  A saved state is read back only after its SaveState is done.
-//	S4  A saved state never overwrites the state that was committed before it:
-//	    every query chunk has two places in the store and alternates.
+//	S4  A saved state never overwrites one that the last checkpoint knows: every
+//	    state that is written gets a place that neither it nor a reader needs.
 //	S5  Each query chunk's pairs are applied in schedule order.
+//
+// # The journal
+//
+// A run with a Journal can be continued by another process after it ended in any way. The
+// journal tells what is where, each with the checksum of it:
+//
+//	state       a query chunk's state, with so many pairs in it, is in a place of the store
+//	done        a query chunk's results are in the outputs
+//	checkpoint  all that this shard told before is on the disk: states and outputs were
+//	            synced first, then this is written, then the journal is synced
+//
+// That is written down as it happens, so that the death of the process loses only what was
+// in slots; checkpoints, which save that too, are for the loss of power. Whoever continues
+// believes nothing: every state and every row of results is read and compared with its
+// checksum, the newest that holds counts, and a chunk of which nothing does begins anew.
+// As the order of a query chunk's pairs is the schedule's, how many of them are in is all
+// that there is to know, and resumed bits are those of a run that was never stopped.
+//
+// The file, little-endian:
+//
+//	header   0  "scqsajnl"  8  format: u32 = 1  12  n: u32  16  id: u64  24  crc: u32  28  0: u32
+//	        32  n bytes of JSON (Header), then zeros up to a multiple of 64
+//	record   0  crc: u32  4  kind: u8  5  0  6  shard: u16  8  number: u64
+//	        16  head group, query chunk, pairs, place, sum, pid: u32 each
+//	        40  time: i64, ns since 1970  48  pairs done: f64  56  seconds: f64
+//
+// A session record has the host's name from 48 on, a state record its bytes at 56 as i64.
+// Checksums are CRC-32C. A record's covers bytes 4 to 63 and begins with that of the
+// journal's random id; its number is its index. The first record that is not whole ends
+// the journal, unless a checkpoint follows it: then what was on the disk is damaged, which
+// is an error. A journal is written beside its name and renamed, also when a run is
+// continued, with one record for each chunk of which something holds.
 //
 // S1 to S3 are event dependencies, set where the steps are submitted. S5 holds
 // because one queue applies batches in order.

@@ -77,6 +77,7 @@ type Plan struct {
 	Devices int
 	Budget  int64
 
+	Choice      Choice
 	Divide      string             // cqs or rows
 	Set         divide.InterestSet // of cqs
 	Depth       int
@@ -98,6 +99,68 @@ type Plan struct {
 	division *divide.Division
 	cost     float64 // seconds by which plans are compared
 	patient  bool    // one pair of chunks takes longer than it should
+}
+
+// Choice is all that a plan decided: with the same request it makes the same plan.
+type Choice struct {
+	Divide      string `json:"divide"`
+	Chunks      int    `json:"set_chunks,omitempty"` // of the interest set of cqs
+	Depth       int    `json:"depth"`
+	KVHeads     int    `json:"kv_heads"` // of a head group
+	QueryChunks int    `json:"query_chunks"`
+	KeyChunks   int    `json:"key_chunks"`
+	Slots       [4]int `json:"slots"` // query in work and ahead, KV in work and ahead
+}
+
+// asked says how a choice contradicts a request; empty if it does not.
+func (c Choice) asked(req Request) string {
+	chunks := c.Chunks
+	if c.Divide == divideRows {
+		chunks = c.KeyChunks
+		req.Chunks = min(req.Chunks, req.Problem.Nk)
+	}
+	switch {
+	case req.Divide != "" && req.Divide != "auto" && req.Divide != c.Divide:
+		return fmt.Sprintf("divide: %s then, %s now", c.Divide, req.Divide)
+	case req.Chunks != 0 && req.Chunks != chunks:
+		return fmt.Sprintf("chunks: %d then, %d now", chunks, req.Chunks)
+	case req.Depth != 0 && req.Depth != c.Depth:
+		return fmt.Sprintf("depth: %d then, %d now", c.Depth, req.Depth)
+	}
+	return ""
+}
+
+// ErrMismatch marks what can't go on because it is not what was begun.
+var ErrMismatch = errors.New("not the run that was begun")
+
+// Again makes the plan that another run chose, whatever a new search would find. The
+// error is an ErrMismatch where the request says otherwise, and a NoFitError where its
+// budget is smaller than what the plan holds.
+func Again(req Request, dev Device, c Choice) (*Plan, error) {
+	if diff := c.asked(req); diff != "" {
+		return nil, fmt.Errorf("%w: %s", ErrMismatch, diff)
+	}
+	s, err := newSearch(Request{Problem: req.Problem, Divide: divideRows}, dev)
+	if err != nil {
+		return nil, err
+	}
+	s.req = req
+	s.req.Depth = max(1, c.Depth)
+	x := candidate{kind: c.Divide, heads: c.KVHeads, queryChunks: c.QueryChunks, keyChunks: c.KeyChunks,
+		slots: slots{c.Slots[0], c.Slots[1], c.Slots[2], c.Slots[3]}}
+	if c.KVHeads < 1 || c.QueryChunks < 1 || c.KeyChunks < 1 || slices.Min(c.Slots[:]) < 0 || c.Slots[0] < 1 || c.Slots[2] < 1 {
+		return nil, fmt.Errorf("%w: no plan is %+v", ErrMismatch, c)
+	}
+	if c.Divide == divideCQS {
+		if x.set, err = divide.Cover(c.Chunks); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrMismatch, err)
+		}
+	}
+	p, err := s.price(x)
+	if err == nil && p.Memory.Total() > req.Budget {
+		return nil, &NoFitError{Budget: req.Budget, Smallest: p.Memory.Total()}
+	}
+	return p, err
 }
 
 // Division is the division that the plan chose.
@@ -213,6 +276,15 @@ func (p *Plan) Parts() int {
 		return p.Groups
 	}
 	return p.Groups * p.QueryAxis.Chunks
+}
+
+// places is how many states the store has room for: two of each chunk that may have to
+// leave its slot or, where none has to, of each slot.
+func (p *Plan) places() int {
+	if p.StateDisk > 0 {
+		return 2 * p.QueryAxis.Chunks
+	}
+	return 2 * p.Geometry.QuerySlots
 }
 
 // share is the part of the work that the busiest of the plan's devices has.

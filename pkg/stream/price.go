@@ -22,6 +22,7 @@ func (s *search) price(c candidate) (*Plan, error) {
 		Geometry:  g,
 		Active:    Active{Query: min(c.slots.query, g.QuerySlots), KV: min(c.slots.kv, g.KVSlots)},
 		QueryAxis: divide.Axis{N: p.Nq, Chunks: c.queryChunks}, KeyAxis: divide.Axis{N: p.Nk, Chunks: c.keyChunks},
+		Choice: c.choice(s.req.Depth),
 		Memory: s.dev.Footprint(g), FLOPs: p.FLOPs(),
 		OutputBytes: tensorBytes(p.B, p.Hq, p.Nq, p.Dv, p.OutDType),
 	}

@@ -3,7 +3,7 @@ package stream
 import (
 	"context"
 	"errors"
-	"sync"
+	"fmt"
 	"time"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
@@ -25,6 +25,21 @@ type Options struct {
 	Progress func(Progress)
 	// ProgressEvery is the time between calls; 0 means half a second.
 	ProgressEvery time.Duration
+	// Journal makes the run one that can be continued; nil: nothing is kept.
+	Journal *Journal
+	// Stop, when it is done, makes the run end between two batches, with all that was
+	// done kept in the journal, and the cause as its error. nil: never.
+	Stop context.Context
+
+	disk disk // tests have their own
+}
+
+// Journal says how a run is kept.
+type Journal struct {
+	Path   string
+	Header Header
+	Log    *Log          // of the process that is continued; nil: the run begins
+	Every  time.Duration // between checkpoints; 0: a minute, or longer where they take long
 }
 
 // Progress of a run.
@@ -41,6 +56,11 @@ type Report struct {
 	State   int64               // bytes of the state store
 	Seconds float64
 	FLOPS   float64
+
+	Resumed     float64 // pairs that an earlier process had done, as a share of all
+	Recomputed  int     // query chunks of which what was kept did not hold
+	Checkpoints int
+	Saving      float64 // seconds that checkpoints took
 }
 
 // runner carries out the steps of one plan.
@@ -53,12 +73,25 @@ type runner struct {
 	store  *stateStore
 	opt    Options
 	report Report
+	shard  uint16
+
+	journal  *journal
+	recorder *recorder
+	resumed  map[int64]position
+	resident []resident // by query slot
+	saved    time.Time  // the last checkpoint
+	took     time.Duration
 
 	kv, query []slotEvents
 	saves     map[int64]attention.Event // last SaveState of a query chunk
 	applied   map[int64]int             // pairs applied to a query chunk that is not finished
 	flight    []inFlight
-	tail      []attention.Event // finishes and saves not yet known to be done
+}
+
+// resident is the query chunk in a slot.
+type resident struct {
+	group, chunk int
+	held         bool
 }
 
 // slotEvents order the use of one slot: S1 and S2.
@@ -88,40 +121,76 @@ func Run(ctx context.Context, plan *Plan, dev Device, t Tensors, opt Options) (r
 	return RunAll(ctx, plan, []Device{dev}, t, opt)
 }
 
-// run carries out one shard of the schedule, and reports all but the time. It calls settled once, when nothing is
-// under way any more and the device still has its memory, if it got so far.
-func run(ctx context.Context, plan *Plan, dev Device, shard, shards int, t Tensors, opt Options, settled func()) (rep *Report, err error) {
-	settled = sync.OnceFunc(settled)
-	defer settled()
+// newRunner readies a device for one shard of the schedule.
+func newRunner(plan *Plan, dev Device, shard, shards int, t Tensors, opt Options) (*runner, error) {
 	if err := dev.Reserve(plan.Geometry); err != nil {
-		return nil, err
+		return nil, errors.Join(err, dev.Release())
 	}
 	r := &runner{
-		plan: plan, sched: newSchedule(plan), dev: dev, t: t, views: newViews(plan.Problem, t), opt: opt,
+		plan: plan, sched: newSchedule(plan), dev: dev, t: t, views: newViews(plan.Problem, t), opt: opt, shard: uint16(shard),
 		kv: make([]slotEvents, plan.Geometry.KVSlots), query: make([]slotEvents, plan.Geometry.QuerySlots),
-		saves: make(map[int64]attention.Event), applied: make(map[int64]int),
+		resident: make([]resident, plan.Geometry.QuerySlots), saved: time.Now(),
+		saves: make(map[int64]attention.Event), applied: make(map[int64]int), resumed: make(map[int64]position),
 	}
 	r.sched.shard, r.sched.shards = shard, shards
-	// Release waits for the operations that use the state store.
-	defer func() { err = errors.Join(err, dev.Release(), r.store.remove()) }()
-	r.report.Memory = dev.Allocated()
-	if plan.StateDisk > 0 {
-		if r.store, err = openStateStore(opt.StatePath, plan.QueryAxis.Chunks, dev.StateBytes(plan.Geometry)); err != nil {
+	r.report.Memory, r.report.State = dev.Allocated(), plan.StateDisk
+	path := opt.StatePath
+	if shards > 1 {
+		path = fmt.Sprintf("%s.%d", path, shard)
+	}
+	r.store = newStateStore(opt.disk, path, plan.places(), dev.StateBytes(plan.Geometry))
+	return r, nil
+}
+
+// open opens the state store, and finds what an earlier process left.
+func (r *runner) open() (facts []record, err error) {
+	if r.opt.Journal == nil || r.opt.Journal.Log == nil {
+		r.store.settle(nil)
+	} else {
+		if err := r.store.reopen(); err != nil {
 			return nil, err
 		}
-		r.report.State = plan.StateDisk
+		f, err := r.examine(r.opt.Journal.Log)
+		if err != nil {
+			return nil, err
+		}
+		r.resumed, facts, r.report.Recomputed = f.at, f.facts, f.lost
+		for id, p := range f.at {
+			if !p.done {
+				r.applied[id] = p.pairs
+			}
+		}
 	}
+	if r.plan.StateDisk > 0 {
+		return facts, r.store.reserve()
+	}
+	return facts, nil
+}
+
+// run carries out the schedule. When it returns, nothing is under way any more.
+func (r *runner) run(ctx context.Context, done *work) error {
+	r.recorder = newRecorder(r.journal)
+	defer r.recorder.close()
 	stop := r.watch(ctx)
-	err = r.steps(ctx)
+	err := r.steps(ctx, done)
 	stop()
 	if err != nil {
-		dev.Interrupt()
+		r.dev.Interrupt()
 		r.settle() // the mappings must outlive every operation on them
-		return nil, r.explain(ctx, err)
+		return r.explain(ctx, err)
 	}
-	settled()
-	r.report.Stats = dev.Stats()
-	return &r.report, nil
+	r.report.Stats = r.dev.Stats()
+	return nil
+}
+
+// close gives the device back and, where nothing is to be continued, removes states.
+// Release waits for the operations that use the state store.
+func (r *runner) close(keep bool) error {
+	err := r.dev.Release()
+	if keep {
+		return errors.Join(err, r.store.close())
+	}
+	return errors.Join(err, r.store.remove())
 }
 
 // explain turns the first error into what the caller should see.
@@ -148,14 +217,15 @@ func (r *runner) watch(ctx context.Context) (stop func()) {
 }
 
 // steps submits the whole schedule and waits for it.
-func (r *runner) steps(ctx context.Context) error {
+func (r *runner) steps(ctx context.Context, done *work) error {
 	depth := r.opt.Prefetch
 	if depth == 0 {
 		depth = defaultPrefetch
 	}
 	depth = max(depth, 0)
 	g := r.plan.Geometry
-	seq := newSequencer(r.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, r.sched.batches())
+	seq := newSequencer(r.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, r.sched.rest(r.sched.batches(), r.resumed, done.skip))
+	seq.resume(r.resumed)
 	defer seq.stop()
 	for {
 		steps := seq.batch()
@@ -172,6 +242,17 @@ func (r *runner) steps(ctx context.Context) error {
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if stop := r.opt.Stop; stop != nil && stop.Err() != nil {
+			if err := r.checkpoint(); err != nil {
+				return err
+			}
+			return context.Cause(stop)
+		}
+		if r.due() {
+			if err := r.checkpoint(); err != nil {
+				return err
+			}
 		}
 	}
 	return r.settle()
@@ -198,12 +279,9 @@ func (r *runner) settle() error {
 			first = err
 		}
 	}
-	for _, e := range r.tail {
-		if err := e.Wait(); err != nil && first == nil {
-			first = err
-		}
+	if err := r.recorder.wait(); err != nil && first == nil {
+		first = err
 	}
-	r.tail = nil
 	return first
 }
 
@@ -215,31 +293,24 @@ func (r *runner) submit(steps []step) error {
 		case stepLoadKV:
 			fly.read = append(fly.read, r.loadKV(s)...)
 		case stepSave:
-			r.save(s)
+			if err := r.save(s.slot, s.group, s.chunk); err != nil {
+				return err
+			}
 		case stepLoadQuery:
 			fly.read = append(fly.read, r.loadQuery(s)...)
 		case stepApply:
 			fly.applied = r.apply(s)
 		case stepFinish:
-			e := r.finish(s)
+			e, err := r.finish(s)
+			if err != nil {
+				return err
+			}
 			if fly.applied == nil { // a blind chunk: nothing was applied
 				fly.applied = e
 			}
 		}
 	}
 	r.flight = append(r.flight, fly)
-	return r.trim()
-}
-
-// trim forgets output operations that are done, so that the list stays short.
-func (r *runner) trim() error {
-	const keep = 64
-	for len(r.tail) > keep {
-		if err := r.tail[0].Wait(); err != nil {
-			return err
-		}
-		r.tail = r.tail[1:]
-	}
 	return nil
 }
 
@@ -291,21 +362,38 @@ func (r *runner) loadQuery(s step) []readRange {
 	if s.fresh {
 		slot.loaded = r.dev.LoadQuery(s.slot, q, nil, slot.used...)
 	} else {
-		after := append(slot.used, r.saves[chunkID(s.group, s.chunk)]) // S3
-		slot.loaded = r.dev.LoadQuery(s.slot, q, r.store.current(s.chunk), after...)
+		after, id := slot.used, chunkID(s.group, s.chunk)
+		if e := r.saves[id]; e != nil { // S3
+			after = append(after, e)
+		}
+		slot.loaded = r.dev.LoadQuery(s.slot, q, r.store.current(id), after...)
 	}
 	slot.used = nil
+	r.resident[s.slot] = resident{s.group, s.chunk, true}
 	return read
 }
 
-func (r *runner) save(s step) {
-	slot := &r.query[s.slot]
-	id := chunkID(s.group, s.chunk)
-	r.store.enter(s.group)
-	e := r.dev.SaveState(s.slot, r.store.next(s.chunk, r.applied[id]), slot.all()...)
+// save writes the state in a slot to the store, unless it is there.
+func (r *runner) save(n, group, chunk int) error {
+	slot, id := &r.query[n], chunkID(group, chunk)
+	pairs := r.applied[id]
+	if v := r.store.of(id).latest; v.place >= 0 && v.pairs == pairs {
+		return nil
+	}
+	to, v, err := r.store.next(id, pairs)
+	if errors.Is(err, errNoPlace) {
+		if err = r.commit(); err == nil {
+			to, v, err = r.store.next(id, pairs)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	e := r.dev.SaveState(n, to, slot.all()...)
 	r.saves[id] = e
 	slot.used = append(slot.used, e)
-	r.tail = append(r.tail, e)
+	return r.recorder.add(entry{event: e, fill: to.tell,
+		tell: record{kind: kindState, shard: r.shard, group: uint32(group), chunk: uint32(chunk), pairs: uint32(pairs), place: uint32(v.place)}})
 }
 
 func (r *runner) apply(s step) attention.Event {
@@ -330,22 +418,94 @@ func (r *runner) apply(s step) attention.Event {
 	return e
 }
 
-func (r *runner) finish(s step) attention.Event {
-	u0, u1 := r.queryHeads(s.group)
-	lo, hi := r.sched.query.Range(s.chunk)
-	var out, lse []attention.Rows
+// results are the rows of the results of a query chunk.
+func (r *runner) results(group, chunk int) (out, lse []attention.Rows) {
+	u0, u1 := r.queryHeads(group)
+	lo, hi := r.sched.query.Range(chunk)
 	for u := u0; u < u1; u++ {
 		out = append(out, r.views.o.rows(u, lo, hi))
 		if r.t.LSE != nil {
 			lse = append(lse, r.views.lse.rows(u, lo, hi))
 		}
 	}
+	return out, lse
+}
+
+func (r *runner) finish(s step) (attention.Event, error) {
+	out, lse := r.results(s.group, s.chunk)
 	slot := &r.query[s.slot]
 	e := r.dev.Finish(s.slot, r.sched.emptyRows(s.chunk), out, lse, slot.all()...)
 	slot.used = append(slot.used, e)
-	r.tail = append(r.tail, e)
+	r.resident[s.slot] = resident{}
 	id := chunkID(s.group, s.chunk)
+	r.store.drop(id)
 	delete(r.saves, id)
 	delete(r.applied, id)
-	return e
+	return e, r.recorder.add(entry{event: e,
+		tell: record{kind: kindDone, shard: r.shard, group: uint32(s.group), chunk: uint32(s.chunk)},
+		fill: func(x *record) (err error) { x.sum, err = sumRows(out, lse); return err }})
+}
+
+// mostSaving is the share of the time that checkpoints may take where nobody says how
+// often they are wanted.
+const mostSaving = 0.01
+
+// due says whether it is time for a checkpoint.
+func (r *runner) due() bool {
+	j := r.opt.Journal
+	if j == nil {
+		return false
+	}
+	every := j.Every
+	if every == 0 {
+		every = max(time.Minute, time.Duration(float64(r.took)/mostSaving))
+	}
+	return time.Since(r.saved) >= every
+}
+
+// checkpoint saves the states in all slots, and commits.
+func (r *runner) checkpoint() error {
+	if r.opt.Journal == nil {
+		return r.settle()
+	}
+	start := time.Now()
+	for n, x := range r.resident {
+		if !x.held || r.applied[chunkID(x.group, x.chunk)] == 0 {
+			continue
+		}
+		if err := r.save(n, x.group, x.chunk); err != nil {
+			return err
+		}
+	}
+	if err := r.commit(); err != nil {
+		return err
+	}
+	r.saved, r.took = time.Now(), time.Since(start)
+	r.report.Checkpoints++
+	r.report.Saving += r.took.Seconds()
+	return nil
+}
+
+// commit makes durable what has left the device: states and results first, then what
+// the journal says of them.
+func (r *runner) commit() error {
+	if err := r.recorder.wait(); err != nil {
+		return err
+	}
+	if r.journal != nil {
+		if err := r.store.sync(); err != nil {
+			return err
+		}
+		if err := r.t.sync(); err != nil {
+			return err
+		}
+		if err := r.journal.tell(record{kind: kindCheckpoint, shard: r.shard}); err != nil {
+			return err
+		}
+		if err := r.journal.sync(); err != nil {
+			return err
+		}
+	}
+	r.store.commit()
+	return nil
 }

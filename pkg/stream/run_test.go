@@ -22,6 +22,7 @@ type memory struct {
 }
 
 func (m memory) Path() string          { return m.name }
+func (m memory) Sync() error           { return nil }
 func (m memory) Bytes() []byte         { return m.b }
 func (m memory) WillNeed(lo, hi int64) {}
 func (m memory) DontNeed(lo, hi int64) {}

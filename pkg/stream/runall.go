@@ -3,53 +3,110 @@ package stream
 import (
 	"context"
 	"errors"
-	"fmt"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
 
 // RunAll is Run on several devices of one kind. Each carries out a shard of the
 // schedule: head groups in turn or, in the rows division, query chunks. Shards share no
 // state, so that nothing is merged, and results are bit for bit those of one device. An
 // error on one device ends the work of all.
-func RunAll(ctx context.Context, plan *Plan, devs []Device, t Tensors, opt Options) (*Report, error) {
+func RunAll(ctx context.Context, plan *Plan, devs []Device, t Tensors, opt Options) (rep *Report, err error) {
 	if err := t.check(plan.Problem); err != nil {
 		return nil, err
 	}
+	if opt.disk == nil {
+		opt.disk = osDisk{}
+	}
 	start := time.Now()
-	stop := tell(plan, devs, start, opt)
+	shards := make([]*runner, len(devs))
 	all, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var left atomic.Int32 // devices that are not settled
-	left.Store(int32(len(devs)))
-	settled := func() {
-		if left.Add(-1) == 0 {
-			stop()
+	each := func(f func(i int) error) error {
+		errs := make([]error, len(devs))
+		var running sync.WaitGroup
+		for i := range devs {
+			running.Go(func() {
+				if errs[i] = f(i); errs[i] != nil && !opt.stopped(errs[i]) {
+					cancel(errs[i]) // the first one counts
+				}
+			})
 		}
+		running.Wait()
+		return firstOf(all, errs)
 	}
-	reports, errs := make([]*Report, len(devs)), make([]error, len(devs))
-	var running sync.WaitGroup
-	for i, dev := range devs {
-		running.Go(func() {
-			o := opt
-			if len(devs) > 1 {
-				o.StatePath = fmt.Sprintf("%s.%d", opt.StatePath, i)
+	var j *journal
+	defer func() {
+		keep := err != nil && (j.begun() || opt.Journal != nil && opt.Journal.Log != nil)
+		for _, r := range shards {
+			if r != nil {
+				err = errors.Join(err, r.close(keep))
 			}
-			reports[i], errs[i] = run(all, plan, dev, i, len(devs), t, o, settled)
-			if errs[i] != nil {
-				cancel(errs[i]) // the first one counts
-			}
-		})
-	}
-	running.Wait()
-	if err := firstOf(all, errs); err != nil {
+		}
+		err = errors.Join(err, j.close())
+	}()
+	if err := each(func(i int) (err error) {
+		shards[i], err = newRunner(plan, devs[i], i, len(devs), t, opt)
+		return err
+	}); err != nil {
 		return nil, err
 	}
-	rep := joined(reports)
+	done := &work{devs: devs}
+	facts := make([][]record, len(devs))
+	if err := each(func(i int) (err error) {
+		facts[i], err = shards[i].open()
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	if j, err = startJournal(opt, shards, slices.Concat(facts...), done, start); err != nil {
+		return nil, err
+	}
+	stop := tell(plan, done, start, opt)
+	err = each(func(i int) error { return shards[i].run(all, done) })
+	stop()
+	if err != nil {
+		return nil, err
+	}
+	rep = joined(shards)
+	rep.Resumed = float64(done.skipped.Load()) / totalPairs(plan.Problem)
 	rep.Seconds = time.Since(start).Seconds()
-	rep.FLOPS = plan.FLOPs / rep.Seconds
-	return rep, nil
+	rep.FLOPS = plan.FLOPs * (1 - rep.Resumed) / rep.Seconds
+	return rep, j.complete(t)
+}
+
+// startJournal readies the journal, if there is to be one. What holds of an older one
+// is made durable, and is what the new one begins with.
+func startJournal(opt Options, shards []*runner, facts []record, done *work, start time.Time) (*journal, error) {
+	if opt.Journal == nil {
+		return nil, nil
+	}
+	j := &journal{path: opt.Journal.Path, disk: opt.disk, header: opt.Journal.Header, start: start, work: done.pairs}
+	for _, r := range shards {
+		r.journal = j
+	}
+	if opt.Journal.Log == nil {
+		return j, nil
+	}
+	for _, r := range shards {
+		if err := r.store.sync(); err != nil {
+			return j, err
+		}
+	}
+	if err := shards[0].t.sync(); err != nil {
+		return j, err
+	}
+	for i := range facts {
+		facts[i].work = opt.Journal.Log.Work
+	}
+	return j, j.begin(facts)
+}
+
+func totalPairs(p attention.Problem) float64 {
+	return p.Pairs() * float64(p.B) * float64(p.Hq)
 }
 
 // firstOf is the error that ended the others: those that were only told to stop have
@@ -60,14 +117,26 @@ func firstOf(ctx context.Context, errs []error) error {
 			return err
 		}
 	}
-	return errors.Join(errs...)
+	for _, err := range errs {
+		if err != nil { // all were asked to stop
+			return err
+		}
+	}
+	return nil
+}
+
+// stopped says whether a device ended because the run was asked to stop: others then do
+// so by themselves, when they have saved what they have.
+func (o Options) stopped(err error) bool {
+	return o.Stop != nil && o.Stop.Err() != nil && errors.Is(err, context.Cause(o.Stop))
 }
 
 // joined adds reports up. Seconds of queues are those of the busiest device, memory is
 // that of one.
-func joined(list []*Report) *Report {
-	sum := *list[0]
+func joined(list []*runner) *Report {
+	sum := list[0].report
 	for _, r := range list[1:] {
+		r := &r.report
 		a, b := &sum.Stats, r.Stats
 		a.InBytes, a.OutBytes = a.InBytes+b.InBytes, a.OutBytes+b.OutBytes
 		a.InSeconds, a.ApplySeconds, a.OutSeconds = max(a.InSeconds, b.InSeconds), max(a.ApplySeconds, b.ApplySeconds), max(a.OutSeconds, b.OutSeconds)
@@ -79,12 +148,14 @@ func joined(list []*Report) *Report {
 			a.Path = b.Path
 		}
 		sum.State += r.State
+		sum.Recomputed += r.Recomputed
+		sum.Checkpoints, sum.Saving = max(sum.Checkpoints, r.Checkpoints), max(sum.Saving, r.Saving)
 	}
 	return &sum
 }
 
 // tell reports progress until stopped.
-func tell(plan *Plan, devs []Device, start time.Time, opt Options) (stop func()) {
+func tell(plan *Plan, done *work, start time.Time, opt Options) (stop func()) {
 	if opt.Progress == nil {
 		return func() {}
 	}
@@ -93,18 +164,15 @@ func tell(plan *Plan, devs []Device, start time.Time, opt Options) (stop func())
 		every = time.Second / 2
 	}
 	p := plan.Problem
-	total := p.Pairs() * float64(p.B) * float64(p.Hq)
+	total := totalPairs(p)
 	now := func() {
-		x := Progress{TotalPairs: total, Elapsed: time.Since(start)}
-		for _, d := range devs {
-			x.Pairs += d.Stats().Pairs
-		}
-		x.FLOPS = x.Pairs * 2 * float64(p.D+p.Dv) / x.Elapsed.Seconds()
+		x := Progress{TotalPairs: total, Elapsed: time.Since(start), Pairs: done.pairs()}
+		x.FLOPS = (x.Pairs - float64(done.skipped.Load())) * 2 * float64(p.D+p.Dv) / x.Elapsed.Seconds()
 		opt.Progress(x)
 	}
-	quit, done := make(chan struct{}), make(chan struct{})
+	quit, over := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(done)
+		defer close(over)
 		tick := time.NewTicker(every)
 		defer tick.Stop()
 		for {
@@ -117,5 +185,5 @@ func tell(plan *Plan, devs []Device, start time.Time, opt Options) (stop func())
 			}
 		}
 	}()
-	return func() { close(quit); <-done }
+	return func() { close(quit); <-over }
 }

@@ -32,13 +32,14 @@ type schedule struct {
 	query   divide.Axis
 	key     divide.Axis
 	groups  int
+	heads   func(group int) int // KV heads of a head group
 	active  Active
 
 	shard, shards int // the part of all that this schedule is; 0 of 1 is all
 }
 
 func newSchedule(p *Plan) *schedule {
-	return &schedule{problem: p.Problem, div: p.division, query: p.QueryAxis, key: p.KeyAxis, groups: p.Groups, active: p.Active, shards: 1}
+	return &schedule{problem: p.Problem, div: p.division, query: p.QueryAxis, key: p.KeyAxis, groups: p.Groups, heads: p.headsOf, active: p.Active, shards: 1}
 }
 
 // mine says whether query chunk x of head group g is this shard's. Shards share out

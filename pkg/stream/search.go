@@ -43,6 +43,16 @@ type candidate struct {
 	slots       slots
 }
 
+// choice is what a journal says of a candidate.
+func (c candidate) choice(depth int) Choice {
+	ch := Choice{Divide: c.kind, Depth: depth, KVHeads: c.heads, QueryChunks: c.queryChunks, KeyChunks: c.keyChunks,
+		Slots: [4]int{c.slots.query, c.slots.queryAhead, c.slots.kv, c.slots.kvAhead}}
+	if c.kind == divideCQS {
+		ch.Chunks = c.set.Chunks()
+	}
+	return ch
+}
+
 type search struct {
 	req      Request
 	dev      Device

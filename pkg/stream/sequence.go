@@ -76,6 +76,15 @@ func newSequencer(s *schedule, querySlots, kvSlots, prefetch int, from iter.Seq[
 	return q
 }
 
+// resume says how far query chunks are: they have a state.
+func (q *sequencer) resume(at map[int64]position) {
+	for id, p := range at {
+		if !p.done {
+			q.left[id] = q.sched.pairsOf(int(id&math.MaxUint32)) - p.pairs
+		}
+	}
+}
+
 // recycle takes over the memory of a sequencer that is not used any more.
 func (q *sequencer) recycle(old *sequencer) {
 	clear(old.window) // lets go of the batches

@@ -5,78 +5,188 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"syscall"
 )
 
-// stateStore keeps the states of query chunks that had to leave their slot
-// before their rows were complete, for the head group in work.
+// stateStore keeps states of query chunks in the places of a file: of chunks that had
+// to leave their slot before their rows were complete, and, since the last checkpoint,
+// of all that are in work.
 //
-// Query chunk x owns two places, 2x and 2x+1, of slotBytes each. A write-back
-// goes to the place that does not hold the committed version, so that the
-// committed one stays whole until the new one is. The file is sparse where
-// nothing was written.
+// A state that is written gets a place of its own. The one before it keeps its place
+// until a checkpoint no longer needs it, so that what the journal promises is whole at
+// every instant (S4).
 type stateStore struct {
-	file      *os.File
+	disk      disk
+	file      file
+	path      string
+	places    int
 	slotBytes int64
-	chunks    []stateVersion
-	group     int
+	reserved  bool
+	free      []uint32           // places that nobody needs
+	chunks    map[int64]twoState // by chunkID
+	touched   map[int64]bool     // whose places change at the next checkpoint
 }
 
-// stateVersion says where the latest state of a query chunk is.
-type stateVersion struct {
-	place int8  // 0 or 1; meaningless while pairs is 0
-	pairs int32 // pairs in it: the chunk's position in the schedule
+// version is a state in a place.
+type version struct {
+	place int64 // -1: none
+	pairs int   // in it: the chunk's position in the schedule
 }
 
-// openStateStore makes the file, of its full size, with its space reserved.
-func openStateStore(path string, chunks int, slotBytes int64) (*stateStore, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o666)
+// twoState is the latest state of a chunk, and the one that the last checkpoint knows.
+// They may be the same.
+type twoState struct{ latest, durable version }
+
+var noVersion = version{place: -1}
+
+// errNoPlace: only a checkpoint can free places.
+var errNoPlace = errors.New("no place for a state is free")
+
+// newStateStore is a store of so many places, of which no file is there yet.
+func newStateStore(d disk, path string, places int, slotBytes int64) *stateStore {
+	return &stateStore{disk: d, path: path, places: places, slotBytes: slotBytes, chunks: make(map[int64]twoState), touched: make(map[int64]bool)}
+}
+
+// reopen opens the file of an earlier process, if it is there.
+func (s *stateStore) reopen() error {
+	f, err := s.disk.open(s.path, os.O_RDWR)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
-		return nil, fmt.Errorf("create the state store: %w", err)
+		return fmt.Errorf("open the state store: %w", err)
 	}
-	s := &stateStore{file: f, slotBytes: slotBytes, chunks: make([]stateVersion, chunks)}
-	if err := reserveSpace(f, 2*int64(chunks)*slotBytes); err != nil {
-		return nil, errors.Join(fmt.Errorf("reserve %d bytes for states in %s: %w", 2*int64(chunks)*slotBytes, path, err), s.remove())
+	s.file = f
+	return nil
+}
+
+// reserve makes the file, if need be, with the space of all places: a full disk is an
+// error now.
+func (s *stateStore) reserve() (err error) {
+	if s.reserved {
+		return nil
 	}
-	return s, nil
+	if s.file == nil {
+		if s.file, err = s.disk.open(s.path, os.O_RDWR|os.O_CREATE|os.O_TRUNC); err != nil {
+			return fmt.Errorf("create the state store: %w", err)
+		}
+	}
+	if err := s.file.Reserve(int64(s.places) * s.slotBytes); err != nil {
+		return fmt.Errorf("reserve %d bytes for states in %s: %w", int64(s.places)*s.slotBytes, s.path, err)
+	}
+	s.reserved = true
+	return nil
 }
 
-// enter begins a head group: no chunk of it has a state yet.
-func (s *stateStore) enter(group int) {
-	if group != s.group {
-		s.group = group
-		clear(s.chunks)
+// settle says which states there are, after which all other places are free.
+func (s *stateStore) settle(found map[int64]version) {
+	taken := make(map[uint32]bool)
+	for id, v := range found {
+		s.chunks[id] = twoState{latest: v, durable: v}
+		taken[uint32(v.place)] = true
+	}
+	for p := s.places - 1; p >= 0; p-- {
+		if !taken[uint32(p)] {
+			s.free = append(s.free, uint32(p))
+		}
 	}
 }
 
-// next returns where the state of chunk x, with that many pairs in it, is to be
-// written. It becomes the chunk's current version at once: readers wait for the
-// write's event (S3).
-func (s *stateStore) next(x, pairs int) io.WriterAt {
-	v := &s.chunks[x]
-	v.place ^= 1
-	v.pairs = int32(pairs)
-	return io.NewOffsetWriter(s.file, s.offset(x))
+// next returns where the state of a chunk, with that many pairs in it, is to be
+// written. It becomes the chunk's latest at once: readers wait for the write's event (S3).
+//
+// The place of an older one that no checkpoint knows is free from now on. What is
+// written there next is submitted after this write, which comes after the load that read
+// it.
+func (s *stateStore) next(id int64, pairs int) (*summer, version, error) {
+	if err := s.reserve(); err != nil {
+		return nil, noVersion, err
+	}
+	if len(s.free) == 0 {
+		return nil, noVersion, errNoPlace
+	}
+	place := s.free[len(s.free)-1]
+	s.free = s.free[:len(s.free)-1]
+	c := s.of(id)
+	s.supersede(c)
+	c.latest = version{int64(place), pairs}
+	s.chunks[id], s.touched[id] = c, true
+	return &summer{to: io.NewOffsetWriter(s.file, int64(place)*s.slotBytes)}, c.latest, nil
 }
 
-func (s *stateStore) offset(x int) int64 {
-	return (2*int64(x) + int64(s.chunks[x].place)) * s.slotBytes
+func (s *stateStore) of(id int64) twoState {
+	if c, ok := s.chunks[id]; ok {
+		return c
+	}
+	return twoState{noVersion, noVersion}
 }
 
-// current returns the latest state of chunk x.
-func (s *stateStore) current(x int) io.ReaderAt {
-	return io.NewSectionReader(s.file, s.offset(x), s.slotBytes)
+// supersede frees the place of the latest state, unless a checkpoint knows it.
+func (s *stateStore) supersede(c twoState) {
+	if c.latest.place >= 0 && c.latest.place != c.durable.place {
+		s.free = append(s.free, uint32(c.latest.place))
+	}
+}
+
+// drop says that a chunk needs no state any more: its results are on their way.
+func (s *stateStore) drop(id int64) {
+	if c, ok := s.chunks[id]; ok {
+		s.supersede(c)
+		c.latest = noVersion
+		s.chunks[id], s.touched[id] = c, true
+	}
+}
+
+// commit says that all that was told to the journal is on the disk.
+func (s *stateStore) commit() {
+	for id := range s.touched {
+		c := s.chunks[id]
+		if c.durable.place >= 0 && c.durable.place != c.latest.place {
+			s.free = append(s.free, uint32(c.durable.place))
+		}
+		if c.durable = c.latest; c.latest.place < 0 {
+			delete(s.chunks, id)
+		} else {
+			s.chunks[id] = c
+		}
+	}
+	clear(s.touched)
+}
+
+// current returns the latest state of a chunk.
+func (s *stateStore) current(id int64) io.ReaderAt { return s.at(s.of(id).latest.place) }
+
+func (s *stateStore) at(place int64) io.ReaderAt {
+	return io.NewSectionReader(s.file, place*s.slotBytes, s.slotBytes)
+}
+
+// sync makes all states durable.
+func (s *stateStore) sync() error {
+	if s.file == nil {
+		return nil
+	}
+	if err := s.file.Sync(); err != nil {
+		return fmt.Errorf("sync the states in %s: %w", s.path, err)
+	}
+	return nil
+}
+
+func (s *stateStore) close() error {
+	if s.file == nil {
+		return nil
+	}
+	f := s.file
+	s.file = nil
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("close the states in %s: %w", s.path, err)
+	}
+	return nil
 }
 
 // remove closes and deletes the file, if there is one.
 func (s *stateStore) remove() error {
-	if s == nil {
-		return nil
+	err := s.close()
+	if e := s.disk.remove(s.path); e != nil && !errors.Is(e, os.ErrNotExist) {
+		err = errors.Join(err, fmt.Errorf("remove the states: %w", e))
 	}
-	return errors.Join(s.file.Close(), os.Remove(s.file.Name()))
-}
-
-// IsNoSpace says whether err means that a disk or a quota is full.
-func IsNoSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return err
 }

@@ -13,8 +13,9 @@ import (
 func TestStateStorePlaces(t *testing.T) {
 	const chunks, size = 5, 64
 	path := filepath.Join(t.TempDir(), "state")
-	s, err := openStateStore(path, chunks, size)
-	if err != nil {
+	s := newStateStore(osDisk{}, path, 2*chunks, size)
+	s.settle(nil)
+	if err := s.reserve(); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(path); err != nil || info.Size() != 2*chunks*size {
@@ -30,16 +31,21 @@ func TestStateStorePlaces(t *testing.T) {
 	}
 	for version := 1; version < 6; version++ {
 		for x := range chunks {
-			before := s.current(x)
-			if _, err := s.next(x, version).WriteAt(content(x, version), 0); err != nil {
+			before := s.current(int64(x))
+			to, _, err := s.next(int64(x), version)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := to.WriteAt(content(x, version), 0); err != nil {
 				t.Fatal(err)
 			}
 			if version > 1 && !bytes.Equal(read(before), content(x, version-1)) {
 				t.Fatalf("version %d of chunk %d overwrites the one before it", version, x)
 			}
 		}
+		s.commit()
 		for x := range chunks {
-			if !bytes.Equal(read(s.current(x)), content(x, version)) {
+			if !bytes.Equal(read(s.current(int64(x))), content(x, version)) {
 				t.Fatalf("chunk %d does not have version %d", x, version)
 			}
 		}

@@ -20,10 +20,11 @@ type Source interface {
 	DontNeed(lo, hi int64)
 }
 
-// Sink is an output tensor, mapped.
+// Sink is an output tensor, mapped. Sync makes durable what was written to Bytes.
 type Sink interface {
 	Path() string
 	Bytes() []byte
+	Sync() error
 }
 
 // Tensors are the inputs and outputs of a run. LSE may be nil.
@@ -51,6 +52,15 @@ func (t Tensors) check(p attention.Problem) error {
 		want("LSE", t.LSE.Bytes(), tensorBytes(p.B, p.Hq, p.Nq, 1, attention.F32))
 	}
 	return errors.Join(errs...)
+}
+
+// sync makes the outputs durable.
+func (t Tensors) sync() error {
+	err := t.O.Sync()
+	if err == nil && t.LSE != nil {
+		err = t.LSE.Sync()
+	}
+	return err
 }
 
 // view is one tensor as rows of heads.

@@ -1,0 +1,148 @@
+package stream
+
+import (
+	"fmt"
+	"iter"
+	"sync/atomic"
+)
+
+// position is how far a query chunk is in its part of the schedule.
+type position struct {
+	pairs int // chunk pairs in its state
+	done  bool
+}
+
+// found is what a shard has of an earlier process.
+type found struct {
+	at    map[int64]position
+	facts []record // that hold, one for each chunk
+	lost  int      // chunks of which something was told that did not hold: computed again
+}
+
+// examine checks everything that a journal tells of this shard against its checksum, and
+// finds the newest that holds of each query chunk: a chunk of which nothing does begins
+// anew.
+func (r *runner) examine(l *Log) (*found, error) {
+	f := &found{at: make(map[int64]position)}
+	told := make(map[int64][]record)
+	for _, x := range l.facts {
+		if x.shard != r.shard {
+			continue
+		}
+		if err := r.known(x); err != nil {
+			return nil, &CorruptError{l.Path, 0, err.Error()}
+		}
+		id := chunkID(int(x.group), int(x.chunk))
+		told[id] = append(told[id], x)
+	}
+	places := make(map[int64]version)
+	taken := make(map[uint32]bool)
+	for id, list := range told {
+		for i := len(list) - 1; i >= 0; i-- {
+			x := list[i]
+			if x.kind == kindState && taken[x.place] || !r.holds(x) {
+				continue
+			}
+			f.facts = append(f.facts, x)
+			f.at[id] = position{int(x.pairs), x.kind == kindDone}
+			if x.kind == kindState {
+				taken[x.place] = true
+				places[id] = version{int64(x.place), int(x.pairs)}
+			}
+			break
+		}
+		if last := list[len(list)-1]; f.at[id] != (position{int(last.pairs), last.kind == kindDone}) {
+			f.lost++
+		}
+	}
+	r.store.settle(places)
+	return f, nil
+}
+
+// known checks that a record can be of this run.
+func (r *runner) known(x record) error {
+	s := r.sched
+	if int(x.group) >= s.groups || int(x.chunk) >= s.query.Chunks || s.query.Len(int(x.chunk)) == 0 ||
+		int(x.pairs) > s.pairsOf(int(x.chunk)) || x.kind == kindState && int(x.place) >= r.store.places {
+		return fmt.Errorf("head group %d, query chunk %d, %d pairs, place %d: the run has no such thing", x.group, x.chunk, x.pairs, x.place)
+	}
+	return nil
+}
+
+// holds says whether what a record tells is so.
+func (r *runner) holds(x record) bool {
+	if x.kind == kindDone {
+		out, lse := r.results(int(x.group), int(x.chunk))
+		sum, err := sumRows(out, lse)
+		return err == nil && sum == x.sum
+	}
+	if r.store.file == nil || x.bytes < 1 || x.bytes > r.store.slotBytes {
+		return false
+	}
+	sum, err := sumOf(r.store.at(int64(x.place)), x.bytes)
+	return err == nil && sum == x.sum
+}
+
+// rest leaves out of a schedule what query chunks have already. skipped counts the
+// (query row, key) pairs left out, over all heads.
+func (s *schedule) rest(from iter.Seq[batch], at map[int64]position, skipped func(float64)) iter.Seq[batch] {
+	if len(at) == 0 {
+		return from
+	}
+	return func(yield func(batch) bool) {
+		seen := make(map[int64]int) // chunk pairs of the schedule so far
+		for b := range from {
+			work := b.work[:0:0]
+			for _, w := range b.work {
+				id := chunkID(b.group, w.query)
+				p, begun := at[id]
+				if !begun {
+					work = append(work, w)
+					continue
+				}
+				before := seen[id]
+				seen[id] += len(w.refs)
+				skip := len(w.refs)
+				if !p.done {
+					skip = min(max(p.pairs-before, 0), len(w.refs))
+				}
+				skipped(s.pairsIn(b.group, w.query, w.refs[:skip]))
+				w.refs = w.refs[skip:]
+				// All of its pairs are in, and its results are not out.
+				last := !p.done && p.pairs == seen[id] && p.pairs == s.pairsOf(w.query)
+				if len(w.refs) > 0 || last {
+					work = append(work, w)
+				}
+			}
+			if len(work) > 0 && !yield(batch{b.group, work}) {
+				return
+			}
+		}
+	}
+}
+
+// pairsIn counts (query row, key) pairs, over the heads of a group.
+func (s *schedule) pairsIn(group, x int, refs []keyRef) (n float64) {
+	q0, q1 := s.query.Range(x)
+	for _, r := range refs {
+		k0, k1 := s.key.Range(r.key)
+		n += s.problem.PairsIn(q0, q1, k0, k1)
+	}
+	return n * float64(s.heads(group)*s.problem.Group())
+}
+
+// work counts pairs that are done, by this process and before.
+type work struct {
+	devs    []Device
+	skipped atomic.Uint64 // whole pairs
+}
+
+func (w *work) skip(n float64) { w.skipped.Add(uint64(n)) }
+
+func (w *work) pairs() float64 {
+	n := float64(w.skipped.Load())
+	for _, d := range w.devs {
+		n += d.Stats().Pairs
+	}
+	return n
+}
