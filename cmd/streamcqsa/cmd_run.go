@@ -113,6 +113,11 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, o.leave(out, err)) }()
+	if o.restart {
+		if err := stream.RemoveJournal(j.Path); err != nil {
+			return err
+		}
+	}
 	say.plan(plan, others, basisOf(devs, plan))
 	t := stream.Tensors{Q: in.q, K: in.k, V: in.v, O: out.o}
 	if out.lse != nil {

@@ -26,7 +26,7 @@ const grace = 6 * time.Second
 // earlier reads the journal of an earlier run, if there is one to continue.
 func (o *runOptions) earlier() (*stream.Log, error) {
 	if o.restart {
-		return nil, stream.RemoveJournal(o.journalPath())
+		return nil, nil // removed when the output is this process's own
 	}
 	l, err := stream.ReadJournal(o.journalPath())
 	if errors.Is(err, fs.ErrNotExist) {
