@@ -35,7 +35,7 @@ type jobSpec struct {
 
 // plainJob is large enough to be stopped in its middle, with several head groups and
 // states that spill.
-var plainJob = jobSpec{shape: "1,8,4,2300,2500,32,32", flags: "--divide cqs --chunks 7 --mem-budget 800KiB"}
+var plainJob = jobSpec{shape: "1,8,4,3000,3200,32,32", flags: "--divide cqs --chunks 7 --mem-budget 800KiB"}
 
 // stopJob is a plainJob to stop, smaller in short tests.
 func stopJob(t *testing.T) *job {

@@ -144,7 +144,7 @@ func TestSignalAsksForStatus(t *testing.T) {
 	dir := t.TempDir()
 	p := launch(t, j.bin, j.run(dir)...)
 	var last float64
-	for share := 0.1; share < 0.8; share += 0.1 { // more often than unasked
+	for share := 0.1; share < 0.6; share += 0.2 {
 		if p.until(share); p.last.Pairs < last {
 			t.Errorf("%v pairs are done, after %v", p.last.Pairs, last)
 		}

@@ -63,8 +63,8 @@ func (r *runner) examine(l *Log) (*found, error) {
 func (r *runner) known(x record) error {
 	s := r.sched
 	if int(x.group) >= s.groups || int(x.chunk) >= s.query.Chunks || s.query.Len(int(x.chunk)) == 0 ||
-		int(x.pairs) > s.pairsOf(int(x.chunk)) || x.kind == kindState && int(x.place) >= r.store.places {
-		return fmt.Errorf("head group %d, query chunk %d, %d pairs, place %d: the run has no such thing", x.group, x.chunk, x.pairs, x.place)
+		int(x.pairs) > s.pairsOf(int(x.chunk)) {
+		return fmt.Errorf("head group %d, query chunk %d, %d pairs: the run has no such thing", x.group, x.chunk, x.pairs)
 	}
 	return nil
 }

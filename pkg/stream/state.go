@@ -77,12 +77,16 @@ func (s *stateStore) reserve() (err error) {
 	return nil
 }
 
-// settle says which states there are, after which all other places are free.
+// settle says which states there are, after which all other places are free. They get
+// places beyond the usual number: where results were damaged, chunks that come before
+// theirs are in work again, and need as many as ever.
 func (s *stateStore) settle(found map[int64]version) {
 	taken := make(map[uint32]bool)
+	s.places += len(found)
 	for id, v := range found {
 		s.chunks[id] = twoState{latest: v, durable: v}
 		taken[uint32(v.place)] = true
+		s.places = max(s.places, int(v.place)+1)
 	}
 	for p := s.places - 1; p >= 0; p-- {
 		if !taken[uint32(p)] {
