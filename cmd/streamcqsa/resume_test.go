@@ -42,7 +42,7 @@ func stopJob(t *testing.T) *job {
 	t.Helper()
 	s := plainJob
 	if testing.Short() {
-		s.shape = "1,8,4,2000,2100,32,32"
+		s.shape = "1,8,4,1300,1400,32,32"
 	}
 	return newJob(t, "streamcqsa", s)
 }
