@@ -78,6 +78,9 @@ func (o *runOptions) header(p attention.Problem, in *inputs, plan *stream.Plan, 
 // leave ends with outputs that are not complete: they are kept if there is a journal of
 // what is in them.
 func (o *runOptions) leave(out *outputs, err error) error {
+	if errors.Is(err, tensorfile.ErrChanged) { // what was computed is of no input
+		return errors.Join(out.abort(), stream.RemoveJournal(o.journalPath()))
+	}
 	if _, e := os.Stat(o.journalPath()); err != nil && e == nil {
 		return out.close()
 	}
