@@ -1,6 +1,9 @@
 package attention
 
-import "io"
+import (
+	"cmp"
+	"io"
+)
 
 // Geometry fixes everything that a device allocates: the kernel it needs and
 // the pool of slots. Nothing is allocated after it.
@@ -19,7 +22,14 @@ type Geometry struct {
 
 	QuerySlots int
 	KVSlots    int
+	// Works is the most query chunks of an Apply: how a device shares its threads out among
+	// them may depend on it, but not on how many there are, which after a stop are
+	// others. 0: QuerySlots.
+	Works int
 }
+
+// MostWorks is the most query chunks of an Apply.
+func (g Geometry) MostWorks() int { return cmp.Or(g.Works, g.QuerySlots) }
 
 // QueryHeads is the number of query heads of the largest head group.
 func (g Geometry) QueryHeads() int { return g.KVHeads * g.Group }
@@ -72,8 +82,8 @@ type Rates struct {
 	// Tasks is what one query chunk of a batch is cut into, and Lanes how many run at
 	// once: while the last ones do, some lanes idle. 0 where that does not matter.
 	Tasks, Lanes int
-	// Longest is the longest that the kernel should be at one pair of chunks, seconds,
-	// where it can't be interrupted there; 0 where it can.
+	// Longest is the longest that a batch should take, seconds: a run ends between two.
+	// 0: any time.
 	Longest float64
 }
 

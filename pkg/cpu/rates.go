@@ -91,7 +91,7 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 		flops, tasks = min(s.few*2*float64(rows)/float64(g.DType.Size()), s.flops), partsOf(g)
 		last = rows * min(g.KeyRows, partOf(g))
 	}
-	r := attention.Rates{FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch, Shared: min(1, float64(s.inThreads)/float64(s.threads))}
+	r := attention.Rates{FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch, Shared: min(1, float64(s.inThreads)/float64(s.threads)), Longest: longest}
 	switch share := float64(max(tasks, 1)) / float64(s.threads); {
 	case share < 1:
 		r.Idle, r.Launch = 1-share, s.batch*share // fewer to wake
@@ -105,6 +105,11 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 	}
 	return r
 }
+
+// longest is how many seconds a batch should take at most: a run that is asked to stop
+// ends when the batches that were submitted are done, which on one thread of an older
+// machine takes ten times as long.
+const longest = 0.5
 
 // nominal is four threads of a current server core.
 const nominal = 4

@@ -55,19 +55,14 @@ func (s *session) launchAll(o *apply) (err error) {
 	if o.start, err = s.marks.record(s.compute); err != nil {
 		return err
 	}
-	longest, column := 0, 0.0 // refs of a work; pairs of one ref of every work
+	longest := 0 // refs of a work
 	for _, w := range o.work {
-		q := s.query[w.Query]
 		longest = max(longest, len(w.Refs))
 		for _, r := range w.Refs {
-			o.pairs += pairs(q, s.kvRows[r.Slot], r)
+			o.pairs += pairs(s.query[w.Query], s.kvRows[r.Slot], r)
 		}
-		column += float64(q.rows) * float64(q.heads) * float64(s.l.geo.KeyRows)
 	}
-	if longest == 0 {
-		return nil
-	}
-	n := min(max(1, int(mostPairs/max(column, 1))), s.l.refs/len(o.work))
+	n := s.l.refsOfLaunch()
 	for at := 0; at < longest; at += n {
 		if err := s.stopped(); err != nil {
 			return err
@@ -77,6 +72,14 @@ func (s *session) launchAll(o *apply) (err error) {
 		}
 	}
 	return nil
+}
+
+// refsOfLaunch is how many refs of every work one launch applies. Bits depend on it, and
+// so it follows from the geometry.
+func (l *layout) refsOfLaunch() int {
+	g := l.geo
+	column := float64(g.MostWorks()) * float64(g.QueryRows) * float64(g.QueryHeads()) * float64(g.KeyRows)
+	return min(max(1, int(mostPairs/max(column, 1))), l.refs/g.MostWorks())
 }
 
 // launchPart launches refs [first, first+n) of every work.
@@ -95,8 +98,7 @@ func (s *session) launchPart(list []attention.Work, first, n int) error {
 			refs = append(refs, ref{Slot: int32(r.Slot), Keys: int32(s.kvRows[r.Slot]), Offset: offsetOf(r)})
 		}
 	}
-	units := s.l.units(heads) * len(works)
-	head := batchHead{Works: int32(len(works)), Heads: int32(heads), Splits: int32(s.l.splits(units)), Refs: int32(len(refs))}
+	head := batchHead{Works: int32(len(works)), Heads: int32(heads), Splits: int32(s.l.splits(heads)), Refs: int32(len(refs))}
 	// The strides of partial states depend on how many there are.
 	p := make([]byte, poolBytes)
 	s.pool.PSplit = uint64(heads*len(works)) * s.pool.PHead
@@ -115,7 +117,7 @@ func (s *session) launchPart(list []attention.Work, first, n int) error {
 		return err
 	}
 	args := []driver.Arg{driver.ArgPtr(at), driver.ArgPtr(at + driver.Ptr(poolBytes))}
-	if err := s.kernel.Launch(s.compute, driver.Dim{X: units, Y: int(head.Splits)}, driver.Dim{X: int(s.kernel.Threads)}, int(s.kernel.Shared), args...); err != nil {
+	if err := s.kernel.Launch(s.compute, driver.Dim{X: s.l.units(heads) * len(works), Y: int(head.Splits)}, driver.Dim{X: int(s.kernel.Threads)}, int(s.kernel.Shared), args...); err != nil {
 		return err
 	}
 	if head.Splits > 1 {

@@ -133,10 +133,11 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 	l.buffers = min(max(ceilDiv(int(p.KVSlot), int(l.staging)), leastBuffers), mostBuffers)
 	l.stagingAll = int64(l.buffers) * (l.staging + l.packBytes()) // with what packing is told
 
-	works := g.QuerySlots
-	one := l.units(1)
-	for n := 1; n <= min(works*g.QueryHeads(), sms); n++ { // query heads of a launch, over all works
-		l.partials = max(l.partials, n*l.splitsIfMany(int(attention.Product(n, one))))
+	works := g.MostWorks()
+	for heads := 1; heads <= min(g.QueryHeads(), sms); heads++ {
+		if n := l.splits(heads); n > 1 {
+			l.partials = max(l.partials, n*works*heads)
+		}
 	}
 	l.partialsAll = attention.Product(l.partials, int(p.PHead))
 	l.refs = max(mostRefs, works)
@@ -211,22 +212,16 @@ func (l *layout) finishBytes() int64 {
 // units is the number of blocks of threads that one query chunk makes.
 func (l *layout) units(heads int) int { return int(attention.Product(l.queryTiles, heads, l.blocks)) }
 
-// splits is the number of parts into which a launch of so many units cuts its keys,
-// so that no multiprocessor idles. It follows from the geometry and the device, so
+// splits is the number of parts into which a launch for so many query heads cuts its
+// keys, so that no multiprocessor idles. It follows from the geometry and the device, so
 // that bits do.
-func (l *layout) splits(units int) int { return max(1, l.splitsIfMany(units)) }
-
-// splitsIfMany is splits, or 0 for 1.
-func (l *layout) splitsIfMany(units int) int {
-	if units <= 0 || units >= l.sms {
-		return 0
+func (l *layout) splits(heads int) int {
+	units := attention.Product(l.units(heads), l.geo.MostWorks())
+	if units <= 0 || units >= int64(l.sms) {
+		return 1
 	}
 	tiles := attention.Product(l.geo.KVSlots, l.keyTiles)
-	n := min(2*int64(l.sms)/int64(units), tiles/leastTiles)
-	if n < 2 {
-		return 0
-	}
-	return int(n)
+	return int(max(1, min(2*int64(l.sms)/units, tiles/leastTiles)))
 }
 
 // leastTiles is how many tiles of keys a split is worth its merge for.

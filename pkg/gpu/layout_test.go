@@ -112,13 +112,13 @@ func TestSplits(t *testing.T) {
 	for _, rows := range []int{1, 100, 1000, 5000, 20000} {
 		g := geometry(128, 128, attention.BF16)
 		g.QueryRows, g.KeyRows, g.QuerySlots = rows, 100000, 5
-		l := newLayout(g, oneBlock, 132)
-		for works := 1; works <= g.QuerySlots; works++ {
+		for g.Works = 1; g.Works <= g.QuerySlots; g.Works++ {
+			l := newLayout(g, oneBlock, 132)
 			for heads := g.Group; heads <= g.QueryHeads(); heads += g.Group {
-				units := l.units(heads) * works
-				n := l.splits(units)
-				if n > 1 && works*heads*n > l.partials {
-					t.Errorf("%d rows, %d works of %d heads: %d splits need %d partial states, there is room for %d", rows, works, heads, n, works*heads*n, l.partials)
+				units := l.units(heads) * g.Works
+				n := l.splits(heads)
+				if n > 1 && g.Works*heads*n > l.partials {
+					t.Errorf("%d rows, %d works of %d heads: %d splits need %d partial states, there is room for %d", rows, g.Works, heads, n, g.Works*heads*n, l.partials)
 				}
 				if units < 66 && n < 2 || units >= 132 && n != 1 {
 					t.Errorf("%d units: %d splits", units, n)

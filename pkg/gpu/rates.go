@@ -16,14 +16,14 @@ const (
 	hopperClocks = 132 * 1.98e9 // multiprocessors times Hz
 	ampereShare  = 0.5          // of Hopper's rates: what mma.sync reaches of wgmma's
 
-	linkRate    = 50e9 // from page-locked memory to the device, bytes/s
-	workerRate  = 7e9  // of one thread of the host that copies
-	outRate     = 20e9
-	stateRate   = 2.5e9 // of states to a file and back
-	launchCost  = 12e-6 // of a launch, seconds
-	loadCost    = 60e-6 // of a load beside its copies
-	longestPair = 0.5   // seconds
-	memoryRate  = 2e12  // of the device's memory, bytes/s
+	linkRate   = 50e9 // from page-locked memory to the device, bytes/s
+	workerRate = 7e9  // of one thread of the host that copies
+	outRate    = 20e9
+	stateRate  = 2.5e9 // of states to a file and back
+	launchCost = 12e-6 // of a launch, seconds
+	loadCost   = 60e-6 // of a load beside its copies
+	longest    = 0.5   // of a batch, seconds
+	memoryRate = 2e12  // of the device's memory, bytes/s
 )
 
 // rates are those of a geometry on a device.
@@ -37,14 +37,13 @@ func rates(info Info, l *layout, in float64) attention.Rates {
 	// Features that are only there to fill a tile cost as much as others.
 	flops *= float64(g.D+g.Dv) / float64(bucket+l.blocks*int(l.kernel.Columns))
 	flops *= float64(g.QueryRows) / float64(l.queryTiles*int(l.kernel.Rows)) * float64(g.KeyRows) / float64(l.keyTiles*int(l.kernel.Keys))
-	units := l.units(g.QueryHeads())
 	load := float64(attention.Product(g.KVHeads, g.KeyRows, g.D+g.Dv, g.DType.Size()))
 	in *= load / (load + in*loadCost)
 	sums := attention.Product(l.queryTiles, int(l.kernel.Rows), g.QueryHeads(), int(l.pool.Columns8), 4) * int64(1+l.kernel.Two)
 	return attention.Rates{
 		FLOPS: flops, In: in, Out: outRate, State: stateRate,
 		Launch: launchCost + 2*float64(sums)/memoryRate, // which adds to the sums in memory
-		Tasks:  units * l.splits(units), Lanes: info.SMs,
-		Longest: longestPair,
+		Tasks:  l.units(g.QueryHeads()) * l.splits(g.QueryHeads()), Lanes: info.SMs,
+		Longest: longest,
 	}
 }

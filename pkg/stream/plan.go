@@ -98,7 +98,7 @@ type Plan struct {
 
 	division *divide.Division
 	cost     float64 // seconds by which plans are compared
-	patient  bool    // one pair of chunks takes longer than it should
+	patient  bool    // a batch takes longer than it should
 }
 
 // Choice is all that a plan decided: with the same request it makes the same plan.
@@ -230,7 +230,7 @@ func New(req Request, dev Device) (plan *Plan, others []*Plan, err error) {
 	return plan, others, nil
 }
 
-// brisk is the plans of which no pair of chunks takes too long, if there are any.
+// brisk is the plans of which no batch takes too long, if there are any.
 func brisk(plans []*Plan) []*Plan {
 	if list := slices.DeleteFunc(slices.Clone(plans), func(p *Plan) bool { return p.patient }); len(list) > 0 {
 		return list

@@ -133,6 +133,46 @@ func randomRequest(r *rand.Rand) Request {
 	return req
 }
 
+// A run can only stop between two batches: where that costs next to nothing, none takes
+// longer than the device says.
+func TestLongestBatch(t *testing.T) {
+	t.Parallel()
+	long := 0
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 25 {
+		req := randomRequest(r)
+		req.Divide, req.Chunks, req.Depth = "auto", 0, 0
+		free := randomDevice(r).(*paperDevice)
+		bound := &paperDevice{rates: free.rates}
+		bound.rates.Longest = 0.5
+		before, _, err := New(req, free)
+		plan, _, err2 := New(req, bound)
+		if err != nil || err2 != nil {
+			if fmt.Sprint(err) != fmt.Sprint(err2) {
+				t.Errorf("%+v: %v, with a longest batch %v", req, err, err2)
+			}
+			continue
+		}
+		batch := func(p *Plan) float64 {
+			g := p.Geometry
+			pair := 2 * float64(g.D+g.Dv) * float64(g.QueryRows) * float64(g.KeyRows) * float64(g.QueryHeads())
+			return pair * float64(p.Active.Query*p.Active.KV) / free.rates.FLOPS
+		}
+		if batch(before) > 0.5 {
+			long++
+		}
+		if !(batch(plan) <= 0.5) {
+			t.Errorf("%+v: a batch takes %.3g s", req, batch(plan))
+		}
+		if !(plan.Seconds.Total <= before.Seconds.Total*1.03+1e-3) {
+			t.Errorf("%+v: %.4g s, it was %.4g s", req, plan.Seconds.Total, before.Seconds.Total)
+		}
+	}
+	if long < 2 {
+		t.Errorf("only %d plans had a long batch", long)
+	}
+}
+
 func randomDevice(r *rand.Rand) Device { return []Device{gpuLike, coreLike}[r.IntN(2)] }
 
 func TestPlanProperties(t *testing.T) {

@@ -20,7 +20,7 @@ func (s *search) price(c candidate) (*Plan, error) {
 		Divide: c.kind, Set: c.set, Depth: 1,
 		Groups:    (p.KVHeads() + c.heads - 1) / c.heads,
 		Geometry:  g,
-		Active:    Active{Query: min(c.slots.query, g.QuerySlots), KV: min(c.slots.kv, g.KVSlots)},
+		Active:    Active{Query: g.Works, KV: min(c.slots.kv, g.KVSlots)},
 		QueryAxis: divide.Axis{N: p.Nq, Chunks: c.queryChunks}, KeyAxis: divide.Axis{N: p.Nk, Chunks: c.keyChunks},
 		Choice: c.choice(s.req.Depth),
 		Memory: s.dev.Footprint(g), FLOPs: p.FLOPs(),
@@ -43,7 +43,7 @@ func (s *search) price(c candidate) (*Plan, error) {
 	s.traffic(plan)
 	rates := s.dev.Rates(g)
 	nominal := s.predict(plan, c, rates, s.req.Host.Disk, s.req.Host.Warm)
-	plan.patient = rates.Longest > 0 && plan.FLOPs/plan.ChunkPairs > rates.FLOPS*rates.Longest
+	plan.patient = s.patience(c) > 1
 	// Among plans that one link holds up, the one that leaves the others more
 	// slack is better: predictions are not exact.
 	const slack = 1. / 20

@@ -211,6 +211,9 @@ func (s *search) cqs(heads int) []candidate {
 		}
 		first := sort.Search(len(sets), func(i int) bool { return s.fits(at(i)) })
 		s.fits(at(len(sets) - 1)) // the finest counts for the smallest budget
+		if brisk := sort.Search(len(sets), func(i int) bool { return s.patience(at(i)) <= 1 }); brisk < len(sets) {
+			first = max(first, brisk)
+		}
 		for i := first; i < min(first+finer, len(sets)); i++ {
 			if c := at(i); s.fits(c) {
 				list = append(list, c)
@@ -251,6 +254,9 @@ func (s *search) rows(heads int) []candidate {
 			if queries > most {
 				continue
 			}
+			if n := math.Ceil(float64(queries) * s.patience(at(queries))); n > float64(queries) {
+				queries = int(min(n, float64(most)))
+			}
 			list = append(list, at(queries))
 			if full := s.fullRounds(at(queries)); full > queries && full <= most {
 				list = append(list, at(full))
@@ -285,6 +291,17 @@ func (s *search) fullRounds(c candidate) int {
 	return (s.req.Problem.Nq + rows - 1) / rows
 }
 
+// patience is how long a batch of a candidate is, of what it should be.
+func (s *search) patience(c candidate) float64 {
+	g := s.geometry(c)
+	r := s.dev.Rates(g)
+	if r.Longest == 0 {
+		return 0
+	}
+	flops := float64(g.QueryHeads()) * float64(g.QueryRows) * float64(g.KeyRows) * 2 * float64(g.D+g.Dv)
+	return flops * float64(g.Works) * float64(min(c.slots.kv, g.KVSlots)) / (r.FLOPS * r.Longest)
+}
+
 // fits says whether the candidate's footprint is within the budget, and
 // remembers the smallest footprint ever asked about.
 func (s *search) fits(c candidate) bool {
@@ -307,6 +324,7 @@ func (s *search) geometry(c candidate) attention.Geometry {
 		KVHeads: c.heads, Group: p.Group(),
 		QueryRows: qAxis.Longest(), KeyRows: kAxis.Longest(),
 		// More slots than chunks in all head groups would stay unused.
+		Works:      min(c.slots.query, groups*c.queryChunks),
 		QuerySlots: min(c.slots.query+c.slots.queryAhead, groups*c.queryChunks),
 		KVSlots:    min(c.slots.kv+c.slots.kvAhead, groups*c.keyChunks),
 	}
