@@ -142,6 +142,11 @@ const (
 	largestPeak    = 1e30 // of |v|
 	smallestPeak   = 1e-30
 	largestScale   = 1e30
+
+	// largestWide is of |q||k| in units of log2. The wide kernels subtract the maximum from
+	// a score before that is rounded: for scores so large that float64 has no fraction
+	// left, what remains would be as large as you like.
+	largestWide = 1 << 40
 )
 
 // A score that is rounded to float32 has an error in proportion to the sums on the
@@ -196,6 +201,9 @@ func (d *Device) path(norm float32, kv keys, k0, k1 int) path {
 		return plain
 	}
 	product := math.Sqrt(float64(norm)) * math.Sqrt(float64(k))
+	if !(product*d.exp.c <= largestWide) {
+		return plain
+	}
 	if !(product <= largestProduct) || !(product*d.exp.c <= largestNorm(d.geo.OutDType)) || d.exp.c > largestScale || d.exp.c < 1/largestScale {
 		return wide
 	}

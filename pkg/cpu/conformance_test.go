@@ -59,7 +59,8 @@ func subject(ran *[paths]int) devicetest.Subject {
 }
 
 // TestConformance is what every device passes, by every kernel of this machine. Tests
-// with vector kernels that compute anything must have used them.
+// with vector kernels that compute anything must have used them, but where all scores
+// are infinite.
 func TestConformance(t *testing.T) {
 	eachKernel(t, func(t *testing.T) {
 		var ran [paths]int
@@ -68,7 +69,8 @@ func TestConformance(t *testing.T) {
 			t.Helper()
 			t.Logf("tiles of keys: plain %d, wide %d, narrow %d, few %d, fast %d", ran[plain], ran[wide], ran[narrow], ran[few], ran[fast])
 			vector := ran[wide] + ran[narrow] + ran[few]
-			if vector+ran[plain] > 0 && (vector > 0) != (kernel != Portable) {
+			infinite := strings.HasSuffix(t.Name(), "/ScoresAllMinusInfinity")
+			if vector+ran[plain] > 0 && (vector > 0) != (kernel != Portable && !infinite) {
 				t.Errorf("%s: %d of %d tiles by vector kernels", kernel, vector, vector+ran[plain])
 			}
 			if lane := newDevice(1).lane; strings.HasSuffix(t.Name(), "/Fast") && (ran[fast] > 0) != (lane != nil && lane.pairValues != nil) {

@@ -2,6 +2,8 @@ package cpu
 
 import (
 	"bytes"
+	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -208,5 +210,37 @@ func TestOutputIsRoundedOnce(t *testing.T) {
 		if want := 1 + typ.Epsilon(); float64(got[0]) != want {
 			t.Errorf("%v: %v, want %v", typ, got[0], want)
 		}
+	}
+}
+
+// Scores up to those of the largest float32, in some tiles and not in others: the rows
+// are finite, and so is O.
+func TestHugeScores(t *testing.T) { eachKernel(t, testHugeScores) }
+
+func testHugeScores(t *testing.T) {
+	rng := rand.New(rand.NewPCG(51, 52))
+	for n := range 120 {
+		p := devicetest.Problem([]int{1, 3, 60}[n%3], 64)
+		p.Nk, p.Hq, p.Hkv = []int{1, 2, 700}[n/3%3], 4, 2
+		p.DType, p.OutDType = dtypes[n%2*2], dtypes[n/2%3]
+		if n%5 == 0 {
+			p.Scale = -p.Scale
+		}
+		x := devicetest.Random(p, rng)
+		size := p.DType.Size()
+		largest := map[attention.DType]float64{attention.F32: math.MaxFloat32, attention.BF16: 0x1.fep127}[p.DType]
+		in := [][]byte{x.Q, x.K}
+		if n%4 > 0 { // else the square root of it in both: lse must not overflow
+			in = in[n/4%2:][:1]
+		}
+		for _, data := range in {
+			for range 1 + n%2 {
+				value := math.Pow(largest/math.Pow(10, float64(rng.IntN(38))), 1/float64(len(in))) * float64(1-2*rng.IntN(2))
+				p.DType.Put(data[rng.IntN(len(data)/size)*size:], value)
+			}
+		}
+		w := devicetest.Way{KeyChunk: 1 + rng.IntN(p.Nk), Threads: 2}
+		s := subject(new([paths]int))
+		s.Check(t, fmt.Sprintf("%d: %+v %+v", n, p, w), devicetest.Compare(t, x, s.Compute(t, x, w), 60), p.OutDType)
 	}
 }

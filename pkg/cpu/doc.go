@@ -41,7 +41,8 @@
 //	wide    the same with scores in float64, where |q||k| is so large that their
 //	        rounding would show in the output
 //	plain   the portable kernel, float64 throughout: where V has values that
-//	        float32 sums can't take, and where the machine has no vector kernels
+//	        float32 sums can't take, where scores are so large that they have no
+//	        fraction in float64, and where the machine has no vector kernels
 //
 // Few query rows over many keys (at most 16 to a KV head) take the time in which K
 // and V come from memory: keys are then cut into parts of 2,048, or of a multiple of
