@@ -70,7 +70,7 @@ type verdict struct {
 	Worst     float64 `json:"worst_difference"` // largest |O - exact|
 	WorstAt   []int   `json:"worst_at"`         // batch, head, row, column
 	Misplaced int     `json:"misplaced_nonfinite"`
-	LSEWorst  float64 `json:"lse_worst_difference"` // relative to 1 + |lse|
+	LSEWorst  float64 `json:"lse_worst_difference"` // relative to 1 + |lse|, and for 16-bit O to that and |q||k|
 	LSEPass   bool    `json:"lse_pass"`
 }
 
@@ -247,6 +247,10 @@ func (c *comparison) compare(head int, list []int) {
 	}
 	lse := attention.Oracle(exact, qs, visible, k, v, p.Scale)
 	got, once, buf := make([]float32, p.Dv), make([]float32, p.Dv), make([]byte, p.Dv*o.DType.Size())
+	var longest float64
+	if c.lse != nil && o.DType != attention.F32 {
+		longest = math.Abs(p.Scale) * longestRow(k)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for x, i := range list {
@@ -262,7 +266,7 @@ func (c *comparison) compare(head int, list []int) {
 		if c.lse != nil {
 			one := make([]float32, 1)
 			attention.F32.Widen(one, c.rows(c.lse, p.Hq, p.Nq, 1, head).Row(i))
-			c.lseElement(float64(one[0]), lse[x])
+			c.lseElement(float64(one[0]), lse[x], longest*norm(qs[x]))
 		}
 	}
 }
@@ -286,13 +290,35 @@ func (c *comparison) element(got, exact, once float64, at []int) {
 	}
 }
 
-func (c *comparison) lseElement(got, exact float64) {
+func norm(row []float32) float64 {
+	var sum float64
+	for _, x := range row {
+		sum += float64(x) * float64(x)
+	}
+	return math.Sqrt(sum)
+}
+
+// longestRow is the largest finite norm of a row.
+func longestRow(r attention.Rows) (longest float64) {
+	row := make([]float32, r.Width)
+	for j := range r.N {
+		r.DType.Widen(row, r.Row(j))
+		if n := norm(row); finite(n) {
+			longest = max(longest, n)
+		}
+	}
+	return longest
+}
+
+// lseElement books a difference. Where O is 16-bit its scores may be float32, whose error
+// is in proportion to sums, the bound on what was summed on the way to them.
+func (c *comparison) lseElement(got, exact, sums float64) {
 	switch {
 	case math.IsNaN(got) && math.IsNaN(exact) || got == exact:
 	case !finite(got) || !finite(exact):
 		c.v.LSEWorst = math.Inf(1)
 	default:
-		c.v.LSEWorst = max(c.v.LSEWorst, math.Abs(got-exact)/(1+math.Abs(exact)))
+		c.v.LSEWorst = max(c.v.LSEWorst, math.Abs(got-exact)/(1+math.Abs(exact)+sums))
 	}
 }
 

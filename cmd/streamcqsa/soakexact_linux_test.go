@@ -126,28 +126,15 @@ func (c *soakCase) exact(x soakTensors, head int, list []int) exactRows {
 	q, k, v := c.rows(x.q, c.Hq, c.Nq, c.D, head), c.rows(x.k, c.Hkv, c.Nk, c.D, kv), c.rows(x.v, c.Hkv, c.Nk, c.Dv, kv)
 	qs, visible := make([][]float32, len(list)), make([]int, len(list))
 	e := exactRows{o: make([][]float64, len(list)), abs: make([][]float64, len(list)), reach: make([]float64, len(list))}
-	var longest float64
-	row := make([]float32, c.D)
-	for j := range c.Nk {
-		k.DType.Widen(row, k.Row(j))
-		longest = max(longest, length(row))
-	}
+	longest := longestRow(k)
 	for i, n := range list {
 		qs[i], e.o[i], e.abs[i], visible[i] = make([]float32, c.D), make([]float64, c.Dv), make([]float64, c.Dv), c.Visible(n)
 		q.DType.Widen(qs[i], q.Row(n))
-		e.reach[i] = math.Abs(c.Scale) * length(qs[i]) * longest
+		e.reach[i] = math.Abs(c.Scale) * norm(qs[i]) * longest
 	}
 	e.lse = attention.Oracle(e.o, qs, visible, k, v, c.Scale)
 	attention.Oracle(e.abs, qs, visible, k, absolute(v), c.Scale)
 	return e
-}
-
-func length(row []float32) float64 {
-	var sum float64
-	for _, x := range row {
-		sum += float64(x) * float64(x)
-	}
-	return math.Sqrt(sum)
 }
 
 // absolute is a copy of rows with the signs left out.
@@ -180,7 +167,9 @@ func (c *soakCase) compareHead(t *testing.T, x soakTensors, head int, list []int
 		for d, exact := range e.o[i] {
 			g, rounded, abs := float64(got[d]), float64(once[d]), e.abs[i][d]
 			if !finite(exact) || !finite(rounded) || !finite(g) {
-				if (math.IsNaN(g) && math.IsNaN(exact)) || g == rounded || c.barelyOverflows(exact, abs, limits) {
+				// Under a weight that underflows an infinity is NaN, or not yet.
+				poisoned := math.IsNaN(exact) && !finite(g) || math.IsNaN(g) && math.IsInf(exact, 0)
+				if poisoned || g == rounded || c.barelyOverflows(exact, abs, limits) {
 					continue
 				}
 				t.Fatalf("%s, column %d is %g, exactly %g", where, d, g, exact)
@@ -234,7 +223,7 @@ func (c *soakCase) compareLSE(t *testing.T, where string, stored []byte, exact, 
 	case math.IsInf(exact, 0) || math.IsNaN(exact) || math.IsNaN(got) || math.IsInf(got, 0) && math.Abs(exact) < math.MaxFloat32:
 		t.Fatalf("%s: lse is %g, exactly %g", where, got, exact)
 	case math.Abs(exact) >= math.MaxFloat32: // it rounds to an infinity, or nearly
-	case !(math.Abs(got-exact) <= l.lse*(1+math.Abs(exact)+min(reach, l.steep))):
+	case !(math.Abs(got-exact) <= l.lse*(1+math.Abs(exact)+min(reach, l.steep))): // with a NaN in Q, exact is NaN
 		t.Fatalf("%s: lse is %g, exactly %g: off by %.3g of 1 + |lse|; |q||k| is %.3g", where, got, exact, math.Abs(got-exact)/(1+math.Abs(exact)), reach)
 	}
 }
