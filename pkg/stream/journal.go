@@ -363,13 +363,16 @@ type journal struct {
 	number uint64
 }
 
+// beginning is the end of the name of a journal that has not its own yet.
+const beginning = ".new"
+
 // begin writes a journal that begins with some facts, which are on the disk, and then
 // puts it in the place of an older one. There is never half of one.
 func (j *journal) begin(facts []record) error {
 	if err := j.create(facts); err != nil {
 		if j.file != nil {
 			j.file.Close() // the first error is the one to report
-			_ = j.disk.remove(j.path + ".new")
+			_ = j.disk.remove(j.path + beginning)
 			j.file = nil
 		}
 		return fmt.Errorf("create journal %s: %w", j.path, err)
@@ -383,7 +386,7 @@ func (j *journal) create(facts []record) (err error) {
 	if err != nil {
 		return err
 	}
-	if j.file, err = j.disk.open(j.path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC); err != nil {
+	if j.file, err = j.disk.open(j.path+beginning, os.O_RDWR|os.O_CREATE|os.O_TRUNC); err != nil {
 		return err
 	}
 	host, _ := os.Hostname() // for people only
@@ -400,7 +403,7 @@ func (j *journal) create(facts []record) (err error) {
 	if err := j.file.Sync(); err != nil {
 		return err
 	}
-	if err := j.disk.rename(j.path+".new", j.path); err != nil {
+	if err := j.disk.rename(j.path+beginning, j.path); err != nil {
 		return err
 	}
 	return j.disk.syncDir(j.path)
@@ -480,10 +483,13 @@ func (j *journal) close() error {
 	return nil
 }
 
-// RemoveJournal removes a journal: its output is complete, or is given up.
+// RemoveJournal removes a journal: its output is complete, or is given up. With it goes
+// one that a process was beginning when it was killed.
 func RemoveJournal(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove the journal: %w", err)
+	for _, name := range []string{path + beginning, path} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the journal: %w", err)
+		}
 	}
 	return nil
 }
