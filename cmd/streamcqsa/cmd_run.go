@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -114,7 +115,7 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	}
 	defer func() { err = errors.Join(err, o.leave(out, err)) }()
 	if o.restart {
-		if err := stream.RemoveJournal(j.Path); err != nil {
+		if err := o.giveUp(); err != nil {
 			return err
 		}
 	}
@@ -148,10 +149,11 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		}
 	}
 	memory := peak.stop()
-	if err != nil {
+	// What can't be read any more may be an input that others cut short, or a bad disk.
+	if fault := (*attention.Fault)(nil); err != nil && !errors.As(err, &fault) {
 		return err
 	}
-	if err := in.unchanged(); err != nil {
+	if err := cmp.Or(in.unchanged(), err); err != nil {
 		return err
 	}
 	start := time.Now()
@@ -178,7 +180,7 @@ type sink struct {
 	i    int
 }
 
-func (s sink) Path() string  { return s.file.Path() }
+func (s sink) Path() string  { return s.file.Partial() }
 func (s sink) Bytes() []byte { return s.file.BytesOf(s.i) }
 func (s sink) Sync() error   { return s.file.Sync() }
 

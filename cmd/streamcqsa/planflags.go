@@ -45,7 +45,7 @@ func (o *outFlags) statePath() string   { return o.beside(o.out, ".state") }
 func (o *outFlags) journalPath() string { return o.beside(o.out, ".journal") }
 
 // stateRoom is how much disk states may take: what is free where they go, less
-// what the outputs will take of it. 0 if that isn't known.
+// what the outputs will take of it. 0 if that isn't known, or nothing is left.
 func (o *outFlags) stateRoom(p attention.Problem) int64 {
 	if o.out == "" && o.stateDir == "" {
 		return 0
@@ -59,7 +59,7 @@ func (o *outFlags) stateRoom(p attention.Problem) int64 {
 	if o.lse != "" {
 		free -= rows * int64(attention.F32.Size())
 	}
-	return max(1, free)
+	return max(0, free) // of outputs for which there is no room, making them tells
 }
 
 // planFlags say how a problem is to be computed.

@@ -79,12 +79,17 @@ func (o *runOptions) header(p attention.Problem, in *inputs, plan *stream.Plan, 
 // what is in them.
 func (o *runOptions) leave(out *outputs, err error) error {
 	if errors.Is(err, tensorfile.ErrChanged) { // what was computed is of no input
-		return errors.Join(out.abort(), stream.RemoveJournal(o.journalPath()))
+		return errors.Join(out.abort(), o.giveUp())
 	}
 	if _, e := os.Stat(o.journalPath()); err != nil && e == nil {
 		return out.close()
 	}
 	return out.abort()
+}
+
+// giveUp removes what is kept of a run beside its outputs.
+func (o *runOptions) giveUp() error {
+	return errors.Join(stream.RemoveJournal(o.journalPath()), stream.RemoveStates(o.statePath()))
 }
 
 // stops are two contexts of a run: soft ends when it is to stop and save, hard when

@@ -108,6 +108,7 @@ func (s *soak) run(t *testing.T, c *soakCase) {
 		x.whole(t)
 	}) {
 		s.tally.failed++
+		fmt.Fprintf(os.Stderr, "failed: -soak-seed %d\n", c.seed)
 	}
 }
 

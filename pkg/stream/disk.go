@@ -66,7 +66,8 @@ func (f osFile) Size() (int64, error) {
 
 func (f osFile) Reserve(size int64) error { return reserveSpace(f.File, size) }
 
-// IsNoSpace says whether err means that a disk or a quota is full.
+// IsNoSpace says whether err means that a disk or a quota is full, or that a file is
+// larger than the process or the file system may have one.
 func IsNoSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }

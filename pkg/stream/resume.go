@@ -48,6 +48,7 @@ func (r *runner) examine(l *Log) (*found, error) {
 			if x.kind == kindState {
 				taken[x.place] = true
 				places[id] = version{int64(x.place), int(x.pairs)}
+				r.store.knows(x)
 			}
 			break
 		}

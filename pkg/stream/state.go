@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 )
 
 // stateStore keeps states of query chunks in the places of a file: of chunks that had
@@ -22,6 +25,7 @@ type stateStore struct {
 	slotBytes int64
 	reserved  bool
 	free      []uint32           // places that nobody needs
+	written   map[uint32]*summer // by place: what is there
 	chunks    map[int64]twoState // by chunkID
 	touched   map[int64]bool     // whose places change at the next checkpoint
 }
@@ -43,7 +47,7 @@ var errNoPlace = errors.New("no place for a state is free")
 
 // newStateStore is a store of so many places, of which no file is there yet.
 func newStateStore(d disk, path string, places int, slotBytes int64) *stateStore {
-	return &stateStore{disk: d, path: path, places: places, slotBytes: slotBytes, chunks: make(map[int64]twoState), touched: make(map[int64]bool)}
+	return &stateStore{disk: d, path: path, places: places, slotBytes: slotBytes, written: make(map[uint32]*summer), chunks: make(map[int64]twoState), touched: make(map[int64]bool)}
 }
 
 // reopen opens the file of an earlier process, if it is there.
@@ -114,7 +118,9 @@ func (s *stateStore) next(id int64, pairs int) (*summer, version, error) {
 	s.supersede(c)
 	c.latest = version{int64(place), pairs}
 	s.chunks[id], s.touched[id] = c, true
-	return &summer{to: io.NewOffsetWriter(s.file, int64(place)*s.slotBytes)}, c.latest, nil
+	to := &summer{to: io.NewOffsetWriter(s.file, int64(place)*s.slotBytes)}
+	s.written[place] = to
+	return to, c.latest, nil
 }
 
 func (s *stateStore) of(id int64) twoState {
@@ -156,8 +162,16 @@ func (s *stateStore) commit() {
 	clear(s.touched)
 }
 
-// current returns the latest state of a chunk.
-func (s *stateStore) current(id int64) io.ReaderAt { return s.at(s.of(id).latest.place) }
+// knows tells the store what an earlier process has written to a place.
+func (s *stateStore) knows(r record) {
+	s.written[r.place] = &summer{parts: []summed{{0, r.bytes, r.sum}}}
+}
+
+// current returns the latest state of a chunk, to be read once.
+func (s *stateStore) current(id int64) io.ReaderAt {
+	place := s.of(id).latest.place
+	return &checker{from: s.at(place), path: s.path, written: s.written[uint32(place)]}
+}
 
 func (s *stateStore) at(place int64) io.ReaderAt {
 	return io.NewSectionReader(s.file, place*s.slotBytes, s.slotBytes)
@@ -193,4 +207,28 @@ func (s *stateStore) remove() error {
 		err = errors.Join(err, fmt.Errorf("remove the states: %w", e))
 	}
 	return err
+}
+
+// RemoveStates removes the states that runs with that StatePath kept, whatever the number
+// of their devices: the output is given up.
+func RemoveStates(path string) error {
+	list, err := os.ReadDir(filepath.Dir(path))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the states: %w", err)
+	}
+	var errs []error
+	for _, e := range list {
+		shard, one := strings.CutPrefix(e.Name(), filepath.Base(path)+".")
+		if one {
+			_, err := strconv.ParseUint(shard, 10, 16)
+			one = err == nil
+		}
+		if !one && e.Name() != filepath.Base(path) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(filepath.Dir(path), e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove the states: %w", err))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // Checksums are CRC-32C: every error of up to three bits is detected in records, and
@@ -35,11 +36,15 @@ func (s *summer) WriteAt(b []byte, at int64) (int, error) {
 	if err != nil {
 		return n, err
 	}
+	s.add(b, at)
+	return n, nil
+}
+
+func (s *summer) add(b []byte, at int64) {
 	p := summed{at, int64(len(b)), crc32.Checksum(b, castagnoli)}
 	s.mu.Lock()
 	s.parts = append(s.parts, p)
 	s.mu.Unlock()
-	return n, nil
 }
 
 // tell completes a record with the checksum and the number of the bytes written.
@@ -50,6 +55,8 @@ func (s *summer) tell(r *record) (err error) {
 
 // sum is the checksum of all bytes from offset 0 on, and how many they are.
 func (s *summer) sum() (sum uint32, n int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	slices.SortFunc(s.parts, func(a, b summed) int { return cmp.Compare(a.at, b.at) })
 	for _, p := range s.parts {
 		if p.at != n {
@@ -59,6 +66,36 @@ func (s *summer) sum() (sum uint32, n int64, err error) {
 		n += p.n
 	}
 	return sum, n, nil
+}
+
+// checker reads back what a summer has written. Whoever reads the last of it, the parts in
+// any order but each once, gets an error if it is not as it was.
+type checker struct {
+	from    io.ReaderAt
+	path    string
+	written *summer // all of it, when something is read
+	read    summer
+	n       atomic.Int64 // bytes read
+}
+
+func (c *checker) ReadAt(b []byte, at int64) (int, error) {
+	n, err := c.from.ReadAt(b, at)
+	if n < len(b) {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return n, fmt.Errorf("read a state in %s: %w", c.path, err)
+	}
+	c.read.add(b, at)
+	read := c.n.Add(int64(n))
+	want, bytes, err := c.written.sum()
+	if err == nil && read < bytes {
+		return n, nil
+	}
+	if got, _, e := c.read.sum(); err != nil || e != nil || got != want {
+		return 0, fmt.Errorf("a state in %s is not as it was written: others changed the file, or its disk failed", c.path)
+	}
+	return n, nil
 }
 
 // advance returns the checksum of data, followed by n zero bytes whose own is taken for
