@@ -3,9 +3,9 @@
 
   bench/predict.py [--reps 5] [--only "NAME;NAME"]
 
-The machine is measured first (streamcqsa bench), into a cache of its own. Then
-every problem runs --reps times, all of them in turns; medians are printed as a
-Markdown table. Seconds are from open files to written output. A run during which
+Every problem runs --reps times, all of them in turns; before each turn the machine is
+measured (streamcqsa bench), into a cache of its own, as its memory changes within
+minutes where others use it too. Medians are printed as a Markdown table. Seconds are from open files to written output. A run during which
 other processes took more than a tenth of the processors is repeated (Linux).
 """
 import argparse
@@ -99,11 +99,11 @@ def main():
     only = a.only.split(";") if a.only else None
     problems = [p for p in PROBLEMS if not only or p[0] in only]
     try:
-        alone(lambda: call(env, "bench", "--threads", a.threads), 0.03)
         for i, p in enumerate(problems):
             run(env, top, i, p)  # the files are in the page cache from here
         runs = [[] for _ in problems]
         for _ in range(a.reps):
+            alone(lambda: call(env, "bench", "--threads", a.threads), 0.03)
             for i, p in enumerate(problems):
                 runs[i].append(alone(lambda: run(env, top, i, p)))
         print("| problem | B,H,Hkv,Nq,Nk,D,Dv | type | flags | predicted s | measured s | predicted / measured |")
