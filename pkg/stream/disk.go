@@ -15,6 +15,7 @@ type disk interface {
 	rename(from, to string) error
 	remove(name string) error
 	syncDir(of string) error // makes the name of a file durable
+	rewrite(mapped []byte)   // writes bytes of a mapping again, as they are
 }
 
 // file is an open file of a disk.
@@ -54,6 +55,15 @@ func (osDisk) syncDir(of string) error {
 		return err
 	}
 	return nil
+}
+
+func (osDisk) rewrite(mapped []byte) {
+	var buf [4096]byte
+	for len(mapped) > 0 {
+		n := copy(buf[:], mapped)
+		copy(mapped, buf[:n])
+		mapped = mapped[n:]
+	}
 }
 
 func (f osFile) Size() (int64, error) {

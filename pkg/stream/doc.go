@@ -31,8 +31,8 @@
 //
 //	state       a query chunk's state, with so many pairs in it, is in a place of the store
 //	done        a query chunk's results are in the outputs
-//	checkpoint  all that this shard told before is on the disk: states and outputs were
-//	            synced first, then this is written, then the journal is synced
+//	checkpoint  all that this shard told before is on the disk: states, outputs and the
+//	            journal were synced first, then this is written, then the journal is synced
 //
 // That is written down as it happens, so that the death of the process loses only what was
 // in slots; checkpoints, which save that too, are for the loss of power. Whoever continues
@@ -40,6 +40,10 @@
 // checksum, the newest that holds counts, and a chunk of which nothing does begins anew.
 // As the order of a query chunk's pairs is the schedule's, how many of them are in is all
 // that there is to know, and resumed bits are those of a run that was never stopped.
+//
+// After a sync that failed nothing more is told: what it should have written may be taken for
+// clean, so that it reads well and the next sync, with nothing to do, succeeds. So whoever
+// continues writes again, as it is, what holds and no checkpoint came after.
 //
 // The file, little-endian:
 //
@@ -53,8 +57,9 @@
 // Checksums are CRC-32C. A record's covers bytes 4 to 63 and begins with that of the
 // journal's random id; its number is its index. The first record that is not whole ends
 // the journal, unless a checkpoint follows it: then what was on the disk is damaged, which
-// is an error. A journal is written beside its name and renamed, also when a run is
-// continued, with one record for each chunk of which something holds.
+// is an error. A journal is written beside its name and renamed. When a run is continued its
+// new journal begins with one record for each chunk of which something holds, the session, and
+// a checkpoint for each shard.
 //
 // S1 to S3 are event dependencies, set where the steps are submitted. S5 holds
 // because one queue applies batches in order.

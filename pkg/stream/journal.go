@@ -103,6 +103,9 @@ func flat(h Header) map[string]any {
 	return leaves
 }
 
+// beginning is the end of the name of a journal that has not its own yet.
+const beginning = ".new"
+
 // Sizes of the format. See the package comment.
 const (
 	magic        = "scqsajnl"
@@ -240,8 +243,12 @@ type Log struct {
 	Spent    float64   // seconds of the process that wrote last
 	WorkAt   float64   // Work when it began
 
-	facts []record // states and results, in order
+	facts  []record       // states and results, in order
+	synced map[uint16]int // how many of these the last checkpoint of a shard comes after
 }
+
+// durable says whether the i-th fact was on the disk when it was told that it is.
+func (l *Log) durable(i int) bool { return l.Complete || i < l.synced[l.facts[i].shard] }
 
 // Total is the number of (query row, key) pairs of the whole run.
 func (l *Log) Total() float64 { return totalPairs(l.Header.Problem) }
@@ -260,7 +267,7 @@ func readJournal(d disk, path string) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read journal %s: %w", path, err)
 	}
-	l := &Log{Path: path}
+	l := &Log{Path: path, synced: make(map[uint16]int)}
 	at, id, err := l.readHeader(f, size)
 	if err != nil {
 		return nil, err
@@ -333,7 +340,7 @@ func (l *Log) take(r record) {
 	case kindState, kindDone:
 		l.facts = append(l.facts, r)
 	case kindCheckpoint:
-		l.Saved = l.Written
+		l.Saved, l.synced[r.shard] = l.Written, len(l.facts)
 	case kindComplete:
 		l.Complete, l.Saved = true, l.Written
 	}
@@ -355,57 +362,61 @@ type journal struct {
 	start  time.Time
 	work   func() float64 // pairs done, over all heads and shards
 
+	commits sync.Mutex // held while a shard makes durable what it has
+
 	mu     sync.Mutex
 	held   []record // facts, while there is no file
 	file   file
 	id     uint64
 	at     int64
 	number uint64
+	failed error // the first: after it nobody knows what the disk has, and nothing is told
 }
 
-// beginning is the end of the name of a journal that has not its own yet.
-const beginning = ".new"
-
-// begin writes a journal that begins with some facts, which are on the disk, and then
-// puts it in the place of an older one. There is never half of one.
-func (j *journal) begin(facts []record) error {
-	if err := j.create(facts); err != nil {
-		if j.file != nil {
-			j.file.Close() // the first error is the one to report
-			_ = j.disk.remove(j.path + beginning)
-			j.file = nil
-		}
+// begin writes a journal and then puts it in the place of an older one: there is never
+// half of one. It tells of what was on the disk before this process, then of the process,
+// and of what it has done.
+func (j *journal) begin(before, since []record) error {
+	if err := j.create(before, since); err != nil {
 		return fmt.Errorf("create journal %s: %w", j.path, err)
 	}
 	return nil
 }
 
-func (j *journal) create(facts []record) (err error) {
+func (j *journal) create(before, since []record) (err error) {
 	j.id = rand.Uint64()
 	b, err := encodeHeader(j.header, j.id)
 	if err != nil {
 		return err
 	}
-	if j.file, err = j.disk.open(j.path+beginning, os.O_RDWR|os.O_CREATE|os.O_TRUNC); err != nil {
+	f, err := j.disk.open(j.path+beginning, os.O_RDWR|os.O_CREATE|os.O_TRUNC)
+	if err != nil {
 		return err
 	}
+	defer func() {
+		if j.file == nil { // the first error is the one to report
+			_ = f.Close()
+			_ = j.disk.remove(j.path + beginning)
+		}
+	}()
 	host, _ := os.Hostname() // for people only
 	session := record{kind: kindSession, pid: uint32(os.Getpid()), host: host[:min(len(host), hostNameMost)]}
 	j.stamp(&session)
-	for _, r := range append([]record{session}, facts...) {
+	for _, r := range slices.Concat(before, []record{session}, since) {
 		b = append(b, r.encode(j.id, j.number)...)
 		j.number++
 	}
 	j.at = int64(len(b))
-	if _, err := j.file.WriteAt(b, 0); err != nil {
+	if _, err := f.WriteAt(b, 0); err != nil {
 		return err
 	}
-	if err := j.file.Sync(); err != nil {
+	if err := f.Sync(); err != nil {
 		return err
 	}
 	if err := j.disk.rename(j.path+beginning, j.path); err != nil {
 		return err
 	}
+	j.file, j.held = f, nil
 	return j.disk.syncDir(j.path)
 }
 
@@ -415,16 +426,23 @@ func (j *journal) stamp(r *record) {
 	r.spent = now.Sub(j.start).Seconds()
 }
 
-// tell appends a record. It is on the disk after the next sync.
+// tell appends a record. It is on the disk after the next commit.
 func (j *journal) tell(r record) error {
 	j.stamp(&r)
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.failed == nil {
+		j.failed = j.append(r)
+	}
+	return j.failed
+}
+
+func (j *journal) append(r record) error {
 	if j.file == nil {
 		if j.held = append(j.held, r); time.Since(j.start) < journalDelay {
 			return nil
 		}
-		return j.flush()
+		return j.begin(nil, j.held)
 	}
 	if _, err := j.file.WriteAt(r.encode(j.id, j.number), j.at); err != nil {
 		return fmt.Errorf("write journal %s: %w", j.path, err)
@@ -434,25 +452,54 @@ func (j *journal) tell(r record) error {
 	return nil
 }
 
-// flush begins the file with the facts that are held.
-func (j *journal) flush() error {
-	held := j.held
-	j.held = nil
-	return j.begin(held)
-}
-
-// sync makes all that was told durable. After an error nobody knows what the disk has:
-// the run must end.
-func (j *journal) sync() error {
+// commit makes durable what was told: by a function what the records are about, then the
+// records, and then r, which says that all these are on the disk. Shards do that one after
+// the other. After an error none does: the outputs are everybody's, and when a sync has
+// failed the next one may succeed though nothing is on the disk.
+func (j *journal) commit(r record, sync func() error) error {
+	j.commits.Lock()
+	defer j.commits.Unlock()
+	err := j.broken()
+	if err == nil {
+		err = sync()
+	}
+	j.stamp(&r)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.file == nil {
-		return j.flush()
+	if j.failed == nil {
+		if err == nil {
+			err = j.seal(r)
+		}
+		j.failed = err
 	}
+	return j.failed
+}
+
+// seal makes all records durable, and then one that says so. Nothing is told meanwhile.
+func (j *journal) seal(r record) error {
+	if j.file == nil {
+		return j.begin(nil, append(j.held, r))
+	}
+	if err := j.sync(); err != nil {
+		return err
+	}
+	if err := j.append(r); err != nil {
+		return err
+	}
+	return j.sync()
+}
+
+func (j *journal) sync() error {
 	if err := j.file.Sync(); err != nil {
 		return fmt.Errorf("sync journal %s: %w", j.path, err)
 	}
 	return nil
+}
+
+func (j *journal) broken() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failed
 }
 
 // begun says whether there is a journal on the disk.
@@ -464,13 +511,7 @@ func (j *journal) complete(t Tensors) error {
 	if !j.begun() {
 		return nil
 	}
-	if err := t.sync(); err != nil {
-		return err
-	}
-	if err := j.tell(record{kind: kindComplete}); err != nil {
-		return err
-	}
-	return j.sync()
+	return j.commit(record{kind: kindComplete}, t.sync)
 }
 
 func (j *journal) close() error {
@@ -483,13 +524,24 @@ func (j *journal) close() error {
 	return nil
 }
 
-// RemoveJournal removes a journal: its output is complete, or is given up. With it goes
-// one that a process was beginning when it was killed.
-func RemoveJournal(path string) error {
+// RemoveJournal removes a journal for good: its output is complete, or is given up. With it
+// goes one that a process was beginning when it was killed. That there is none is no error.
+func RemoveJournal(path string) error { return removeJournal(osDisk{}, path) }
+
+func removeJournal(d disk, path string) error {
+	removed := false
 	for _, name := range []string{path + beginning, path} {
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		err := d.remove(name)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove the journal: %w", err)
 		}
+		removed = removed || err == nil
+	}
+	if !removed {
+		return nil
+	}
+	if err := d.syncDir(path); err != nil {
+		return fmt.Errorf("remove the journal %s: %w", path, err)
 	}
 	return nil
 }

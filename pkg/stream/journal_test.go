@@ -71,8 +71,7 @@ func written(t *testing.T) (path string, b []byte, tail int) {
 		tell(record{kind: kindState, chunk: i, pairs: i + 1, place: 2 * i, sum: 99 * i, bytes: 1000})
 		tell(record{kind: kindDone, group: 1, chunk: i, sum: i})
 		if i < 2 {
-			tell(record{kind: kindCheckpoint})
-			if err := j.sync(); err != nil {
+			if err := j.commit(record{kind: kindCheckpoint}, func() error { return nil }); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -138,5 +137,27 @@ func TestJournalDamage(t *testing.T) {
 		if n < text && err == nil || n >= header && (err != nil || !prefix(l)) {
 			t.Fatalf("cut to %d bytes: %v", n, err)
 		}
+	}
+}
+
+// A journal of a run that goes on tells what there was before apart from what is new.
+func TestJournalContinued(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "o.journal")
+	done := 100.0
+	j := &journal{path: path, disk: osDisk{}, start: time.Now(), work: func() float64 { return done }}
+	before := []record{{kind: kindState, chunk: 1, pairs: 2, work: 100, bytes: 8}, {kind: kindDone, shard: 1, chunk: 2, work: 100}}
+	if err := j.begin(before, []record{{kind: kindCheckpoint, work: 100}, {kind: kindCheckpoint, shard: 1, work: 100}}); err != nil {
+		t.Fatal(err)
+	}
+	done = 130
+	if err := errors.Join(j.tell(record{kind: kindDone, shard: 1, chunk: 3}), j.close()); err != nil {
+		t.Fatal(err)
+	}
+	l, err := ReadJournal(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.WorkAt != 100 || l.Work != 130 || len(l.facts) != 3 || !l.durable(0) || !l.durable(1) || l.durable(2) {
+		t.Errorf("it reads %+v", l)
 	}
 }

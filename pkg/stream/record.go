@@ -80,19 +80,24 @@ func (r *recorder) close() {
 
 // sumRows is the checksum of rows, one after the other.
 func sumRows(lists ...[]attention.Rows) (sum uint32, err error) {
-	err = attention.GuardFaults(func() error {
+	err = eachPart(func(b []byte) { sum = crc32.Update(sum, castagnoli, b) }, lists...)
+	return sum, err
+}
+
+// eachPart calls f with the bytes of rows, in order, as many at a time as lie together.
+func eachPart(f func([]byte), lists ...[]attention.Rows) error {
+	return attention.GuardFaults(func() error {
 		for _, list := range lists {
 			for _, rows := range list {
 				if rows.Contiguous() {
-					sum = crc32.Update(sum, castagnoli, rows.Data[:rows.N*rows.RowBytes()])
+					f(rows.Data[:rows.N*rows.RowBytes()])
 					continue
 				}
 				for i := range rows.N {
-					sum = crc32.Update(sum, castagnoli, rows.Row(i))
+					f(rows.Row(i))
 				}
 			}
 		}
 		return nil
 	})
-	return sum, err
 }

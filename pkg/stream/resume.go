@@ -1,8 +1,10 @@
 package stream
 
 import (
+	"context"
 	"fmt"
 	"iter"
+	"slices"
 	"sync/atomic"
 )
 
@@ -16,6 +18,7 @@ type position struct {
 type found struct {
 	at    map[int64]position
 	facts []record // that hold, one for each chunk
+	loose []record // of these, those that no checkpoint came after
 	lost  int      // chunks of which something was told that did not hold: computed again
 }
 
@@ -24,8 +27,8 @@ type found struct {
 // anew.
 func (r *runner) examine(l *Log) (*found, error) {
 	f := &found{at: make(map[int64]position)}
-	told := make(map[int64][]record)
-	for _, x := range l.facts {
+	told := make(map[int64][]int)
+	for i, x := range l.facts {
 		if x.shard != r.shard {
 			continue
 		}
@@ -33,17 +36,20 @@ func (r *runner) examine(l *Log) (*found, error) {
 			return nil, &CorruptError{l.Path, 0, err.Error()}
 		}
 		id := chunkID(int(x.group), int(x.chunk))
-		told[id] = append(told[id], x)
+		told[id] = append(told[id], i)
 	}
 	places := make(map[int64]version)
 	taken := make(map[uint32]bool)
 	for id, list := range told {
-		for i := len(list) - 1; i >= 0; i-- {
-			x := list[i]
+		for _, i := range slices.Backward(list) {
+			x := l.facts[i]
 			if x.kind == kindState && taken[x.place] || !r.holds(x) {
 				continue
 			}
 			f.facts = append(f.facts, x)
+			if !l.durable(i) {
+				f.loose = append(f.loose, x)
+			}
 			f.at[id] = position{int(x.pairs), x.kind == kindDone}
 			if x.kind == kindState {
 				taken[x.place] = true
@@ -52,7 +58,7 @@ func (r *runner) examine(l *Log) (*found, error) {
 			}
 			break
 		}
-		if last := list[len(list)-1]; f.at[id] != (position{int(last.pairs), last.kind == kindDone}) {
+		if last := l.facts[list[len(list)-1]]; f.at[id] != (position{int(last.pairs), last.kind == kindDone}) {
 			f.lost++
 		}
 	}
@@ -82,6 +88,25 @@ func (r *runner) holds(x record) bool {
 	}
 	sum, err := sumOf(r.store.at(int64(x.place)), x.bytes)
 	return err == nil && sum == x.sum
+}
+
+// renew writes again, as it is, what was found and may not be on the disk. A sync that
+// failed leaves it in memory, taken for clean: it is read as it should be, and the next
+// sync succeeds, having nothing to do.
+func (r *runner) renew() error {
+	for _, x := range r.found.loose {
+		if x.kind == kindState {
+			if err := r.store.rewrite(int64(x.place), x.bytes); err != nil {
+				return err
+			}
+			continue
+		}
+		out, lse := r.results(int(x.group), int(x.chunk))
+		if err := eachPart(r.opt.disk.rewrite, out, lse); err != nil {
+			return r.explain(context.Background(), err)
+		}
+	}
+	return nil
 }
 
 // rest leaves out of a schedule what query chunks have already. skipped counts the

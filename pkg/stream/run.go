@@ -77,7 +77,7 @@ type runner struct {
 
 	journal  *journal
 	recorder *recorder
-	resumed  map[int64]position
+	found    *found     // what an earlier process left
 	resident []resident // by query slot
 	saved    time.Time  // the last checkpoint
 	took     time.Duration
@@ -130,7 +130,7 @@ func newRunner(plan *Plan, dev Device, shard, shards int, t Tensors, opt Options
 		plan: plan, sched: newSchedule(plan), dev: dev, t: t, views: newViews(plan.Problem, t), opt: opt, shard: uint16(shard),
 		kv: make([]slotEvents, plan.Geometry.KVSlots), query: make([]slotEvents, plan.Geometry.QuerySlots),
 		resident: make([]resident, plan.Geometry.QuerySlots), saved: time.Now(),
-		saves: make(map[int64]attention.Event), applied: make(map[int64]int), resumed: make(map[int64]position),
+		saves: make(map[int64]attention.Event), applied: make(map[int64]int), found: new(found),
 	}
 	r.sched.shard, r.sched.shards = shard, shards
 	r.report.Memory, r.report.State = dev.Allocated(), plan.StateDisk
@@ -143,28 +143,27 @@ func newRunner(plan *Plan, dev Device, shard, shards int, t Tensors, opt Options
 }
 
 // open opens the state store, and finds what an earlier process left.
-func (r *runner) open() (facts []record, err error) {
+func (r *runner) open() (err error) {
 	if r.opt.Journal == nil || r.opt.Journal.Log == nil {
 		r.store.settle(nil)
 	} else {
 		if err := r.store.reopen(); err != nil {
-			return nil, err
+			return err
 		}
-		f, err := r.examine(r.opt.Journal.Log)
-		if err != nil {
-			return nil, err
+		if r.found, err = r.examine(r.opt.Journal.Log); err != nil {
+			return err
 		}
-		r.resumed, facts, r.report.Recomputed = f.at, f.facts, f.lost
-		for id, p := range f.at {
+		r.report.Recomputed = r.found.lost
+		for id, p := range r.found.at {
 			if !p.done {
 				r.applied[id] = p.pairs
 			}
 		}
 	}
 	if r.plan.StateDisk > 0 {
-		return facts, r.store.reserve()
+		return r.store.reserve()
 	}
-	return facts, nil
+	return nil
 }
 
 // run carries out the schedule. When it returns, nothing is under way any more.
@@ -224,8 +223,8 @@ func (r *runner) steps(ctx context.Context, done *work) error {
 	}
 	depth = max(depth, 0)
 	g := r.plan.Geometry
-	seq := newSequencer(r.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, r.sched.rest(r.sched.batches(), r.resumed, done.skip))
-	seq.resume(r.resumed)
+	seq := newSequencer(r.sched, g.QuerySlots, g.KVSlots, defaultPrefetch, r.sched.rest(r.sched.batches(), r.found.at, done.skip))
+	seq.resume(r.found.at)
 	defer seq.stop()
 	for {
 		steps := seq.batch()
@@ -493,16 +492,12 @@ func (r *runner) commit() error {
 		return err
 	}
 	if r.journal != nil {
-		if err := r.store.sync(); err != nil {
-			return err
-		}
-		if err := r.t.sync(); err != nil {
-			return err
-		}
-		if err := r.journal.tell(record{kind: kindCheckpoint, shard: r.shard}); err != nil {
-			return err
-		}
-		if err := r.journal.sync(); err != nil {
+		if err := r.journal.commit(record{kind: kindCheckpoint, shard: r.shard}, func() error {
+			if err := r.store.sync(); err != nil {
+				return err
+			}
+			return r.t.sync()
+		}); err != nil {
 			return err
 		}
 	}

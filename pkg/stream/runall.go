@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 
@@ -55,14 +54,10 @@ func RunAll(ctx context.Context, plan *Plan, devs []Device, t Tensors, opt Optio
 		return nil, err
 	}
 	done := &work{devs: devs}
-	facts := make([][]record, len(devs))
-	if err := each(func(i int) (err error) {
-		facts[i], err = shards[i].open()
-		return err
-	}); err != nil {
+	if err := each(func(i int) error { return shards[i].open() }); err != nil {
 		return nil, err
 	}
-	if j, err = startJournal(opt, shards, slices.Concat(facts...), done, start); err != nil {
+	if j, err = startJournal(opt, shards, done, start); err != nil {
 		return nil, err
 	}
 	stop := tell(plan, done, start, opt)
@@ -75,12 +70,15 @@ func RunAll(ctx context.Context, plan *Plan, devs []Device, t Tensors, opt Optio
 	rep.Resumed = float64(done.skipped.Load()) / totalPairs(plan.Problem)
 	rep.Seconds = time.Since(start).Seconds()
 	rep.FLOPS = plan.FLOPs * (1 - rep.Resumed) / rep.Seconds
-	return rep, j.complete(t)
+	if err := j.complete(t); err != nil {
+		return nil, err
+	}
+	return rep, nil
 }
 
 // startJournal readies the journal, if there is to be one. What holds of an older one
 // is made durable, and is what the new one begins with.
-func startJournal(opt Options, shards []*runner, facts []record, done *work, start time.Time) (*journal, error) {
+func startJournal(opt Options, shards []*runner, done *work, start time.Time) (*journal, error) {
 	if opt.Journal == nil {
 		return nil, nil
 	}
@@ -91,10 +89,16 @@ func startJournal(opt Options, shards []*runner, facts []record, done *work, sta
 	if opt.Journal.Log == nil {
 		return j, nil
 	}
+	var facts, checkpoints []record
 	for _, r := range shards {
+		if err := r.renew(); err != nil {
+			return j, err
+		}
 		if err := r.store.sync(); err != nil {
 			return j, err
 		}
+		facts = append(facts, r.found.facts...)
+		checkpoints = append(checkpoints, record{kind: kindCheckpoint, shard: r.shard})
 	}
 	if err := shards[0].t.sync(); err != nil {
 		return j, err
@@ -102,7 +106,10 @@ func startJournal(opt Options, shards []*runner, facts []record, done *work, sta
 	for i := range facts {
 		facts[i].work = opt.Journal.Log.Work
 	}
-	return j, j.begin(facts)
+	for i := range checkpoints {
+		j.stamp(&checkpoints[i])
+	}
+	return j, j.begin(facts, checkpoints)
 }
 
 func totalPairs(p attention.Problem) float64 {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
 
 // stateStore keeps states of query chunks in the places of a file: of chunks that had
@@ -24,6 +26,7 @@ type stateStore struct {
 	places    int
 	slotBytes int64
 	reserved  bool
+	named     bool               // its name is durable
 	free      []uint32           // places that nobody needs
 	written   map[uint32]*summer // by place: what is there
 	chunks    map[int64]twoState // by chunkID
@@ -177,12 +180,30 @@ func (s *stateStore) at(place int64) io.ReaderAt {
 	return io.NewSectionReader(s.file, place*s.slotBytes, s.slotBytes)
 }
 
-// sync makes all states durable.
+// rewrite writes a state again, as it is.
+func (s *stateStore) rewrite(place, n int64) error {
+	b := make([]byte, n)
+	err := attention.ReadFull(s.at(place), b, 0)
+	if err == nil {
+		_, err = s.file.WriteAt(b, place*s.slotBytes)
+	}
+	if err != nil {
+		return fmt.Errorf("write again a state in %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// sync makes all states durable, and the name of their file.
 func (s *stateStore) sync() error {
 	if s.file == nil {
 		return nil
 	}
-	if err := s.file.Sync(); err != nil {
+	err := s.file.Sync()
+	if err == nil && !s.named {
+		err = s.disk.syncDir(s.path)
+		s.named = err == nil
+	}
+	if err != nil {
 		return fmt.Errorf("sync the states in %s: %w", s.path, err)
 	}
 	return nil
