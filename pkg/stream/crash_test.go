@@ -42,6 +42,8 @@ type reached struct {
 	done  bool
 }
 
+func (a reached) before(b reached) bool { return !a.done && (b.done || a.pairs < b.pairs) }
+
 // told are the facts that a disk's journal tells of each query chunk, oldest first.
 func told(list []record) map[int64][]record {
 	facts := make(map[int64][]record)
