@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -160,4 +162,60 @@ func TestJournalContinued(t *testing.T) {
 	if l.WorkAt != 100 || l.Work != 130 || len(l.facts) != 3 || !l.durable(0) || !l.durable(1) || l.durable(2) {
 		t.Errorf("it reads %+v", l)
 	}
+}
+
+// A journal whose disk failed once tells nothing more, also when the disk works again.
+func TestJournalFails(t *testing.T) {
+	nothing := func() error { return nil }
+	for at := 0; ; at++ {
+		d := newCrashDisk(uint64(at))
+		d.fault = fault{at: at, err: syscall.EIO}
+		j := &journal{path: crashJournal, disk: d, start: time.Now(), work: func() float64 { return 0 }}
+		err := errors.Join(j.tell(record{kind: kindDone}), j.commit(record{kind: kindCheckpoint}, nothing),
+			j.tell(record{kind: kindDone}), j.commit(record{kind: kindCheckpoint}, nothing))
+		if len(d.failed) == 0 {
+			if err != nil || at == 0 {
+				t.Fatalf("%d operations: %v", at, err)
+			}
+			return
+		}
+		if !errors.Is(err, syscall.EIO) {
+			t.Fatalf("operation %d fails: %v", at, err)
+		}
+		d.fault = fault{}
+		d.trace = func(kind, name string, _ int64, _ []byte) {
+			t.Fatalf("operation %d failed, and then comes %s %s", at, kind, name)
+		}
+		for range 2 {
+			told, sealed := j.tell(record{kind: kindDone}), j.commit(record{kind: kindCheckpoint}, nothing)
+			if !errors.Is(told, syscall.EIO) || !errors.Is(sealed, syscall.EIO) {
+				t.Fatalf("operation %d failed; then: %v, %v", at, told, sealed)
+			}
+		}
+	}
+}
+
+// Of shards that commit at the same time one does; where its sync fails no other syncs.
+func TestJournalCommitsApart(t *testing.T) {
+	j := &journal{path: crashJournal, disk: newCrashDisk(0), start: time.Now(), work: func() float64 { return 0 }}
+	var shards sync.WaitGroup
+	coming := make(chan bool, 1)
+	fails := func() error {
+		shards.Go(func() {
+			coming <- true
+			if err := j.commit(record{kind: kindCheckpoint, shard: 1}, func() error {
+				t.Error("the other shard syncs meanwhile, or afterwards")
+				return nil
+			}); !errors.Is(err, syscall.EIO) {
+				t.Errorf("the other shard: %v", err)
+			}
+		})
+		<-coming
+		time.Sleep(time.Millisecond) // for an error to be found, not for its absence
+		return syscall.EIO
+	}
+	if err := j.commit(record{kind: kindCheckpoint}, fails); !errors.Is(err, syscall.EIO) {
+		t.Errorf("the first shard: %v", err)
+	}
+	shards.Wait()
 }
