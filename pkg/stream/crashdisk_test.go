@@ -37,7 +37,7 @@ type crashDisk struct {
 // operation is one of a disk's.
 type operation struct {
 	number int
-	kind   string // open, create, read, write, sync, reserve, rename, remove, close, size; sync directory; map: of mapped bytes
+	kind   string // open, create, read, write, sync, reserve, rename, remove, close, size; sync directory; store: to mapped bytes
 	name   string
 }
 
@@ -258,8 +258,16 @@ type crashFile struct {
 	n    *inode
 }
 
+// begin begins an operation, under the name that the file has now.
 func (f *crashFile) begin(kind string) (end func(), err error) {
 	f.d.mu.Lock()
+	if f.d.names[f.name] != f.n {
+		for name, n := range f.d.names {
+			if n == f.n {
+				f.name = name
+			}
+		}
+	}
 	return f.d.mu.Unlock, f.d.do(kind, f.name)
 }
 
@@ -335,7 +343,7 @@ func (s crashSink) Bytes() []byte { return s.n.data }
 // stores lets f write to the mapping. If that fails, a part is written: the memory of a
 // mapping that lost its disk is not the file's any more.
 func (s crashSink) stores(f func()) error {
-	end, err := s.begin("map")
+	end, err := s.begin("store")
 	defer end()
 	before := bytes.Clone(s.n.data)
 	f()
@@ -351,7 +359,7 @@ func (s crashSink) stores(f func()) error {
 		s.n.changed(at / sector)
 	}
 	if err == nil {
-		s.d.note("map", s.name, 0, nil)
+		s.d.note("store", s.name, 0, nil)
 	}
 	return err
 }

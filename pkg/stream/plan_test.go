@@ -16,7 +16,7 @@ import (
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
 
-var update = flag.Bool("update", false, "write testdata/plan anew")
+var update = flag.Bool("update", false, "write testdata anew")
 
 // sequence is one head of n tokens.
 func sequence(n, d int, causal attention.Causal) attention.Problem {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"sync/atomic"
 )
@@ -40,7 +41,8 @@ func (r *runner) examine(l *Log) (*found, error) {
 	}
 	places := make(map[int64]version)
 	taken := make(map[uint32]bool)
-	for id, list := range told {
+	for _, id := range slices.Sorted(maps.Keys(told)) {
+		list := told[id]
 		for _, i := range slices.Backward(list) {
 			x := l.facts[i]
 			if x.kind == kindState && taken[x.place] || !r.holds(x) {
