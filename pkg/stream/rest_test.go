@@ -63,6 +63,9 @@ func checkRest(t testing.TB, s shape, r *rand.Rand) {
 			left[id] = append(left[id], w.refs...)
 			works[id]++
 			ended[id] = at[id].pairs+len(left[id]) == len(all[id])
+			if len(w.refs) == 0 && !ended[id] {
+				t.Fatalf("%+v: query chunk %#x comes for nothing", s, id)
+			}
 		}
 	}
 	for id, refs := range all {
