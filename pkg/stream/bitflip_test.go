@@ -21,14 +21,14 @@ func (n *inode) flip(bit int) {
 // again, and counted, or the journal is refused. In the end the bits are right.
 func TestBitFlips(t *testing.T) {
 	t.Parallel()
-	flips := 40
+	flips := 30
 	switch {
 	case *long:
 		flips = 400
 	case testing.Short():
 		flips = 10
 	}
-	eachCrashJob(t, 1, 4, 25, func(t *testing.T, j *crashJob, seed uint64, r *rand.Rand) {
+	eachCrashJob(t, 1, 3, 25, func(t *testing.T, j *crashJob, seed uint64, r *rand.Rand) {
 		left := j.partly(t, r)
 		for _, name := range slices.Sorted(maps.Keys(left.names)) {
 			for range flips {

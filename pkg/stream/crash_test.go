@@ -201,10 +201,10 @@ func (j *crashJob) partly(t *testing.T, r *rand.Rand) *crashDisk {
 // one goes on to the bits that it would have had.
 func TestDiskFails(t *testing.T) {
 	t.Parallel()
-	eachCrashJob(t, 1, 4, 40, func(t *testing.T, j *crashJob, seed uint64, r *rand.Rand) {
+	eachCrashJob(t, 2, 3, 40, func(t *testing.T, j *crashJob, seed uint64, r *rand.Rand) {
 		step := 1
 		if testing.Short() {
-			step = 5
+			step = 9
 		}
 		begin := newCrashDisk(seed)
 		if seed%2 == 0 {

@@ -64,7 +64,7 @@ func (j *crashJob) saved(d *crashDisk) map[int64]reached {
 // checkpoint at least; so does one while it goes on.
 func TestPowerLoss(t *testing.T) {
 	t.Parallel()
-	eachCrashJob(t, 1, 5, 100, func(t *testing.T, j *crashJob, seed uint64, r *rand.Rand) {
+	eachCrashJob(t, 1, 4, 100, func(t *testing.T, j *crashJob, seed uint64, r *rand.Rand) {
 		c, d := randomConditions(r), newCrashDisk(seed)
 		other := 8 // one in so many of the operations that sync nothing
 		if testing.Short() {
