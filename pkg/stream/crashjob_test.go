@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -181,7 +180,9 @@ func (j *crashJob) command(t *testing.T, d *crashDisk, c conditions) (x outcome)
 		}
 		out, err := j.outputs(d, log != nil)
 		if err == nil {
-			x, err = j.run(d, c, out, log)
+			if x, err = j.run(d, c, out, log); (err != nil) != (x.rep == nil) {
+				t.Fatalf("%s: error %v, and report %+v", j.name, err, x.rep)
+			}
 		}
 		if err == nil {
 			err = j.commit(d, out)
@@ -253,9 +254,6 @@ func (j *crashJob) run(d *crashDisk, c conditions, out []crashSink, log *Log) (x
 		StatePath: crashState, Prefetch: c.prefetch, Stop: soft, disk: d,
 		Journal: &Journal{Path: crashJournal, Header: Header{Version: "crash"}, Log: log, Every: c.every},
 	})
-	if (err != nil) != (x.rep == nil) {
-		err = fmt.Errorf("report %v with error %w", x.rep, err)
-	}
 	return x, err
 }
 

@@ -45,7 +45,9 @@ func RunAll(ctx context.Context, plan *Plan, devs []Device, t Tensors, opt Optio
 				err = errors.Join(err, r.close(keep))
 			}
 		}
-		err = errors.Join(err, j.close())
+		if err = errors.Join(err, j.close()); err != nil {
+			rep = nil
+		}
 	}()
 	if err := each(func(i int) (err error) {
 		shards[i], err = newRunner(plan, devs[i], i, len(devs), t, opt)
@@ -108,6 +110,7 @@ func startJournal(opt Options, shards []*runner, done *work, start time.Time) (*
 	}
 	for i := range checkpoints {
 		j.stamp(&checkpoints[i])
+		checkpoints[i].work = opt.Journal.Log.Work // what is skipped is not counted yet
 	}
 	return j, j.begin(facts, checkpoints)
 }
