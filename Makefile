@@ -8,7 +8,7 @@ DEMO    := .cache/demo
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help build test test-short test-race test-long test-kill test-arm64 test-interop test-torch fuzz lint generate check-generated vet-ports demo bench notices clean \
+.PHONY: help build test test-short test-race test-long test-kill soak test-arm64 test-interop test-torch fuzz lint generate check-generated vet-ports demo bench notices clean \
   cuda check-cuda remake-cuda build-cuda vet-cuda test-cuda test-cuda12 gpu-tests cuda-symbols
 
 help: ## list the targets
@@ -33,6 +33,10 @@ test-long: ## the slow tests too: large files, memory limits, real devices' limi
 KILLS ?= 1000
 test-kill: ## kill runs KILLS times (default 1000) at random instants, and compare what comes of them bit by bit (Linux)
 	$(GO) test -count 1 -timeout 120m -run TestKill -v ./cmd/streamcqsa -args -kills $(KILLS)
+
+SOAK ?= 30m
+soak: ## random problems, killed at random or not, against float64, for SOAK (default 30m); a failure tells the seed (Linux)
+	cd cmd/streamcqsa && $(GO) test -count 1 -timeout 0 -run TestSoak -args -soak $(SOAK)
 
 # Emulation does not report the address of a fault, which TestFault is about.
 QEMU ?= qemu-aarch64-static

@@ -46,7 +46,7 @@ func TestSoak(t *testing.T) {
 				continue
 			}
 			if n++; testing.Short() {
-				n += 5
+				n += 13
 			}
 			s.run(t, c)
 		}
@@ -285,12 +285,16 @@ func (x *soakRun) command(t *testing.T, code int, args ...string) (stdout, stder
 	return out.Bytes(), msg.Bytes()
 }
 
+// planArgs ask for the plan of a budget.
+func (x *soakRun) planArgs(threads int, budget ...string) []string {
+	args := append([]string{"plan", "--json", "--threads", fmt.Sprint(threads)}, x.inputArgs()...)
+	return append(append(append(args, x.outputArgs("--out", x.dir)...), x.wayArgs()...), budget...)
+}
+
 // planned is the plan for a budget.
 func (x *soakRun) planned(t *testing.T, threads int, budget ...string) (doc planDoc) {
 	t.Helper()
-	args := append([]string{"plan", "--json", "--threads", fmt.Sprint(threads)}, x.inputArgs()...)
-	args = append(append(args, x.outputArgs("--out", x.dir)...), x.wayArgs()...)
-	b, _ := x.command(t, 0, append(args, budget...)...)
+	b, _ := x.command(t, 0, x.planArgs(threads, budget...)...)
 	if err := json.Unmarshal(b, &doc); err != nil {
 		t.Fatal(err)
 	}
@@ -301,21 +305,25 @@ func (x *soakRun) planned(t *testing.T, threads int, budget ...string) (doc plan
 func (x *soakRun) firstWay(t *testing.T) (w soakWay) {
 	t.Helper()
 	if x.slack > 0 {
-		args := append([]string{"plan", "--json", "--threads", fmt.Sprint(x.threads), "--mem-budget", "1B"}, x.inputArgs()...)
-		args = append(append(args, x.outputArgs("--out", x.dir)...), x.wayArgs()...)
-		_, said := x.command(t, exitNoFit, args...)
-		m := smallestBudget.FindSubmatch(said)
-		if m == nil {
-			t.Fatalf("the message names no budget: %s", said)
-		}
-		smallest, err := strconv.ParseInt(string(m[1]), 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.budget = []string{"--mem-budget", fmt.Sprintf("%dB", int64(float64(smallest)*x.slack))}
+		w.budget = []string{"--mem-budget", fmt.Sprintf("%dB", int64(float64(x.smallest(t, x.threads))*x.slack))}
 	}
 	w.plan, w.same = x.planned(t, x.threads, w.budget...), true
 	return w
+}
+
+// smallest is the smallest budget of so many threads.
+func (x *soakRun) smallest(t *testing.T, threads int) int64 {
+	t.Helper()
+	_, said := x.command(t, exitNoFit, x.planArgs(threads, "--mem-budget", "1B")...)
+	m := smallestBudget.FindSubmatch(said)
+	if m == nil {
+		t.Fatalf("the message names no budget: %s", said)
+	}
+	n, err := strconv.ParseInt(string(m[1]), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // way is how that many threads compute the case, with as much memory beside theirs.
@@ -328,7 +336,7 @@ func (x *soakRun) way(t *testing.T, threads int) soakWay {
 	if first.budget != nil {
 		const ample = "64GiB"
 		more := scratchIn(x.planned(t, threads, "--mem-budget", ample)) - scratchIn(x.planned(t, x.threads, "--mem-budget", ample))
-		w.budget = []string{"--mem-budget", fmt.Sprintf("%dB", first.plan.Budget+more)}
+		w.budget = []string{"--mem-budget", fmt.Sprintf("%dB", max(first.plan.Budget+more, x.smallest(t, threads)))}
 	}
 	w.plan = x.planned(t, threads, w.budget...)
 	w.same = sameDivision(w.plan.Division, first.plan.Division)

@@ -63,18 +63,18 @@ func logUniform(r *rand.Rand, most float64) float64 { return math.Exp(r.Float64(
 func newSoakCase(seed uint64) *soakCase {
 	r := rand.New(rand.NewPCG(seed, 0x50a1))
 	c := &soakCase{seed: seed}
+	c.drawSessions(r)
 	c.drawShape(r)
 	c.drawValues(r)
 	c.drawFiles(r)
 	c.drawWay(r)
-	c.drawSessions(r)
 	return c
 }
 
 // soakWork is the most multiply-adds of a case, and of one that portable kernels compute.
 const (
 	soakWork         = 6e9
-	soakWorkPortable = 1.5e8
+	soakWorkPortable = 3e8
 )
 
 func (c *soakCase) drawShape(r *rand.Rand) {
@@ -85,7 +85,7 @@ func (c *soakCase) drawShape(r *rand.Rand) {
 		p.B = pick(r, 1, 1, 1, 2, 3)
 	}
 	if p.Layout.Rank() >= 3 {
-		p.Hkv = pick(r, 1, 1, 2, 3, 4, 5)
+		p.Hkv = pick(r, 1, 1, 2, 3, 4, 6)
 		p.Hq = p.Hkv * pick(r, 1, 1, 2, 3, 4, 8, 17)
 	}
 	dim := func() int {
@@ -98,7 +98,12 @@ func (c *soakCase) drawShape(r *rand.Rand) {
 	if p.Dv = p.D; r.IntN(3) == 0 {
 		p.Dv = dim()
 	}
-	n := int(logUniform(r, 4000))
+	const most = 4000
+	shortest := 1
+	if len(c.sessions) > 0 && r.IntN(4) > 0 { // long enough to have something to save
+		shortest = 500
+	}
+	n := int(float64(shortest) * logUniform(r, most/float64(shortest)))
 	p.Nq, p.Nk = n, n
 	switch r.IntN(8) {
 	case 0: // few queries, many keys
@@ -106,18 +111,18 @@ func (c *soakCase) drawShape(r *rand.Rand) {
 	case 1:
 		p.Nq, p.Nk = 1+int(logUniform(r, 60000)), 1+r.IntN(20)
 	case 2, 3, 4:
-		p.Nk = 1 + int(logUniform(r, 4000))
+		p.Nk = int(float64(shortest) * logUniform(r, most/float64(shortest)))
 	}
 	p.Causal = pick(r, attention.NonCausal, attention.NonCausal, attention.TopLeft, attention.BottomRight)
 	if p.Nq == p.Nk && p.Causal == attention.BottomRight {
 		p.Causal = attention.TopLeft // one and the same
 	}
 	c.kernel = pick(r, "auto", "auto", "auto", "auto", "portable", pick(r, cpu.Kernels()...))
-	most := soakWork
+	work := soakWork
 	if c.kernel == cpu.Portable {
-		most = soakWorkPortable
+		work = soakWorkPortable
 	}
-	for c.macs() > most {
+	for c.macs() > work {
 		if p.Nq >= p.Nk {
 			p.Nq = 1 + p.Nq*2/3
 		}
@@ -202,7 +207,7 @@ func (c *soakCase) drawSessions(r *rand.Rand) {
 	c.state = pick(r, "", "", "here", "elsewhere")
 	for range 1 + r.IntN(4) {
 		s := soakSession{end: pick(r, "kill", "kill", "kill", "kill", "SIGINT", "SIGTERM", "SIGUSR1", "max-duration"),
-			at: 1.1 * r.Float64(), every: pick(r, "", "1ms", "5ms", "5ms", "20ms", "50ms"), threads: soakThreads(r)}
+			at: 1.1 * r.Float64(), every: pick(r, "", "1ms", "1ms", "2ms", "5ms", "20ms"), threads: soakThreads(r)}
 		if r.IntN(8) == 0 {
 			s.damage = 1 + r.IntN(20)
 		}
