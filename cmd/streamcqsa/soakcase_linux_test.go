@@ -73,8 +73,8 @@ func newSoakCase(seed uint64) *soakCase {
 
 // soakWork is the most multiply-adds of a case, and of one that portable kernels compute.
 const (
-	soakWork         = 6e9
-	soakWorkPortable = 3e8
+	soakWork         = 1.5e10
+	soakWorkPortable = 6e8
 )
 
 func (c *soakCase) drawShape(r *rand.Rand) {
@@ -98,12 +98,7 @@ func (c *soakCase) drawShape(r *rand.Rand) {
 	if p.Dv = p.D; r.IntN(3) == 0 {
 		p.Dv = dim()
 	}
-	const most = 4000
-	shortest := 1
-	if len(c.sessions) > 0 && r.IntN(4) > 0 { // long enough to have something to save
-		shortest = 500
-	}
-	n := int(float64(shortest) * logUniform(r, most/float64(shortest)))
+	n := int(logUniform(r, 4000))
 	p.Nq, p.Nk = n, n
 	switch r.IntN(8) {
 	case 0: // few queries, many keys
@@ -111,27 +106,36 @@ func (c *soakCase) drawShape(r *rand.Rand) {
 	case 1:
 		p.Nq, p.Nk = 1+int(logUniform(r, 60000)), 1+r.IntN(20)
 	case 2, 3, 4:
-		p.Nk = int(float64(shortest) * logUniform(r, most/float64(shortest)))
+		p.Nk = int(logUniform(r, 4000))
 	}
 	p.Causal = pick(r, attention.NonCausal, attention.NonCausal, attention.TopLeft, attention.BottomRight)
+	c.kernel = pick(r, "auto", "auto", "auto", "auto", "portable", pick(r, cpu.Kernels()...))
+	least, most := 0., soakWork
+	if c.kernel == cpu.Portable {
+		most = soakWorkPortable
+	}
+	if len(c.sessions) > 0 && r.IntN(4) > 0 { // long enough to have something to save
+		least = most / 4
+	}
+	square := p.Nq == p.Nk
+	resize := func(by float64) {
+		if square {
+			p.Nq = 1 + int(float64(p.Nq)*by)
+			p.Nk = p.Nq
+		} else if p.Nq < p.Nk == (by > 1) {
+			p.Nq = 1 + int(float64(p.Nq)*by)
+		} else {
+			p.Nk = 1 + int(float64(p.Nk)*by)
+		}
+	}
+	for c.macs() > most {
+		resize(0.7)
+	}
+	for c.macs() < least && max(p.Nq, p.Nk) < 50000 {
+		resize(1.2)
+	}
 	if p.Nq == p.Nk && p.Causal == attention.BottomRight {
 		p.Causal = attention.TopLeft // one and the same
-	}
-	c.kernel = pick(r, "auto", "auto", "auto", "auto", "portable", pick(r, cpu.Kernels()...))
-	work := soakWork
-	if c.kernel == cpu.Portable {
-		work = soakWorkPortable
-	}
-	for c.macs() > work {
-		if p.Nq >= p.Nk {
-			p.Nq = 1 + p.Nq*2/3
-		}
-		if p.Nk > p.Nq {
-			p.Nk = 1 + p.Nk*2/3
-		}
-		if p.Causal != attention.NonCausal && p.Nq == p.Nk {
-			p.Causal = attention.TopLeft
-		}
 	}
 }
 
