@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/streamcqsa/streamcqsa/pkg/gpu"
 	"github.com/streamcqsa/streamcqsa/pkg/stream"
 	"github.com/streamcqsa/streamcqsa/pkg/tensorfile"
 )
@@ -83,6 +84,7 @@ func exitCode(err error) int {
 	var noFit *stream.NoFitError
 	var noDisk *stream.NoDiskError
 	var damaged *stream.CorruptError
+	var scarce *gpu.NoMemoryError
 	switch {
 	case err == nil:
 		return 0
@@ -98,7 +100,7 @@ func exitCode(err error) int {
 		return exitInput
 	case errors.As(err, &noFit), errors.As(err, &noDisk), errors.Is(err, errNoFit), errors.Is(err, tensorfile.ErrNoSpace), stream.IsNoSpace(err):
 		return exitNoFit
-	case errors.Is(err, errTemporary), errors.Is(err, tensorfile.ErrInUse):
+	case errors.Is(err, errTemporary), errors.Is(err, tensorfile.ErrInUse), errors.As(err, &scarce):
 		return exitTemporary
 	case errors.Is(err, errCommit):
 		return exitOther

@@ -20,6 +20,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/streamcqsa/streamcqsa/pkg/gpu"
+	"github.com/streamcqsa/streamcqsa/pkg/stream"
 )
 
 // What the world does to a run, with real processes and real files: each fault ends it in
@@ -375,5 +378,31 @@ func TestJournalThatWasBeingBegun(t *testing.T) {
 	}
 	if _, err := os.Stat(j.base(dir) + ".journal.new"); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
+	}
+}
+
+// A GPU whose memory others have taken may have it again. (What a run does when that
+// happens to it takes a GPU to see.)
+func TestScarceGPUIsTemporary(t *testing.T) {
+	err := fmt.Errorf("reserve: %w", &gpu.NoMemoryError{Device: "cuda:0", Want: 2 << 30, Free: 1 << 30, Err: errors.New("out of memory")})
+	if got := exitCode(err); got != exitTemporary {
+		t.Errorf("%v: exit code %d, want %d", err, got, exitTemporary)
+	}
+}
+
+// The time that is left is told by the pace of this process: what an earlier one did took
+// none of its time.
+func TestTimeLeftAfterResume(t *testing.T) {
+	for _, x := range []struct {
+		p    stream.Progress
+		want string
+	}{
+		{stream.Progress{Pairs: 80, TotalPairs: 100, Before: 60, Elapsed: 10 * time.Second}, "10 s left"},
+		{stream.Progress{Pairs: 20, TotalPairs: 100, Elapsed: 10 * time.Second}, "40 s left"},
+		{stream.Progress{Pairs: 60, TotalPairs: 100, Before: 60, Elapsed: time.Second}, "? left"},
+	} {
+		if got := progressLine(x.p); !strings.HasSuffix(got, x.want) {
+			t.Errorf("%+v: %q, want %s", x.p, got, x.want)
+		}
 	}
 }

@@ -86,8 +86,8 @@ func (l *lineReporter) status(p stream.Progress) { fmt.Fprintln(l.out, progressL
 // progressLine is how far a run is: share of pairs, rate, time left.
 func progressLine(p stream.Progress) string {
 	left := "?"
-	if p.Pairs > 0 {
-		left = duration(p.Elapsed.Seconds() * (p.TotalPairs - p.Pairs) / p.Pairs)
+	if done := p.Pairs - p.Before; done > 0 {
+		left = duration(p.Elapsed.Seconds() * (p.TotalPairs - p.Pairs) / done)
 	}
 	return fmt.Sprintf("%5.1f%% of pairs, %s/s, %s gone, %s left",
 		100*p.Pairs/p.TotalPairs, quantity(p.FLOPS, "FLOP"), duration(p.Elapsed.Seconds()), left)

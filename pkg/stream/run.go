@@ -45,6 +45,7 @@ type Journal struct {
 // Progress of a run.
 type Progress struct {
 	Pairs, TotalPairs float64 // (query row, key) pairs, over all heads
+	Before            float64 // of Pairs, what an earlier process had done
 	Elapsed           time.Duration
 	FLOPS             float64 // since the start
 }

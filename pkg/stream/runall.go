@@ -177,7 +177,8 @@ func tell(plan *Plan, done *work, start time.Time, opt Options) (stop func()) {
 	total := totalPairs(p)
 	now := func() {
 		x := Progress{TotalPairs: total, Elapsed: time.Since(start), Pairs: done.pairs()}
-		x.FLOPS = (x.Pairs - float64(done.skipped.Load())) * 2 * float64(p.D+p.Dv) / x.Elapsed.Seconds()
+		x.Before = float64(done.skipped.Load())
+		x.FLOPS = max(0, x.Pairs-x.Before) * 2 * float64(p.D+p.Dv) / x.Elapsed.Seconds()
 		opt.Progress(x)
 	}
 	quit, over := make(chan struct{}), make(chan struct{})
