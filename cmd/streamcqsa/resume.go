@@ -32,10 +32,10 @@ func (o *runOptions) earlier() (*stream.Log, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: --restart begins anew", err)
+	if damaged := (*stream.CorruptError)(nil); errors.As(err, &damaged) {
+		err = fmt.Errorf("%w: --restart begins anew", err)
 	}
-	return l, nil
+	return l, err
 }
 
 // planOrContinue plans, or makes again the plan of an earlier run.

@@ -22,6 +22,7 @@
 //	S3  A saved state is read back only after its SaveState is done.
 //	S4  A saved state never overwrites one that the last checkpoint knows: every
 //	    state that is written gets a place that neither it nor a reader needs.
+//	    What comes back is what was written, by its checksum, or the run ends.
 //	S5  Each query chunk's pairs are applied in schedule order.
 //
 // # The journal
