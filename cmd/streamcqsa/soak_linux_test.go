@@ -67,7 +67,6 @@ type soakTally struct {
 	early                     int            // sessions that were over before that
 	resumed                   int            // runs that took work up
 	twins                     int            // of one plan, with other threads
-	began                     time.Time
 }
 
 func (s soakTally) String() string {
