@@ -113,6 +113,9 @@ func writePlan(out io.Writer, p *stream.Plan, others []*stream.Plan, from basis)
 		line("\tlse\t%s\t%s bytes", sizeText(p.LSEBytes), grouped(p.LSEBytes))
 	}
 	line("\tstate\t%s\t%s bytes, while running", sizeText(p.StateDisk), grouped(p.StateDisk))
+	if p.CheckpointDisk > 0 {
+		line("\tcheckpoints\t%s\t%s bytes, while running, from the first one on", sizeText(p.CheckpointDisk), grouped(p.CheckpointDisk))
+	}
 	line("")
 	t, s := p.Traffic, p.Seconds
 	about := ""

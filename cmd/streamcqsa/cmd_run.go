@@ -79,8 +79,7 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 	if fi, err := os.Stat(o.stateDir); o.stateDir != "" && (err != nil || !fi.IsDir()) {
 		return usagef("--state-dir %s: want a directory that exists", o.stateDir)
 	}
-	var asked atomic.Bool
-	hard, soft, off := o.stops(ctx, &asked)
+	hard, soft, ask, off := o.stops(ctx)
 	defer off()
 	p, in, err := o.problemFlags.open()
 	if err != nil {
@@ -109,6 +108,15 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 			return fmt.Errorf("%s is of another run (%s): --restart begins anew: %w", j.Path, strings.Join(diff, "; "), stream.ErrMismatch)
 		}
 	}
+	if kept != nil && kept.Complete {
+		if over, err := o.conclude(soft, p, in, kept); err != nil {
+			return err
+		} else if over {
+			say.plan(plan, others, basisOf(devs, plan))
+			say.note("all was computed before: what was left of that run has been removed")
+			return say.summary(plan, &stream.Report{Memory: plan.Memory, Resumed: 1}, anonymous(), 0)
+		}
+	}
 	out, err := o.createOutputs(p, in, kept != nil)
 	if err != nil {
 		return err
@@ -125,17 +133,19 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		t.LSE = out.lse
 	}
 	peak := watchAnonymous()
+	var last stream.Progress
 	compute := func() (*stream.Report, error) {
 		return stream.RunAll(hard, plan, devs, t, stream.Options{
 			StatePath: o.statePath(), Prefetch: o.prefetch, Journal: j, Stop: soft,
 			Progress: func(p stream.Progress) {
 				peak.sample() // the last call comes while the device still has its memory
-				say.progress(p)
-				if asked.Swap(false) {
+				if last = p; p.Asked {
 					say.status(p)
+				} else {
+					say.progress(p)
 				}
 			},
-			ProgressEvery: say.every(),
+			ProgressEvery: say.every(), Ask: ask,
 		})
 	}
 	rep, err := compute()
@@ -157,7 +167,10 @@ func runRun(ctx context.Context, stdout, stderr io.Writer, o *runOptions) (err e
 		return err
 	}
 	start := time.Now()
-	if err := out.commit(); err != nil {
+	quiet := answer(ask, func() { say.status(last) }) // to sync an output takes minutes
+	err = out.commit()
+	quiet()
+	if err != nil {
 		return err
 	}
 	if err := stream.RemoveJournal(j.Path); err != nil {
@@ -187,53 +200,89 @@ func (s sink) Sync() error   { return s.file.Sync() }
 // createOutputs reserves the output files. O and lse may share a safetensors
 // file.
 func (o *runOptions) createOutputs(p attention.Problem, in *inputs, again bool) (*outputs, error) {
-	oSpec := o.outSpec(o.out, "o")
-	oSpec.DType = p.OutDType
-	oSpec.Shape = p.Layout.Shape(p.B, p.Hq, p.Nq, p.Dv)
-	specs := [][]tensorfile.OutSpec{{oSpec}}
-	shared := false
-	if o.lse != "" {
-		l := o.outSpec(o.lse, "lse")
-		l.DType = attention.F32
-		shape := p.Layout.Shape(p.B, p.Hq, p.Nq, 1)
-		l.Shape = shape[:len(shape)-1]
-		if tensorfile.FormatOf(l.Path) == tensorfile.Safetensors {
-			l.Metadata = map[string]string{"lse_base": "e"}
-		}
-		if shared = tensorfile.SameFile(l.Path, oSpec.Path); shared {
-			if tensorfile.FormatOf(l.Path) != tensorfile.Safetensors || l.Key == oSpec.Key {
-				return nil, usagef("--out and --lse name the same place %s: want two files, or two keys of a safetensors file", o.lse)
-			}
-			specs[0] = append(specs[0], l)
-		} else {
-			specs = append(specs, []tensorfile.OutSpec{l})
-		}
+	specs, err := o.outputSpecs(p, in)
+	if err != nil {
+		return nil, err
 	}
-	for _, s := range specs {
-		if err := checkNotInput(s[0].Path, in); err != nil {
-			return nil, err
-		}
-	}
-	out := &outputs{path: oSpec.Path}
-	for _, s := range specs {
+	out := &outputs{path: specs[0].Path}
+	for _, s := range byFile(specs) {
 		f, err := begin(s, again)
 		if err != nil {
 			end := out.abort
 			if again {
 				end = out.close
 			}
-			return nil, errors.Join(outputError(err), end())
+			return nil, errors.Join(outputError(inUse(s[0], err)), end())
 		}
 		out.files = append(out.files, f)
 	}
 	out.o = sink{out.files[0], 0}
-	switch {
-	case shared:
-		out.lse = sink{out.files[0], 1}
-	case o.lse != "":
-		out.lse = sink{out.files[1], 0}
+	if len(specs) > 1 { // the second of the only file, or the only one of the second
+		last := len(out.files) - 1
+		out.lse = sink{out.files[last], 1 - last}
 	}
 	return out, nil
+}
+
+// outputSpecs describes O and, if it is wanted, lse, which must not be in the way of each
+// other nor of the inputs.
+func (o *runOptions) outputSpecs(p attention.Problem, in *inputs) ([]tensorfile.OutSpec, error) {
+	specs := o.resultSpecs(p)
+	if len(specs) > 1 && tensorfile.SameFile(specs[0].Path, specs[1].Path) &&
+		(tensorfile.FormatOf(specs[0].Path) != tensorfile.Safetensors || specs[0].Key == specs[1].Key) {
+		return nil, usagef("--out and --lse name the same place %s: want two files, or two keys of a safetensors file", o.lse)
+	}
+	if len(specs) > 1 && !tensorfile.SameFile(specs[0].Path, specs[1].Path) && tensorfile.SameFile(partialOf(specs[0]), partialOf(specs[1])) {
+		return nil, usagef("--out and --lse are both %s until they are complete: want files of different names", partialOf(specs[0]))
+	}
+	for _, s := range specs {
+		if err := checkNotInput(s, in); err != nil {
+			return nil, err
+		}
+	}
+	return specs, nil
+}
+
+// resultSpecs describes O and, if it is wanted, lse.
+func (o *runOptions) resultSpecs(p attention.Problem) []tensorfile.OutSpec {
+	specs := []tensorfile.OutSpec{o.outSpec(o.out, "o")}
+	if o.lse != "" {
+		specs = append(specs, o.outSpec(o.lse, "lse"))
+	}
+	return described(p, specs)
+}
+
+// described completes what is said of O and, if there are two, of lse.
+func described(p attention.Problem, specs []tensorfile.OutSpec) []tensorfile.OutSpec {
+	specs[0].DType, specs[0].Shape = p.OutDType, p.Layout.Shape(p.B, p.Hq, p.Nq, p.Dv)
+	if len(specs) > 1 {
+		l := &specs[1]
+		shape := p.Layout.Shape(p.B, p.Hq, p.Nq, 1)
+		l.DType, l.Shape = attention.F32, shape[:len(shape)-1]
+		if tensorfile.FormatOf(l.Path) == tensorfile.Safetensors {
+			l.Metadata = map[string]string{"lse_base": "e"}
+		}
+	}
+	return specs
+}
+
+// byFile groups O and lse by the files that they are in: they may share a safetensors file.
+func byFile(specs []tensorfile.OutSpec) [][]tensorfile.OutSpec {
+	if len(specs) > 1 && !tensorfile.SameFile(specs[0].Path, specs[1].Path) {
+		return [][]tensorfile.OutSpec{specs[:1], specs[1:]}
+	}
+	return [][]tensorfile.OutSpec{specs}
+}
+
+// partialExt is what the name of an output ends with until it is complete.
+const partialExt = ".partial"
+
+// partialOf is where an output is until it is complete.
+func partialOf(s tensorfile.OutSpec) string {
+	if s.Partial != "" {
+		return s.Partial
+	}
+	return tensorfile.PartialOf(s.Path)
 }
 
 // begin makes an output file, or takes up the one of an earlier run. If that is gone,
@@ -255,16 +304,16 @@ func (o *runOptions) outSpec(ref, key string) tensorfile.OutSpec {
 	}
 	spec := tensorfile.OutSpec{Path: path, Key: k}
 	if o.stateDir != "" {
-		spec.Partial = o.beside(ref, ".partial")
+		spec.Partial = o.beside(ref, partialExt)
 	}
 	return spec
 }
 
 // checkNotInput refuses to write over a file that is being read.
-func checkNotInput(path string, in *inputs) error {
+func checkNotInput(s tensorfile.OutSpec, in *inputs) error {
 	for _, t := range []*tensorfile.Tensor{in.q, in.k, in.v} {
-		if tensorfile.SameFile(path, t.Path()) || tensorfile.SameFile(path+".partial", t.Path()) {
-			return usagef("output %s is the input %s: want another file", path, t.Path())
+		if tensorfile.SameFile(s.Path, t.Path()) || tensorfile.SameFile(partialOf(s), t.Path()) {
+			return usagef("output %s is the input %s: want another file", s.Path, t.Path())
 		}
 	}
 	return nil

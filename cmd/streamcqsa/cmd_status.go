@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,7 +14,7 @@ import (
 	"github.com/streamcqsa/streamcqsa/pkg/stream"
 )
 
-// runStatusDoc is what a journal tells of a run.
+// runStatusDoc is what a journal tells of a run, and what is known of its process.
 type runStatusDoc struct {
 	Type     string    `json:"type"` // status
 	Journal  string    `json:"journal"`
@@ -25,6 +26,11 @@ type runStatusDoc struct {
 	Saved    time.Time `json:"checkpoint"`
 	Pid      int       `json:"pid"`
 	Host     string    `json:"host"` // its first 16 bytes
+	Began    time.Time `json:"began"`
+
+	InUse   bool   `json:"in_use"`                   // a process works on the output
+	Worker  int    `json:"worker_pid,omitempty"`     // which one; absent if the system doesn't say
+	Command string `json:"worker_command,omitempty"` // likewise
 }
 
 func newStatusCommand() *cobra.Command {
@@ -33,7 +39,8 @@ func newStatusCommand() *cobra.Command {
 		Use:   "status OUT",
 		Short: "Tell how far a run is, in work or stopped",
 		Long: `Tell how far the run that writes OUT is, by its journal: the pairs done as of the
-last thing it wrote down, the last checkpoint, and the process that wrote it.`,
+last thing it wrote down, the last checkpoint, the process that wrote it, and
+whether a process works on OUT now.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.out = args[0]
@@ -45,30 +52,65 @@ last thing it wrote down, the last checkpoint, and the process that wrote it.`,
 	return cmd
 }
 
-func runStatus(w io.Writer, o *runOptions) error {
-	l, err := stream.ReadJournal(o.journalPath())
-	if errors.Is(err, fs.ErrNotExist) {
-		return inputf("there is no journal %s: no run writes %s, or it has only begun", o.journalPath(), o.out)
-	}
+func runStatus(out io.Writer, o *runOptions) error {
+	w, held, err := workerOf(o.partialPath(o.out))
 	if err != nil {
 		return err
 	}
-	d := runStatusDoc{Type: "status", Journal: l.Path, Complete: l.Complete, Pairs: l.Work, Total: l.Total(), Written: l.Written, Saved: l.Saved, Pid: l.Pid, Host: l.Host}
+	l, err := stream.ReadJournal(o.journalPath())
+	if errors.Is(err, fs.ErrNotExist) && held { // by now, it may have ended
+		if w, held, err = workerOf(o.partialPath(o.out)); err != nil {
+			return err
+		}
+		l, err = stream.ReadJournal(o.journalPath())
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && held:
+		return classify(errTemporary, fmt.Errorf("there is no journal %s yet: a run of %s has only begun (%v)", o.journalPath(), o.out, w))
+	case errors.Is(err, fs.ErrNotExist):
+		return inputf("there is no journal %s: no run writes %s, or it has only begun", o.journalPath(), o.out)
+	case err != nil:
+		return err
+	}
+	d := runStatusDoc{Type: "status", Journal: l.Path, Complete: l.Complete, Pairs: l.Work, Total: l.Total(), Written: l.Written, Saved: l.Saved,
+		Pid: l.Pid, Host: l.Host, Began: l.Began, InUse: held, Worker: w.pid, Command: w.command}
 	if done := l.Work - l.WorkAt; done > 0 {
 		d.Left = (d.Total - d.Pairs) / done * l.Spent
 	}
 	if o.json {
-		return json.NewEncoder(w).Encode(d)
+		if err := json.NewEncoder(out).Encode(d); err != nil {
+			return fmt.Errorf("write JSON: %w", err)
+		}
+		return nil
 	}
-	left := "unknown"
+	return d.write(out, w)
+}
+
+// write writes a status for people.
+func (d runStatusDoc) write(out io.Writer, w worker) error {
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	line := func(format string, args ...any) { fmt.Fprintf(t, format+"\n", args...) }
+	left, saved := "unknown", "none yet"
 	if d.Left > 0 {
 		left = duration(d.Left)
 	}
-	saved := "none yet"
 	if !d.Saved.IsZero() {
-		saved = ageText(d.Saved)
+		saved = ago(&d.Saved)
 	}
-	_, err = fmt.Fprintf(w, "done        %.1f%% of pairs\nleft        %s\ncheckpoint  %s\nprocess     %d on %s, last heard of %s\n",
-		100*d.Pairs/d.Total, left, saved, d.Pid, d.Host, ageText(d.Written))
-	return err
+	line("done\t%.1f%% of pairs", 100*d.Pairs/d.Total)
+	line("left\t%s", left)
+	line("checkpoint\t%s", saved)
+	line("process\t%s", processLine(d.Pid, d.Host, &d.Began, &d.Written))
+	switch {
+	case d.InUse:
+		line("now\tin work by %v", w)
+	case d.Complete:
+		line("now\tcomplete, but not tidied up: the same command ends it")
+	default:
+		line("now\tno process works on it, as far as this machine can tell: the same command continues")
+	}
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("write the status: %w", err)
+	}
+	return nil
 }

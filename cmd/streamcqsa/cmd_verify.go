@@ -20,12 +20,13 @@ import (
 
 type verifyOptions struct {
 	problemFlags
-	o    string
-	lse  string
-	rows int
-	seed uint64
-	tol  float64
-	json bool
+	o       string
+	lse     string
+	rows    int
+	seed    uint64
+	tol     float64
+	journal string
+	json    bool
 }
 
 func newVerifyCommand() *cobra.Command {
@@ -41,9 +42,17 @@ most 1e-6 for float32, and for 16-bit types at most 1.02 times the error of
 rounding the exact rows once; with --precision fast at most 3e-3 more. --tol
 states another relative error. NaN and infinities must be where float64 has them.
 
+With --journal alone, check what a run that was stopped has kept: everything that
+its journal (OUT.journal) says is safe is read and compared with its checksum. What
+it wrote down after its last checkpoint may be lost, and is no damage.
+
 ` + exitHelp(),
-		Example: `  streamcqsa verify --q q.npy --k k.npy --v v.npy --o o.npy --layout bhnd --rows 500`,
+		Example: `  streamcqsa verify --q q.npy --k k.npy --v v.npy --o o.npy --layout bhnd --rows 500
+  streamcqsa verify --journal o.npy.journal`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.journal != "" {
+				return runVerifyJournal(cmd.Context(), cmd.OutOrStdout(), &o)
+			}
 			return runVerify(cmd.Context(), cmd.OutOrStdout(), &o)
 		},
 	}
@@ -55,6 +64,7 @@ states another relative error. NaN and infinities must be where float64 has them
 	f.IntVar(&o.rows, "rows", 200, "rows to sample, over all heads; 0 for all")
 	f.Uint64Var(&o.seed, "seed", 1, "of the sample")
 	f.Float64Var(&o.tol, "tol", 0, "relative error that passes (default: by the type of O)")
+	f.StringVar(&o.journal, "journal", "", "check what a run that was stopped has kept, by its journal `FILE`; takes no other file")
 	f.BoolVar(&o.json, "json", false, "write one JSON document")
 	return cmd
 }

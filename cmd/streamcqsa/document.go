@@ -70,6 +70,8 @@ type diskDoc struct {
 	State  int64 `json:"state"`
 	Output int64 `json:"output"`
 	LSE    int64 `json:"lse,omitempty"`
+
+	Checkpoints int64 `json:"checkpoints"` // from the first one on; 0 where they use the room for states
 }
 
 type trafficDoc struct {
@@ -119,7 +121,7 @@ func planDocument(p *stream.Plan, others []*stream.Plan, from basis) planDoc {
 	d := planDoc{
 		Type: "plan", Problem: problemDocument(p.Problem), Device: from.names(), Budget: p.Budget,
 		Division: divisionDocument(p), Memory: p.Memory, Total: p.Memory.Total(),
-		Disk:    diskDoc{p.StateDisk, p.OutputBytes, p.LSEBytes},
+		Disk:    diskDoc{p.StateDisk, p.OutputBytes, p.LSEBytes, p.CheckpointDisk},
 		Traffic: trafficDocument(p), Seconds: secondsDocument(p),
 		Kernel: from.kernel, Threads: from.threads,
 	}

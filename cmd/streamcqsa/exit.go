@@ -32,7 +32,7 @@ var exitCodes = []struct {
 	{exitInput, "bad input file"},
 	{exitNoFit, "does not fit the memory budget or the disk; the message says what would"},
 	{exitTemporary, "temporary: a retry, or another machine, may help"},
-	{exitVerify, "verify found a difference"},
+	{exitVerify, "verify found a difference, or damage"},
 	{exitDuration, "stopped by --max-duration; the same command continues"},
 	{130, "stopped by SIGINT; the same command continues"},
 	{134, "crashed: a bug"},

@@ -51,5 +51,5 @@ func TestSharedFlags(t *testing.T) {
 	}
 	same("plan", "run", "svg", "json", "lse")
 	same("run", "plan", "out", "lse", "state-dir", "prefetch", "json", "quiet", "checkpoint-every", "max-duration", "restart")
-	same("verify", "run", "o", "lse", "rows", "seed", "tol", "json")
+	same("verify", "run", "o", "lse", "rows", "seed", "tol", "journal", "json")
 }

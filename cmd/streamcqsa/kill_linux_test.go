@@ -92,11 +92,12 @@ type tally struct {
 	again   int // of these, runs that had resumed
 	resumed int // runs that ended, with some of the work done before
 	fresh   int // runs that ended, with all of it to do
+	lost    int // query chunks of which something was told and given away
 }
 
 func (t *tally) add(u tally) {
 	t.kills, t.midway, t.journal, t.again = t.kills+u.kills, t.midway+u.midway, t.journal+u.journal, t.again+u.again
-	t.resumed, t.fresh = t.resumed+u.resumed, t.fresh+u.fresh
+	t.resumed, t.fresh, t.lost = t.resumed+u.resumed, t.fresh+u.fresh, t.lost+u.lost
 }
 
 // series kills runs of one job.
@@ -190,6 +191,8 @@ func (s *series) inspect(t *testing.T, dir, work string) {
 	if b, err := exec.Command(s.job.bin, status...).CombinedOutput(); err != nil {
 		t.Errorf("%v: %v: %s", status, err, b)
 	}
+	c, _ := verified(t, s.job.bin, journal, 0)
+	s.lost += c.Newer
 }
 
 func (s *series) count(e event) {

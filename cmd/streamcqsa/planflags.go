@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -41,11 +42,27 @@ func (o *outFlags) beside(ref, ext string) string {
 	return path + ext
 }
 
-func (o *outFlags) statePath() string   { return o.beside(o.out, ".state") }
-func (o *outFlags) journalPath() string { return o.beside(o.out, ".journal") }
+// Files of a run that is not complete, beside partialExt.
+const (
+	stateExt   = ".state"
+	journalExt = ".journal"
+)
 
-// stateRoom is how much disk states may take: what is free where they go, less
-// what the outputs will take of it. 0 if that isn't known, or nothing is left.
+// partialPath is where an output is until it is complete.
+func (o *outFlags) partialPath(ref string) string {
+	if o.stateDir != "" {
+		return o.beside(ref, partialExt)
+	}
+	path, _ := tensorfile.ParseRef(ref)
+	return tensorfile.PartialOf(path)
+}
+
+func (o *outFlags) statePath() string   { return o.beside(o.out, stateExt) }
+func (o *outFlags) journalPath() string { return o.beside(o.out, journalExt) }
+
+// stateRoom is how much disk states may take: what is free where they go, with what a run
+// takes the place of, less what the outputs will take of it. 0 if that isn't known, or not
+// even O fits: who makes that says so.
 func (o *outFlags) stateRoom(p attention.Problem) int64 {
 	if o.out == "" && o.stateDir == "" {
 		return 0
@@ -54,8 +71,21 @@ func (o *outFlags) stateRoom(p attention.Problem) int64 {
 	if free <= 0 {
 		return 0
 	}
+	if o.out != "" {
+		old := []string{o.partialPath(o.out), o.statePath()}
+		if o.lse != "" {
+			old = append(old, o.partialPath(o.lse))
+		}
+		for _, path := range old {
+			if fi, err := os.Lstat(path); err == nil && fi.Mode().IsRegular() {
+				free += fi.Size()
+			}
+		}
+	}
 	rows := int64(p.B) * int64(p.Hq) * int64(p.Nq)
-	free -= rows * int64(p.Dv*p.OutDType.Size())
+	if free -= rows * int64(p.Dv*p.OutDType.Size()); free <= 0 {
+		return 0
+	}
 	if o.lse != "" {
 		free -= rows * int64(attention.F32.Size())
 	}

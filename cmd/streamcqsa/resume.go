@@ -8,7 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"sync/atomic"
+	"strings"
 	"time"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
@@ -56,15 +56,20 @@ func (o *runOptions) planOrContinue(p attention.Problem, in *inputs, kept *strea
 	if plan, err = stream.Again(req, devs[0], kept.Header.Choice); err != nil {
 		return nil, nil, nil, fmt.Errorf("continue %s: %w", kept.Path, err)
 	}
+	if need := plan.StateDisk + plan.CheckpointDisk; req.Host.State > 0 && need > req.Host.State {
+		return nil, nil, nil, fmt.Errorf("continue %s: %w", kept.Path, &stream.NoDiskError{Free: req.Host.State, Least: need})
+	}
 	plan.Budget = req.Budget
 	return plan, nil, devs, nil
 }
 
 // header identifies the run.
 func (o *runOptions) header(p attention.Problem, in *inputs, plan *stream.Plan, devs []stream.Device) (h stream.Header, err error) {
-	path, _ := tensorfile.ParseRef(o.out)
 	h = stream.Header{Version: version().build(), Problem: p, LSE: o.lse != "", Devices: len(devs), Device: devs[0].Signature(plan.Geometry),
-		Choice: plan.Choice, Output: filepath.Base(path)}
+		Choice: plan.Choice, StateBytes: devs[0].StateBytes(plan.Geometry)}
+	for _, spec := range o.resultSpecs(p) {
+		h.Outputs = append(h.Outputs, stream.Output{Path: from(o.journalPath(), strings.TrimSuffix(partialOf(spec), partialExt)), Key: spec.Key})
+	}
 	for _, t := range []*tensorfile.Tensor{in.q, in.k, in.v} {
 		id, err := t.Identity()
 		if err != nil {
@@ -73,6 +78,24 @@ func (o *runOptions) header(p attention.Problem, in *inputs, plan *stream.Plan, 
 		h.Inputs = append(h.Inputs, stream.Input{Path: id.Path, Key: id.Key, Size: id.Size, MTime: id.MTime, Offset: id.Offset, Head: id.Head})
 	}
 	return h, nil
+}
+
+// from is a path as it is to be found from the directory of another file.
+func from(file, path string) string {
+	real := func(path string) string {
+		if abs, err := filepath.Abs(path); err == nil {
+			path = abs
+		}
+		if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+			path = filepath.Join(dir, filepath.Base(path))
+		}
+		return path
+	}
+	path = real(path)
+	if rel, err := filepath.Rel(filepath.Dir(real(file)), path); err == nil {
+		return rel
+	}
+	return path // on another volume
 }
 
 // leave ends with outputs that are not complete: they are kept if there is a journal of
@@ -92,9 +115,57 @@ func (o *runOptions) giveUp() error {
 	return errors.Join(stream.RemoveJournal(o.journalPath()), stream.RemoveStates(o.statePath()))
 }
 
+// conclude ends what an earlier process had computed and, by a crash, only half put in
+// place: if at least one output has its name by now, and all are what the journal says, the
+// others get theirs and what is left over is removed. over is false where there is more to
+// do.
+func (o *runOptions) conclude(ctx context.Context, p attention.Problem, in *inputs, l *stream.Log) (over bool, err error) {
+	specs, err := o.outputSpecs(p, in)
+	if err != nil {
+		return false, err
+	}
+	partial := &outputs{} // to be committed
+	placed := &outputs{}  // only claimed: nobody else begins them meanwhile
+	defer func() { err = errors.Join(err, partial.close(), placed.abort()) }()
+	for _, file := range byFile(specs) {
+		f, err := tensorfile.Reopen(file...)
+		into := partial
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, tensorfile.ErrFormat) {
+			if _, err := os.Stat(file[0].Path); err != nil {
+				return false, nil // it is gone: all is computed again
+			}
+			f, err = tensorfile.Claim(file...)
+			into = placed
+		}
+		if err != nil {
+			return false, outputError(inUse(file[0], err))
+		}
+		into.files = append(into.files, f)
+	}
+	if len(placed.files) == 0 {
+		return false, nil
+	}
+	kept, err := openKept(specs, true)
+	if err != nil {
+		return false, err
+	}
+	c, err := stream.Check(ctx, l, kept.files(o.statePath()))
+	kept.close()
+	if err != nil || !c.Complete() {
+		return false, err
+	}
+	if err := in.unchanged(); err != nil {
+		return false, err
+	}
+	if err := partial.commit(); err != nil {
+		return false, err
+	}
+	return true, errors.Join(stream.RemoveStates(o.statePath()), stream.RemoveJournal(l.Path))
+}
+
 // stops are two contexts of a run: soft ends when it is to stop and save, hard when
-// that takes too long. asked is set when the user wants to know how far the run is.
-func (o *runOptions) stops(ctx context.Context, asked *atomic.Bool) (hard, soft context.Context, off func()) {
+// that takes too long. ask gets a value when the user wants to know how far the run is.
+func (o *runOptions) stops(ctx context.Context) (hard, soft context.Context, ask <-chan struct{}, off func()) {
 	soft, stop := context.WithCancelCause(ctx)
 	hard, abort := context.WithCancelCause(context.WithoutCancel(ctx))
 	var timers []*time.Timer
@@ -102,8 +173,14 @@ func (o *runOptions) stops(ctx context.Context, asked *atomic.Bool) (hard, soft 
 		timers = append(timers, time.AfterFunc(o.most, func() { stop(errDuration) }))
 	}
 	end := context.AfterFunc(soft, func() { time.AfterFunc(grace, func() { abort(context.Cause(soft)) }) })
-	quit := watchUserSignals(stop, func() { asked.Store(true) })
-	return hard, soft, func() {
+	asked := make(chan struct{}, 1)
+	quit := watchUserSignals(stop, func() {
+		select {
+		case asked <- struct{}{}:
+		default: // the answer is on its way
+		}
+	})
+	return hard, soft, asked, func() {
 		end()
 		for _, t := range timers {
 			t.Stop()
@@ -112,4 +189,21 @@ func (o *runOptions) stops(ctx context.Context, asked *atomic.Bool) (hard, soft 
 		stop(nil)
 		abort(nil)
 	}
+}
+
+// answer calls say when somebody asks, until stopped.
+func answer(ask <-chan struct{}, say func()) (stop func()) {
+	quit, over := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(over)
+		for {
+			select {
+			case <-ask:
+				say()
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return func() { close(quit); <-over }
 }

@@ -58,6 +58,9 @@ func TestStateDir(t *testing.T) {
 	p.until(0.4)
 	p.signal(syscall.SIGTERM)
 	p.ends(143)
+	if c, _ := verified(t, j.bin, filepath.Join(state, j.results[0])+".journal", 0); c.Results+c.States == 0 {
+		t.Errorf("stopped after 40%%, it has %+v", c)
+	}
 	left := contents(t, state)
 	for _, ext := range unfinished {
 		if _, ok := left[j.results[0]+ext]; !ok || len(left) != 3 {
@@ -226,6 +229,10 @@ func TestDamagedJournal(t *testing.T) {
 					t.Errorf("the damage is at %d, it says %q", at, e.Message)
 				}
 				sameContents(t, "refused", contents(t, s.dir), damaged)
+				c, said := verified(t, s.bin, path, exitVerify)
+				if len(c.Damage) != 1 || c.Damage[0].What != "journal" || c.Damage[0].Offset != told || !strings.Contains(said, m[0]) {
+					t.Errorf("verify says %q, and of damage at %d %+v", said, told, c)
+				}
 			}
 			if e := s.finish(t, s.dir, s.want, "--restart"); e.Resumed != 0 {
 				t.Errorf("after --restart, %v was resumed", e.Resumed)
@@ -258,6 +265,9 @@ func TestTornJournal(t *testing.T) {
 			if err := tear(); err != nil {
 				t.Fatal(err)
 			}
+			if name != "half" { // places that it knows were used again
+				verified(t, s.bin, path, 0)
+			}
 			if e := s.finish(t, s.dir, s.want); e.Resumed <= 0 {
 				t.Error("nothing was resumed")
 			}
@@ -284,6 +294,10 @@ func TestDamagedStatesAndResults(t *testing.T) {
 	var all event
 	t.Run("nothing", func(t *testing.T) {
 		s.again(t)
+		if c, _ := verified(t, s.bin, journal, 0); c.Results == 0 || c.States == 0 || c.Results+c.States > c.Chunks || c.Newer > 0 {
+			t.Errorf("after the stop, there is %+v", c)
+		}
+		sameContents(t, "verified", contents(t, s.dir), s.left)
 		if all = s.finish(t, s.dir, s.want); all.Resumed < 0.6 || all.Recomputed != 0 {
 			t.Errorf("stopped after 60%% or more, it resumed %.1f%% and computed %d chunks again", 100*all.Resumed, all.Recomputed)
 		}
@@ -306,7 +320,14 @@ func TestDamagedStatesAndResults(t *testing.T) {
 			if err := c.damage(); err != nil {
 				t.Fatal(err)
 			}
+			v, said := verified(t, s.bin, journal, exitVerify)
+			if name == "one byte of them" && (len(v.Damage) != 1 || v.Damage[0].What != "results" || v.Damage[0].File != partial || v.Damage[0].Offset > 5000 || !strings.Contains(said, partial)) {
+				t.Errorf("byte 5000 of the results is damaged, it says %q, %+v", said, v)
+			}
 			e := s.finish(t, s.dir, s.want)
+			if int(e.Recomputed) != len(v.Damage) {
+				t.Errorf("%d chunks are damaged, %d were computed again", len(v.Damage), e.Recomputed)
+			}
 			if e.Recomputed <= 0 || e.Resumed >= all.Resumed || c.some && e.Resumed <= 0 {
 				t.Errorf("it resumed %.1f%% of %.1f%%, and computed %d chunks again", 100*e.Resumed, 100*all.Resumed, e.Recomputed)
 			}
@@ -320,6 +341,7 @@ func TestDamagedStatesAndResults(t *testing.T) {
 		if e := s.finish(t, s.dir, s.want); e.Resumed != 0 {
 			t.Errorf("without a journal it resumed %v", e.Resumed)
 		}
+		verified(t, s.bin, journal, exitInput)
 	})
 }
 
@@ -334,9 +356,22 @@ func TestStatusOfRuns(t *testing.T) {
 	}
 	p := launch(t, s.bin, s.run(s.dir)...)
 	p.until(0.7)
+	p.signal(syscall.SIGSTOP)                                           // it may be over soon
 	if share := shareDone(t, s.job, s.dir); share < 0.6 || share >= 1 { // as of the last checkpoint
 		t.Errorf("of the run that goes on, status says %v", share)
 	}
+	// Whoever asks hears who works on it.
+	worker := fmt.Sprintf("process %d: %s run", p.cmd.Process.Pid, s.bin)
+	if b, err := exec.Command(s.bin, "status", s.base(s.dir)).Output(); err != nil || !bytes.Contains(b, []byte(worker)) {
+		t.Errorf("status of a run in work: %v: it says %q, want %q", err, b, worker)
+	}
+	if _, said := verified(t, s.bin, s.base(s.dir)+".journal", exitTemporary); !strings.Contains(said, worker) {
+		t.Errorf("verify --journal of a run in work says %q, want %q", said, worker)
+	}
+	if e := launch(t, s.bin, s.run(s.dir)...).ends(exitTemporary); !strings.Contains(e.Message, worker) {
+		t.Errorf("a second run says %q, want %q", e.Message, worker)
+	}
+	p.signal(syscall.SIGCONT)
 	p.ends(0)
 	for _, path := range []string{s.base(s.dir), filepath.Join(s.dir, "none.npy")} {
 		cmd := exec.Command(s.bin, "status", path)
@@ -347,6 +382,74 @@ func TestStatusOfRuns(t *testing.T) {
 			t.Errorf("status %s exits with %d, want %d", path, got, exitInput)
 		}
 		sentence(t, stderr.String())
+	}
+}
+
+// A run that ended between giving its results their names and removing its journal is not
+// computed again. What else has the result's name is.
+func TestCompleteRunLeftOver(t *testing.T) {
+	spec := plainJob
+	spec.lse = true
+	if testing.Short() {
+		spec.shape = "1,8,4,1300,1400,32,32"
+	}
+	j := newJob(t, "streamcqsa", spec)
+	dir := t.TempDir()
+	journal, state, kept := j.base(dir)+".journal", j.base(dir)+".state", filepath.Join(t.TempDir(), "kept")
+	p := launch(t, j.bin, j.run(dir, "--checkpoint-every", "5ms")...)
+	p.until(0.3)
+	if err := os.Link(journal, kept); err != nil { // it is appended to until the end
+		t.Fatal(err)
+	}
+	p.ends(0)
+	want := contents(t, dir)
+	told, err := os.ReadFile(kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, lse := filepath.Join(dir, "o.npy"), filepath.Join(dir, "lse.npy")
+	move := func(from, to string) func() error { return func() error { return os.Rename(from, to) } }
+	for _, c := range []struct {
+		name  string
+		crash func() error // puts things as they were then
+		again bool         // it is computed again
+	}{
+		{"all have their names", func() error { return os.WriteFile(state, make([]byte, 5000), 0o666) }, false},
+		{"one has its name", move(lse, lse+".partial"), false},
+		{"the other has", move(o, o+".partial"), false},
+		{"none has its name", func() error { return errors.Join(move(o, o+".partial")(), move(lse, lse+".partial")()) }, false},
+		{"beside it is what was only begun", func() error { return os.WriteFile(o+".partial", []byte("x"), 0o666) }, false},
+		{"one is gone", func() error { return os.Remove(lse) }, true},
+		{"one is another", func() error { flipIn(t, o, -20000); return nil }, true},
+		{"one has another size", func() error { return os.Truncate(lse, 1000) }, true},
+		{"a partial one is damaged", func() error { err := move(lse, lse+".partial")(); flipIn(t, lse+".partial", -9); return err }, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for name, b := range want {
+				if err := os.WriteFile(filepath.Join(dir, name), b, 0o666); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.WriteFile(journal, told, 0o666); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.crash(); err != nil {
+				t.Fatal(err)
+			}
+			code := 0
+			switch {
+			case c.name == "one is gone":
+				code = exitInput
+			case c.again:
+				code = exitVerify
+			}
+			if v, _ := verified(t, j.bin, journal, code); code == 0 && (!v.Complete || v.Results != v.Chunks) {
+				t.Errorf("verify --journal says %+v", v)
+			}
+			if e := j.finish(t, dir, want); (e.Resumed < 1) != c.again {
+				t.Errorf("it resumed %v", e.Resumed)
+			}
+		})
 	}
 }
 

@@ -273,6 +273,47 @@ func sentence(t *testing.T, said string) {
 	}
 }
 
+// checked has what tests want of a verdict on a journal.
+type checked struct {
+	Type     string `json:"type"`
+	Pass     bool   `json:"pass"`
+	Complete bool   `json:"complete"`
+	Chunks   int    `json:"query_chunks"`
+	Results  int    `json:"results"`
+	States   int    `json:"states"`
+	Newer    int    `json:"lost_since_checkpoint"`
+	Damage   []struct {
+		What   string `json:"what"`
+		File   string `json:"file"`
+		Offset int64  `json:"offset"`
+		Reason string `json:"reason"`
+	} `json:"damage"`
+}
+
+// verified checks what a run has kept, by its journal, and the exit code of that. It
+// returns what is said to people too.
+func verified(t *testing.T, bin, journal string, code int) (c checked, said string) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command(bin, "verify", "--journal", journal, "--json")
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	_ = cmd.Run() // the exit code is looked at
+	if got := cmd.ProcessState.ExitCode(); got != code {
+		t.Errorf("verify --journal %s exits with %d, want %d: %s%s", journal, got, code, &stdout, &stderr)
+		return c, stderr.String()
+	}
+	if code != 0 {
+		sentence(t, stderr.String())
+	}
+	if code != 0 && code != exitVerify {
+		return c, stderr.String()
+	}
+	if err := json.Unmarshal(stdout.Bytes(), &c); err != nil || c.Type != "verify_journal" || c.Pass != (code == 0) || c.Pass != (len(c.Damage) == 0) {
+		t.Errorf("verify --journal exits with %d and says %s: %v", code, &stdout, err)
+	}
+	return c, stderr.String()
+}
+
 // stopped runs the job until that share is done and stops it, with all that is done
 // saved.
 func (j *job) stopped(t *testing.T, dir string, share float64, extra ...string) {

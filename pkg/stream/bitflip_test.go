@@ -133,14 +133,15 @@ func TestEveryBit(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			e := run.examiner()
 			for _, x := range log.facts {
-				if int(x.shard) != shard || !run.holds(x) {
+				if int(x.shard) != shard || e.holds(&x, nil) != nil {
 					continue
 				}
 				run.bytesOf(x, func(b []byte) {
 					for bit := r.IntN(step); bit < 8*len(b); bit += step {
 						b[bit/8] ^= 1 << (bit % 8)
-						if run.holds(x) {
+						if e.holds(&x, nil) == nil {
 							t.Fatalf("bit %d is another, and %+v holds", bit, x)
 						}
 						b[bit/8] ^= 1 << (bit % 8)
@@ -159,7 +160,7 @@ func TestEveryBit(t *testing.T) {
 // bytesOf calls f with the bytes that a fact is about.
 func (r *runner) bytesOf(x record, f func([]byte)) {
 	if x.kind == kindDone {
-		out, lse := r.results(int(x.group), int(x.chunk))
+		out, lse := r.views.results(r.plan, int(x.group), int(x.chunk))
 		_ = eachPart(f, out, lse) // memory that does not fault
 		return
 	}

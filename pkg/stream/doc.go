@@ -25,6 +25,9 @@
 //	    What comes back is what was written, by its checksum, or the run ends.
 //	S5  Each query chunk's pairs are applied in schedule order.
 //
+// S1 to S3 are event dependencies, set where the steps are submitted. S5 holds
+// because one queue applies batches in order.
+//
 // # The journal
 //
 // A run with a Journal can be continued by another process after it ended in any way. The
@@ -62,6 +65,16 @@
 // new journal begins with one record for each chunk of which something holds, the session, and
 // a checkpoint for each shard.
 //
-// S1 to S3 are event dependencies, set where the steps are submitted. S5 holds
-// because one queue applies batches in order.
+// # What must hold
+//
+// A place that no checkpoint knows is free as soon as a newer state of its chunk is on its
+// way to another place, and that is before the newer one is told. What the journal tells of
+// it may then be in the middle of being overwritten, and no harm is done:
+//
+//   - Of all that was told of a chunk before the last checkpoint of its shard, the newest
+//     holds, unless something newer does. Where neither does, what was safe is damaged.
+//   - What was told later holds after the death of the process, but for such a state, and
+//     need not hold after a loss of power. The chunk is then as the checkpoint knew it or,
+//     if none did, begins anew.
+//   - Of all else nothing is asked. Once all results are told to be complete, they hold.
 package stream

@@ -22,14 +22,21 @@ import (
 
 // Header binds a journal to a run: a run continues only what has the same header.
 type Header struct {
-	Version string            `json:"version"` // of the program
-	Problem attention.Problem `json:"problem"`
-	LSE     bool              `json:"lse"`
-	Devices int               `json:"devices"`
-	Device  string            `json:"device"` // Signature of one
-	Choice  Choice            `json:"choice"`
-	Inputs  []Input           `json:"inputs"` // Q, K, V
-	Output  string            `json:"output"` // the file that becomes the result
+	Version    string            `json:"version"` // of the program
+	Problem    attention.Problem `json:"problem"`
+	LSE        bool              `json:"lse"`
+	Devices    int               `json:"devices"`
+	Device     string            `json:"device"` // Signature of one
+	Choice     Choice            `json:"choice"`
+	Inputs     []Input           `json:"inputs"`      // Q, K, V
+	Outputs    []Output          `json:"outputs"`     // O and, if it is wanted, lse
+	StateBytes int64             `json:"state_bytes"` // of a place of the state store
+}
+
+// Output says where a result is to be found.
+type Output struct {
+	Path string `json:"path"` // from the journal's directory; PATH.partial until it is complete
+	Key  string `json:"key,omitempty"`
 }
 
 // Input identifies an input tensor.
@@ -142,6 +149,8 @@ type record struct {
 	bytes int64   // kindState: of the state
 	pid   uint32  // kindSession
 	host  string  // kindSession
+
+	number uint64 // where it was read: its index
 }
 
 // encode is what the record is in a journal: see the package comment.
@@ -171,7 +180,7 @@ func decode(b []byte, id, number uint64) (r record, ok bool) {
 	if binary.LittleEndian.Uint32(b) != recordSum(b, id) || binary.LittleEndian.Uint64(b[8:]) != number {
 		return r, false
 	}
-	r.kind, r.shard = kind(b[4]), binary.LittleEndian.Uint16(b[6:])
+	r.kind, r.shard, r.number = kind(b[4]), binary.LittleEndian.Uint16(b[6:]), number
 	for i, x := range []*uint32{&r.group, &r.chunk, &r.pairs, &r.place, &r.sum, &r.pid} {
 		*x = binary.LittleEndian.Uint32(b[16+4*i:])
 	}
@@ -243,12 +252,10 @@ type Log struct {
 	Spent    float64   // seconds of the process that wrote last
 	WorkAt   float64   // Work when it began
 
-	facts  []record       // states and results, in order
-	synced map[uint16]int // how many of these the last checkpoint of a shard comes after
+	first int64          // where the first record is
+	facts []record       // states and results, in order
+	safe  map[uint16]int // by shard: so many of the facts were told before its last checkpoint
 }
-
-// durable says whether the i-th fact was on the disk when it was told that it is.
-func (l *Log) durable(i int) bool { return l.Complete || i < l.synced[l.facts[i].shard] }
 
 // Total is the number of (query row, key) pairs of the whole run.
 func (l *Log) Total() float64 { return totalPairs(l.Header.Problem) }
@@ -267,12 +274,13 @@ func readJournal(d disk, path string) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read journal %s: %w", path, err)
 	}
-	l := &Log{Path: path, synced: make(map[uint16]int)}
-	at, id, err := l.readHeader(f, size)
+	l := &Log{Path: path}
+	first, id, err := l.readHeader(f, size)
 	if err != nil {
 		return nil, err
 	}
-	return l, l.readRecords(f, at, size, id)
+	l.first, l.safe = first, make(map[uint16]int)
+	return l, l.readRecords(f, first, size, id)
 }
 
 func (l *Log) readHeader(f io.ReaderAt, size int64) (end int64, id uint64, err error) {
@@ -340,7 +348,7 @@ func (l *Log) take(r record) {
 	case kindState, kindDone:
 		l.facts = append(l.facts, r)
 	case kindCheckpoint:
-		l.Saved, l.synced[r.shard] = l.Written, len(l.facts)
+		l.Saved, l.safe[r.shard] = l.Written, len(l.facts)
 	case kindComplete:
 		l.Complete, l.Saved = true, l.Written
 	}

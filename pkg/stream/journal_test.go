@@ -159,7 +159,7 @@ func TestJournalContinued(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.WorkAt != 100 || l.Work != 130 || len(l.facts) != 3 || !l.durable(0) || !l.durable(1) || l.durable(2) {
+	if l.WorkAt != 100 || l.Work != 130 || len(l.facts) != 3 || !l.knows(0) || !l.knows(1) || l.knows(2) {
 		t.Errorf("it reads %+v", l)
 	}
 }

@@ -89,12 +89,16 @@ type Plan struct {
 	Subproblems int                 // of one head group
 	ChunkPairs  float64             // over all head groups, masked ones left out
 	Memory      attention.Footprint // on the device
-	StateDisk   int64
+	StateDisk   int64               // of all state stores, where states leave their slots; checkpoints use them too
 	OutputBytes int64
 	LSEBytes    int64
 	Traffic     Traffic
 	FLOPs       float64
 	Seconds     Prediction
+
+	// CheckpointDisk is the disk that checkpoints take where StateDisk is 0: from the first
+	// one on that finds a query chunk in work.
+	CheckpointDisk int64
 
 	division *divide.Division
 	cost     float64 // seconds by which plans are compared
@@ -130,6 +134,11 @@ func (c Choice) asked(req Request) string {
 	return ""
 }
 
+// possible says whether it can be a choice at all: it may come from a file.
+func (c Choice) possible() bool {
+	return c.KVHeads >= 1 && c.QueryChunks >= 1 && c.KeyChunks >= 1 && slices.Min(c.Slots[:]) >= 0 && c.Slots[0] >= 1 && c.Slots[2] >= 1
+}
+
 // ErrMismatch marks what can't go on because it is not what was begun.
 var ErrMismatch = errors.New("not the run that was begun")
 
@@ -148,7 +157,7 @@ func Again(req Request, dev Device, c Choice) (*Plan, error) {
 	s.req.Depth = max(1, c.Depth)
 	x := candidate{kind: c.Divide, heads: c.KVHeads, queryChunks: c.QueryChunks, keyChunks: c.KeyChunks,
 		slots: slots{c.Slots[0], c.Slots[1], c.Slots[2], c.Slots[3]}}
-	if c.KVHeads < 1 || c.QueryChunks < 1 || c.KeyChunks < 1 || slices.Min(c.Slots[:]) < 0 || c.Slots[0] < 1 || c.Slots[2] < 1 {
+	if !c.possible() {
 		return nil, fmt.Errorf("%w: no plan is %+v", ErrMismatch, c)
 	}
 	if c.Divide == divideCQS {
@@ -172,6 +181,18 @@ func (p *Plan) headsOf(group int) int {
 	return min(n, p.Problem.KVHeads()-group*n)
 }
 
+// kvHeads is the range of KV heads of a head group, over the whole batch.
+func (p *Plan) kvHeads(group int) (lo, hi int) {
+	lo = group * p.Geometry.KVHeads
+	return lo, lo + p.headsOf(group)
+}
+
+// queryHeads is the range of query heads of a head group, over the whole batch.
+func (p *Plan) queryHeads(group int) (lo, hi int) {
+	lo, hi = p.kvHeads(group)
+	return lo * p.Geometry.Group, hi * p.Geometry.Group
+}
+
 // NoFitError says that nothing fits, and what would.
 type NoFitError struct {
 	Budget   int64
@@ -182,15 +203,15 @@ func (e *NoFitError) Error() string {
 	return fmt.Sprintf("the problem does not fit a budget of %d bytes: the smallest that works is %d bytes", e.Budget, e.Smallest)
 }
 
-// NoDiskError says that every plan within the budget keeps more states on disk
-// than there is room for.
+// NoDiskError says that with every plan within the budget, states and checkpoints take
+// more disk than there is room for.
 type NoDiskError struct {
 	Free  int64
 	Least int64 // what the most modest plan needs
 }
 
 func (e *NoDiskError) Error() string {
-	return fmt.Sprintf("states of unfinished rows would take at least %d bytes of disk, %d are free: a larger budget or --divide rows needs less", e.Least, e.Free)
+	return fmt.Sprintf("states of unfinished rows, or checkpoints of them, would take at least %d bytes of disk, %d are free: another budget or --divide rows may need less, and --state-dir puts them elsewhere", e.Least, e.Free)
 }
 
 // ErrRequest marks a request that no budget could satisfy.

@@ -77,7 +77,7 @@ const (
 	walkRows = 1 << 11
 )
 
-// traffic fills in ChunkPairs, Traffic and StateDisk.
+// traffic fills in ChunkPairs, Traffic, StateDisk and CheckpointDisk.
 func (s *search) traffic(plan *Plan) {
 	sched := newSchedule(plan)
 	pairs := sched.chunkPairs()
@@ -118,8 +118,12 @@ func (s *search) traffic(plan *Plan) {
 	t.Out = saturate(state + float64(plan.OutputBytes) + float64(plan.LSEBytes))
 	// A stretch without a save does not rule saves out, slots for all chunks do.
 	mayLeave := plan.Divide == divideCQS && g.QuerySlots < plan.QueryAxis.Chunks
-	if t.StateOut > 0 || t.Sampled && mayLeave {
-		plan.StateDisk = saturate(2 * float64(plan.QueryAxis.Chunks) * float64(s.dev.StateBytes(g)))
+	two := 2 * float64(plan.Devices) * float64(s.dev.StateBytes(g)) // two places in each store
+	switch {
+	case t.StateOut > 0 || t.Sampled && mayLeave:
+		plan.StateDisk = saturate(two * float64(plan.QueryAxis.Chunks))
+	case sched.divided():
+		plan.CheckpointDisk = saturate(two * float64(g.QuerySlots))
 	}
 	inputs := inputBytes(p)
 	t.Disk = inputs

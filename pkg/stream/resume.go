@@ -2,10 +2,7 @@ package stream
 
 import (
 	"context"
-	"fmt"
 	"iter"
-	"maps"
-	"slices"
 	"sync/atomic"
 )
 
@@ -20,76 +17,47 @@ type found struct {
 	at    map[int64]position
 	facts []record // that hold, one for each chunk
 	loose []record // of these, those that no checkpoint came after
-	lost  int      // chunks of which something was told that did not hold: computed again
+	lost  int      // chunks of which something was told that does not hold: computed again
 }
 
-// examine checks everything that a journal tells of this shard against its checksum, and
-// finds the newest that holds of each query chunk: a chunk of which nothing does begins
-// anew.
-func (r *runner) examine(l *Log) (*found, error) {
+// examine checks what a journal tells of this shard against its checksums, and finds the
+// newest that holds of each query chunk: a chunk of which nothing does begins anew. It
+// ends early with ctx's cause.
+func (r *runner) examine(ctx context.Context, l *Log) (*found, error) {
 	f := &found{at: make(map[int64]position)}
-	told := make(map[int64][]int)
-	for i, x := range l.facts {
-		if x.shard != r.shard {
-			continue
-		}
-		if err := r.known(x); err != nil {
-			return nil, &CorruptError{l.Path, 0, err.Error()}
-		}
-		id := chunkID(int(x.group), int(x.chunk))
-		told[id] = append(told[id], i)
-	}
 	places := make(map[int64]version)
-	taken := make(map[uint32]bool)
-	for _, id := range slices.Sorted(maps.Keys(told)) {
-		list := told[id]
-		for _, i := range slices.Backward(list) {
-			x := l.facts[i]
-			if x.kind == kindState && taken[x.place] || !r.holds(x) {
-				continue
-			}
-			f.facts = append(f.facts, x)
-			if !l.durable(i) {
-				f.loose = append(f.loose, x)
-			}
-			f.at[id] = position{int(x.pairs), x.kind == kindDone}
-			if x.kind == kindState {
-				taken[x.place] = true
-				places[id] = version{int64(x.place), int(x.pairs)}
-				r.store.knows(x)
-			}
-			break
-		}
-		if last := l.facts[list[len(list)-1]]; f.at[id] != (position{int(last.pairs), last.kind == kindDone}) {
+	err := r.examiner().examine(ctx, l, r.shard, func(c finding) {
+		if c.broken != nil || c.newer {
 			f.lost++
 		}
+		x := c.holds
+		if x == nil {
+			return
+		}
+		f.facts = append(f.facts, *x)
+		if !c.safe {
+			f.loose = append(f.loose, *x)
+		}
+		f.at[c.id] = position{int(x.pairs), x.kind == kindDone}
+		if x.kind == kindState {
+			places[c.id] = version{int64(x.place), int(x.pairs)}
+			r.store.knows(*x)
+		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	r.store.settle(places)
 	return f, nil
 }
 
-// known checks that a record can be of this run.
-func (r *runner) known(x record) error {
-	s := r.sched
-	if int(x.group) >= s.groups || int(x.chunk) >= s.query.Chunks || s.query.Len(int(x.chunk)) == 0 ||
-		int(x.pairs) > s.pairsOf(int(x.chunk)) {
-		return fmt.Errorf("head group %d, query chunk %d, %d pairs: the run has no such thing", x.group, x.chunk, x.pairs)
+// examiner is one of this shard's store and outputs.
+func (r *runner) examiner() *examiner {
+	e := &examiner{plan: r.plan, sched: r.sched, out: r.views, place: r.store.slotBytes}
+	if r.store.file != nil {
+		e.states = r.store.file
 	}
-	return nil
-}
-
-// holds says whether what a record tells is so.
-func (r *runner) holds(x record) bool {
-	if x.kind == kindDone {
-		out, lse := r.results(int(x.group), int(x.chunk))
-		sum, err := sumRows(out, lse)
-		return err == nil && sum == x.sum
-	}
-	if r.store.file == nil || x.bytes < 1 || x.bytes > r.store.slotBytes {
-		return false
-	}
-	sum, err := sumOf(r.store.at(int64(x.place)), x.bytes)
-	return err == nil && sum == x.sum
+	return e
 }
 
 // renew writes again, as it is, what was found and may not be on the disk. A sync that
@@ -103,7 +71,7 @@ func (r *runner) renew() error {
 			}
 			continue
 		}
-		out, lse := r.results(int(x.group), int(x.chunk))
+		out, lse := r.views.results(r.plan, int(x.group), int(x.chunk))
 		if err := eachPart(r.opt.disk.rewrite, out, lse); err != nil {
 			return r.explain(context.Background(), err)
 		}

@@ -25,6 +25,8 @@ type Options struct {
 	Progress func(Progress)
 	// ProgressEvery is the time between calls; 0 means half a second.
 	ProgressEvery time.Duration
+	// Ask has Progress called at once for each value, with Asked set; nil: nobody asks.
+	Ask <-chan struct{}
 	// Journal makes the run one that can be continued; nil: nothing is kept.
 	Journal *Journal
 	// Stop, when it is done, makes the run end between two batches, with all that was
@@ -48,13 +50,14 @@ type Progress struct {
 	Before            float64 // of Pairs, what an earlier process had done
 	Elapsed           time.Duration
 	FLOPS             float64 // since the start
+	Asked             bool
 }
 
 // Report is what a run did.
 type Report struct {
 	Stats   attention.Stats
 	Memory  attention.Footprint // on the device, as allocated
-	State   int64               // bytes of the state store
+	State   int64               // bytes of the state stores; 0 if none was needed
 	Seconds float64
 	FLOPS   float64
 
@@ -134,24 +137,30 @@ func newRunner(plan *Plan, dev Device, shard, shards int, t Tensors, opt Options
 		saves: make(map[int64]attention.Event), applied: make(map[int64]int), found: new(found),
 	}
 	r.sched.shard, r.sched.shards = shard, shards
-	r.report.Memory, r.report.State = dev.Allocated(), plan.StateDisk
-	path := opt.StatePath
-	if shards > 1 {
-		path = fmt.Sprintf("%s.%d", path, shard)
-	}
-	r.store = newStateStore(opt.disk, path, plan.places(), dev.StateBytes(plan.Geometry))
+	r.report.Memory = dev.Allocated()
+	r.store = newStateStore(opt.disk, shardPath(opt.StatePath, shard, shards), plan.places(), dev.StateBytes(plan.Geometry))
 	return r, nil
 }
 
+// shardPath is the state store of a shard.
+func shardPath(path string, shard, shards int) string {
+	if shards > 1 {
+		return fmt.Sprintf("%s.%d", path, shard)
+	}
+	return path
+}
+
 // open opens the state store, and finds what an earlier process left.
-func (r *runner) open() (err error) {
+func (r *runner) open(ctx context.Context) (err error) {
 	if r.opt.Journal == nil || r.opt.Journal.Log == nil {
 		r.store.settle(nil)
 	} else {
 		if err := r.store.reopen(); err != nil {
 			return err
 		}
-		if r.found, err = r.examine(r.opt.Journal.Log); err != nil {
+		ctx, off := r.opt.orStop(ctx)
+		defer off()
+		if r.found, err = r.examine(ctx, r.opt.Journal.Log); err != nil {
 			return err
 		}
 		r.report.Recomputed = r.found.lost
@@ -161,7 +170,7 @@ func (r *runner) open() (err error) {
 			}
 		}
 	}
-	if r.plan.StateDisk > 0 {
+	if r.plan.StateDisk > 0 || r.store.file != nil {
 		return r.store.reserve()
 	}
 	return nil
@@ -179,7 +188,7 @@ func (r *runner) run(ctx context.Context, done *work) error {
 		r.settle() // the mappings must outlive every operation on them
 		return r.explain(ctx, err)
 	}
-	r.report.Stats = r.dev.Stats()
+	r.report.Stats, r.report.State = r.dev.Stats(), r.store.size()
 	return nil
 }
 
@@ -314,18 +323,6 @@ func (r *runner) submit(steps []step) error {
 	return nil
 }
 
-// heads is the range of KV heads of a head group, over the whole batch.
-func (r *runner) heads(group int) (lo, hi int) {
-	lo = group * r.plan.Geometry.KVHeads
-	return lo, lo + r.plan.headsOf(group)
-}
-
-// queryHeads lists the query heads of a head group, over the whole batch.
-func (r *runner) queryHeads(group int) (lo, hi int) {
-	lo, hi = r.heads(group)
-	return lo * r.plan.Geometry.Group, hi * r.plan.Geometry.Group
-}
-
 // announce lists rows of some heads and asks the kernel to read them ahead.
 func announce(v view, u0, u1, lo, hi int) (rows []attention.Rows, read []readRange) {
 	for u := u0; u < u1; u++ {
@@ -344,7 +341,7 @@ func announce(v view, u0, u1, lo, hi int) (rows []attention.Rows, read []readRan
 }
 
 func (r *runner) loadKV(s step) []readRange {
-	u0, u1 := r.heads(s.group)
+	u0, u1 := r.plan.kvHeads(s.group)
 	lo, hi := r.sched.key.Range(s.chunk)
 	k, readK := announce(r.views.k, u0, u1, lo, hi)
 	v, readV := announce(r.views.v, u0, u1, lo, hi)
@@ -355,7 +352,7 @@ func (r *runner) loadKV(s step) []readRange {
 }
 
 func (r *runner) loadQuery(s step) []readRange {
-	u0, u1 := r.queryHeads(s.group)
+	u0, u1 := r.plan.queryHeads(s.group)
 	lo, hi := r.sched.query.Range(s.chunk)
 	q, read := announce(r.views.q, u0, u1, lo, hi)
 	slot := &r.query[s.slot]
@@ -418,21 +415,8 @@ func (r *runner) apply(s step) attention.Event {
 	return e
 }
 
-// results are the rows of the results of a query chunk.
-func (r *runner) results(group, chunk int) (out, lse []attention.Rows) {
-	u0, u1 := r.queryHeads(group)
-	lo, hi := r.sched.query.Range(chunk)
-	for u := u0; u < u1; u++ {
-		out = append(out, r.views.o.rows(u, lo, hi))
-		if r.t.LSE != nil {
-			lse = append(lse, r.views.lse.rows(u, lo, hi))
-		}
-	}
-	return out, lse
-}
-
 func (r *runner) finish(s step) (attention.Event, error) {
-	out, lse := r.results(s.group, s.chunk)
+	out, lse := r.views.results(r.plan, s.group, s.chunk)
 	slot := &r.query[s.slot]
 	e := r.dev.Finish(s.slot, r.sched.emptyRows(s.chunk), out, lse, slot.all()...)
 	slot.used = append(slot.used, e)

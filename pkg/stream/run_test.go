@@ -8,7 +8,9 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 	"github.com/streamcqsa/streamcqsa/pkg/cpu"
@@ -176,5 +178,46 @@ func TestRandomProblems(t *testing.T) {
 				t.Fatalf("applied %v pairs, want %v", got, want)
 			}
 		})
+	}
+}
+
+// Whoever asks how far a run is gets an answer at once, whenever the next one would be.
+func TestAsk(t *testing.T) {
+	t.Parallel()
+	p := medium(60, 60, 8, attention.NonCausal)
+	x := tensors(rand.New(rand.NewPCG(1, 51)), p, false)
+	ask, answered := make(chan struct{}), make(chan stream.Progress, 1)
+	var once sync.Once
+	x.K = hooked{x.K.(memory), func() {
+		once.Do(func() { // in the middle of the run, which goes on when it has answered
+			for range 3 {
+				select {
+				case ask <- struct{}{}:
+				case <-time.After(time.Minute):
+					t.Error("nobody hears the question")
+					return
+				}
+				select {
+				case got := <-answered:
+					if !got.Asked || got.TotalPairs != p.Pairs()*float64(p.Hq) {
+						t.Errorf("the answer is %+v", got)
+					}
+				case <-time.After(time.Minute):
+					t.Error("no answer")
+				}
+			}
+		})
+	}}
+	calls := 0
+	_, err := stream.Run(context.Background(), planned(t, stream.Request{Problem: p, Divide: "cqs", Chunks: 3}), cpu.New(1), x, stream.Options{
+		StatePath: filepath.Join(t.TempDir(), "state"), ProgressEvery: time.Hour, Ask: ask,
+		Progress: func(p stream.Progress) {
+			if calls++; p.Asked {
+				answered <- p
+			}
+		},
+	})
+	if err != nil || calls != 4 { // and the last one
+		t.Errorf("%v; it told how far it is %d times, want 3 and the end", err, calls)
 	}
 }

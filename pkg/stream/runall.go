@@ -56,13 +56,14 @@ func RunAll(ctx context.Context, plan *Plan, devs []Device, t Tensors, opt Optio
 		return nil, err
 	}
 	done := &work{devs: devs}
-	if err := each(func(i int) error { return shards[i].open() }); err != nil {
+	stop := sync.OnceFunc(tell(plan, done, start, opt))
+	defer stop()
+	if err := each(func(i int) error { return shards[i].open(all) }); err != nil {
 		return nil, err
 	}
 	if j, err = startJournal(opt, shards, done, start); err != nil {
 		return nil, err
 	}
-	stop := tell(plan, done, start, opt)
 	err = each(func(i int) error { return shards[i].run(all, done) })
 	stop()
 	if err != nil {
@@ -141,6 +142,19 @@ func (o Options) stopped(err error) bool {
 	return o.Stop != nil && o.Stop.Err() != nil && errors.Is(err, context.Cause(o.Stop))
 }
 
+// orStop is ctx until the run is asked to stop.
+func (o Options) orStop(ctx context.Context) (context.Context, context.CancelFunc) {
+	either, cancel := context.WithCancelCause(ctx)
+	if o.Stop == nil {
+		return either, func() { cancel(nil) }
+	}
+	if o.Stop.Err() != nil {
+		cancel(context.Cause(o.Stop))
+	}
+	off := context.AfterFunc(o.Stop, func() { cancel(context.Cause(o.Stop)) })
+	return either, func() { off(); cancel(nil) }
+}
+
 // joined adds reports up. Seconds of queues are those of the busiest device, memory is
 // that of one.
 func joined(list []*runner) *Report {
@@ -164,7 +178,7 @@ func joined(list []*runner) *Report {
 	return &sum
 }
 
-// tell reports progress until stopped.
+// tell reports progress until stopped, at times and when asked.
 func tell(plan *Plan, done *work, start time.Time, opt Options) (stop func()) {
 	if opt.Progress == nil {
 		return func() {}
@@ -175,8 +189,8 @@ func tell(plan *Plan, done *work, start time.Time, opt Options) (stop func()) {
 	}
 	p := plan.Problem
 	total := totalPairs(p)
-	now := func() {
-		x := Progress{TotalPairs: total, Elapsed: time.Since(start), Pairs: done.pairs()}
+	now := func(asked bool) {
+		x := Progress{TotalPairs: total, Elapsed: time.Since(start), Pairs: done.pairs(), Asked: asked}
 		x.Before = float64(done.skipped.Load())
 		x.FLOPS = max(0, x.Pairs-x.Before) * 2 * float64(p.D+p.Dv) / x.Elapsed.Seconds()
 		opt.Progress(x)
@@ -189,9 +203,11 @@ func tell(plan *Plan, done *work, start time.Time, opt Options) (stop func()) {
 		for {
 			select {
 			case <-tick.C:
-				now()
+				now(false)
+			case <-opt.Ask:
+				now(true)
 			case <-quit:
-				now()
+				now(false)
 				return
 			}
 		}

@@ -68,6 +68,16 @@ func (s *schedule) pairsOf(x int) int {
 	return s.key.Find(seen-1) + 1
 }
 
+// divided says whether pairs of one query chunk are in several batches, so that a
+// checkpoint between them has to save its state. Where it can't be told cheaply, they are.
+func (s *schedule) divided() bool {
+	most := s.pairsOf(s.query.Find(s.query.N - 1)) // the last sees all that any sees
+	if s.div.Kind() == divideRows {
+		return most > s.active.KV
+	}
+	return most > 1
+}
+
 // chunkPairs is the number of pairs of one head group that are work.
 func (s *schedule) chunkPairs() float64 {
 	chunks := min(s.query.Chunks, s.query.N) // chunks that are not empty

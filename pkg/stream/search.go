@@ -163,8 +163,8 @@ func (s *search) priced(kind string) ([]*Plan, error) {
 			if err != nil {
 				return nil, err
 			}
-			if limit := s.req.Host.State; limit > 0 && p.StateDisk > limit {
-				s.leastState = min(s.leastState, p.StateDisk)
+			if limit, need := s.req.Host.State, p.StateDisk+p.CheckpointDisk; limit > 0 && need > limit {
+				s.leastState = min(s.leastState, need)
 				continue
 			}
 			list = append(list, p)

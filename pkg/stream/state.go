@@ -84,6 +84,14 @@ func (s *stateStore) reserve() (err error) {
 	return nil
 }
 
+// size is the space that is reserved.
+func (s *stateStore) size() int64 {
+	if !s.reserved {
+		return 0
+	}
+	return int64(s.places) * s.slotBytes
+}
+
 // settle says which states there are, after which all other places are free. They get
 // places beyond the usual number: where results were damaged, chunks that come before
 // theirs are in work again, and need as many as ever.

@@ -39,11 +39,7 @@ type Tensors struct {
 // check compares the lengths of all tensors with the problem.
 func (t Tensors) check(p attention.Problem) error {
 	var errs []error
-	want := func(name string, b []byte, n int64) {
-		if int64(len(b)) != n {
-			errs = append(errs, fmt.Errorf("tensor %s has %d bytes, the problem says %d", name, len(b), n))
-		}
-	}
+	want := func(name string, b []byte, n int64) { errs = append(errs, hasBytes(name, b, n)) }
 	want("Q", t.Q.Bytes(), tensorBytes(p.B, p.Hq, p.Nq, p.D, p.DType))
 	want("K", t.K.Bytes(), tensorBytes(p.B, p.Hkv, p.Nk, p.D, p.DType))
 	want("V", t.V.Bytes(), tensorBytes(p.B, p.Hkv, p.Nk, p.Dv, p.DType))
@@ -52,6 +48,13 @@ func (t Tensors) check(p attention.Problem) error {
 		want("LSE", t.LSE.Bytes(), tensorBytes(p.B, p.Hq, p.Nq, 1, attention.F32))
 	}
 	return errors.Join(errs...)
+}
+
+func hasBytes(name string, b []byte, n int64) error {
+	if int64(len(b)) != n {
+		return fmt.Errorf("tensor %s has %d bytes, the problem says %d", name, len(b), n)
+	}
+	return nil
 }
 
 // sync makes the outputs durable.
@@ -108,14 +111,35 @@ func newViews(p attention.Problem, t Tensors) views {
 		}
 		return v
 	}
-	w := views{
-		q: in(t.Q, p.Hq, p.Nq, p.D), k: in(t.K, p.Hkv, p.Nk, p.D), v: in(t.V, p.Hkv, p.Nk, p.Dv),
-		o: view{data: t.O.Bytes(), layout: p.Layout, heads: p.Hq, n: p.Nq, d: p.Dv, dtype: p.OutDType},
-	}
+	var lse []byte
 	if t.LSE != nil {
-		w.lse = view{data: t.LSE.Bytes(), layout: p.Layout, heads: p.Hq, n: p.Nq, d: 1, dtype: attention.F32}
+		lse = t.LSE.Bytes()
+	}
+	w := outputViews(p, t.O.Bytes(), lse)
+	w.q, w.k, w.v = in(t.Q, p.Hq, p.Nq, p.D), in(t.K, p.Hkv, p.Nk, p.D), in(t.V, p.Hkv, p.Nk, p.Dv)
+	return w
+}
+
+// outputViews are views of the outputs alone. lse may be nil.
+func outputViews(p attention.Problem, o, lse []byte) (w views) {
+	w.o = view{data: o, layout: p.Layout, heads: p.Hq, n: p.Nq, d: p.Dv, dtype: p.OutDType}
+	if lse != nil {
+		w.lse = view{data: lse, layout: p.Layout, heads: p.Hq, n: p.Nq, d: 1, dtype: attention.F32}
 	}
 	return w
+}
+
+// results are the rows of the results of a query chunk. lse is nil if it isn't wanted.
+func (w *views) results(p *Plan, group, chunk int) (out, lse []attention.Rows) {
+	u0, u1 := p.queryHeads(group)
+	lo, hi := p.QueryAxis.Range(chunk)
+	for u := u0; u < u1; u++ {
+		out = append(out, w.o.rows(u, lo, hi))
+		if w.lse.data != nil {
+			lse = append(lse, w.lse.rows(u, lo, hi))
+		}
+	}
+	return out, lse
 }
 
 // blame names the tensor and the byte of a failed access to a mapping.

@@ -1,8 +1,11 @@
 package tensorfile
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,12 +67,39 @@ func freeBytes(f *os.File) int64 {
 // lockFile makes f this process's own until it is closed.
 func lockFile(f *os.File) error {
 	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	// lockHolder may have it for an instant.
+	for tries := 0; errors.Is(err, unix.EWOULDBLOCK) && tries < 5; tries++ {
+		time.Sleep(10 * time.Millisecond)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return ErrInUse
 	}
 	// Some network file systems have no locks. The lock only guards against
 	// the mistake of starting a run twice, so that they can be lived without.
 	return nil
+}
+
+// lockHolder says whether a process has locked f with lockFile, and which one; 0 if the
+// system doesn't say, as of one on another machine or in another container.
+func lockHolder(f *os.File) (pid int, held bool) {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		return 0, false // closing f gives the lock back
+	}
+	var s unix.Stat_t
+	locks, err := os.Open("/proc/locks")
+	if err != nil || unix.Fstat(int(f.Fd()), &s) != nil {
+		return 0, true
+	}
+	defer locks.Close()
+	want := fmt.Sprintf("%02x:%02x:%d", unix.Major(s.Dev), unix.Minor(s.Dev), s.Ino)
+	for line := bufio.NewScanner(locks); line.Scan(); {
+		var number, kind, strength, access, file string
+		if _, err := fmt.Sscan(line.Text(), &number, &kind, &strength, &access, &pid, &file); err == nil && kind == "FLOCK" && access == "WRITE" && file == want {
+			return max(pid, 0), true
+		}
+	}
+	return 0, true
 }
 
 // syncDir makes a rename in dir durable.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -84,6 +85,45 @@ func Reopen(specs ...OutSpec) (*Output, error) {
 	return o, nil
 }
 
+// Claim takes the partial file of an output, as it is or empty, for who has nothing to
+// write: nobody else can begin or continue the output before Abort or Close. All but
+// these and the paths are of no use.
+func Claim(specs ...OutSpec) (*Output, error) {
+	l, err := planOutput(specs)
+	if err != nil {
+		return nil, err
+	}
+	return openPartial(l, os.O_CREATE)
+}
+
+// PartialOf is where the output PATH is until Commit, unless OutSpec.Partial says
+// otherwise.
+func PartialOf(path string) string { return followLinks(path) + ".partial" }
+
+// Holder says whether another process, or another Output of this one, has a partial
+// file, and which process; pid 0 if the system doesn't say. A file that is not there,
+// and one on a file system without locks, is nobody's.
+func Holder(partial string) (pid int, held bool, err error) {
+	// Asked before opening: to open a pipe would wait for its writer.
+	fi, err := os.Stat(partial)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !fi.Mode().IsRegular() {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	f, err := os.Open(partial)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	defer f.Close()
+	pid, held = lockHolder(f)
+	return pid, held, nil
+}
+
 // outLayout is what follows from the specs alone.
 type outLayout struct {
 	path    string
@@ -119,7 +159,7 @@ func planOutput(specs []OutSpec) (*outLayout, error) {
 	}
 	// Written through a link, the target is replaced, as a shell would do.
 	l.path = followLinks(l.path)
-	l.partial = cmp.Or(specs[0].Partial, l.path+".partial")
+	l.partial = cmp.Or(specs[0].Partial, PartialOf(l.path))
 	if canonical(l.partial) == canonical(l.path) {
 		return nil, l.sameFile()
 	}

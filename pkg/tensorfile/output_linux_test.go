@@ -142,6 +142,56 @@ func TestCreateTwice(t *testing.T) {
 	checkRamp(t, mustOpen(t, Spec{Path: s.Path, DType: s.DType}))
 }
 
+// Whoever asks hears who writes an output, and is not in the way.
+func TestHolder(t *testing.T) {
+	dir := t.TempDir()
+	s := outSpec(filepath.Join(dir, "o.npy"))
+	partial := PartialOf(s.Path)
+	want := func(what string, pid int, held bool) {
+		t.Helper()
+		if p, h, err := Holder(partial); p != pid || h != held || err != nil {
+			t.Errorf("%s: process %d, held %v, %v; want %d, %v", what, p, h, err, pid, held)
+		}
+	}
+	want("no file", 0, false)
+	o := mustCreate(t, s)
+	want("in work", os.Getpid(), true)
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want("left", 0, false)
+	c, err := Claim(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("claimed", os.Getpid(), true)
+	if _, err := Reopen(s); !errors.Is(err, ErrInUse) {
+		t.Errorf("what is claimed can be continued: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o, err = Reopen(s)
+	if err != nil {
+		t.Fatalf("after a claim: %v", err)
+	}
+	if err := o.Abort(); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = Claim(s); err != nil {
+		t.Fatal(err)
+	}
+	checkDir(t, dir, "o.npy.partial")
+	if err := c.Abort(); err != nil {
+		t.Fatal(err)
+	}
+	checkDir(t, dir)
+	if err := os.Mkdir(partial, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	want("a directory", 0, false)
+}
+
 // Writers in a row, each of which may open the file that the one before is
 // about to rename: whoever has committed finds the file whole ever after.
 func TestCreateRace(t *testing.T) {

@@ -50,6 +50,9 @@ func (v *View) BytesOf(i int) []byte {
 	return v.in.data[lo:hi:hi]
 }
 
+// OffsetOf is where BytesOf(i) starts in Map.
+func (v *View) OffsetOf(i int) int64 { return v.tensors[i].Offset }
+
 // Close unmaps and closes the file. A second Close does nothing.
 func (v *View) Close() error {
 	if err := v.in.close(); err != nil {
