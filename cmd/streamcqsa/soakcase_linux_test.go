@@ -144,6 +144,11 @@ func (c *soakCase) macs() float64 {
 	return float64(c.B) * float64(c.Hq) * float64(c.Nq) * float64(c.Nk) * float64(c.D+c.Dv)
 }
 
+// chunkPairs is about how many pairs of chunks there are, over all heads.
+func (c *soakCase) chunkPairs() float64 {
+	return math.Pow(float64(c.chunks), 2*float64(c.depth)) * float64(c.B*c.Hkv)
+}
+
 func (c *soakCase) drawValues(r *rand.Rand) {
 	p := &c.Problem
 	p.DType = pick(r, attention.F32, attention.F16, attention.BF16)
