@@ -40,8 +40,14 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envPrefix+"DEVICE") == "" { // budgets are the CPU device's
 		os.Setenv(envPrefix+"DEVICE", "cpu")
 	}
+	if os.Getenv(raceOptions) == "" { // else each process waits a second when it is done
+		os.Setenv(raceOptions, "atexit_sleep_ms=0")
+	}
 	testscript.Main(thenTidy{m}, programs)
 }
+
+// raceOptions are for the race detector, in this process's children.
+const raceOptions = "GORACE"
 
 // atEnd is what to do after all tests.
 var atEnd []func()
@@ -68,6 +74,7 @@ func TestScript(t *testing.T) {
 			// otherwise.
 			e.Setenv(envPrefix+"DEVICE", "cpu")
 			e.Setenv(envPrefix+"THREADS", "2")
+			e.Setenv(raceOptions, os.Getenv(raceOptions))
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
