@@ -177,7 +177,7 @@ func (c *soakCase) compareHead(t *testing.T, x soakTensors, head int, list []int
 			// What is rounded may be off by the weights' errors: of the numerator and of
 			// the denominator.
 			arithmetic := 2 * limits.weight * abs
-			if err := math.Abs(g - exact); !(err <= math.Abs(rounded-exact)*(1+1e-9)+2*arithmetic+tiny) {
+			if err := math.Abs(g - exact); !(err <= math.Abs(rounded-exact)*(1+1e-9)+2*arithmetic+c.tiny()) {
 				t.Fatalf("%s, column %d is %g, exactly %g: off by %.3g, rounding costs %.3g and arithmetic at most %.3g", where, d, g, exact, err, math.Abs(rounded-exact), arithmetic)
 			}
 			if c.special > 0 && abs > 1e6 { // beside such a value, others would not count
@@ -195,8 +195,14 @@ func (c *soakCase) compareHead(t *testing.T, x soakTensors, head int, list []int
 	}
 }
 
-// tiny is below anything that a type can hold.
-const tiny = 0x1p-149
+// tiny is what is as good as 0: below anything that a type can hold, or below its normal
+// numbers where dot products of bfloat16 take those for 0.
+func (c *soakCase) tiny() float64 {
+	if c.DType == attention.BF16 {
+		return 0x1p-126
+	}
+	return 0x1p-149
+}
 
 // barelyOverflows says whether an exact value is so near the largest one of the output's
 // type that an error that is allowed decides whether it is infinite.
@@ -248,7 +254,7 @@ func (c *soakCase) checkSums(t *testing.T, s soakSums) {
 		// Rounding x + e instead of x costs |e| twice at most.
 		limit = math.Sqrt(s.once) + 2*limit
 	}
-	if err := math.Sqrt(s.diff); !(err <= limit+tiny) {
+	if err := math.Sqrt(s.diff); !(err <= limit+c.tiny()) {
 		t.Errorf("relative error %.3g of %d elements, want at most %.3g; rounding costs %.3g", err/norm, s.n, limit/norm, math.Sqrt(s.once)/norm)
 	}
 }
