@@ -297,7 +297,7 @@ func begin(specs []tensorfile.OutSpec, again bool) (*tensorfile.Output, error) {
 	return tensorfile.Create(specs...)
 }
 
-func (o *runOptions) outSpec(ref, key string) tensorfile.OutSpec {
+func (o *outFlags) outSpec(ref, key string) tensorfile.OutSpec {
 	path, k := tensorfile.ParseRef(ref)
 	if k == "" && tensorfile.FormatOf(path) == tensorfile.Safetensors {
 		k = key

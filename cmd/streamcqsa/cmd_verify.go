@@ -110,7 +110,7 @@ func runVerify(ctx context.Context, w io.Writer, o *verifyOptions) (err error) {
 		}
 		defer func() { err = errors.Join(err, lse.Close()) }()
 	}
-	c := &comparison{p: p, in: in, o: out, lse: lse}
+	c := newComparison(p, in, out, lse)
 	err = tensorfile.Guard(func() error { return c.run(ctx, o.rows, o.seed) }, c.maps()...)
 	if err != nil {
 		return err
@@ -149,11 +149,20 @@ type comparison struct {
 	in   *inputs
 	o    *tensorfile.Tensor
 	lse  *tensorfile.Tensor
+	keys []func() float64 // by KV head: the largest |k|, found once
 	mu   sync.Mutex
 	v    verdict
 	diff float64 // sums of squares
 	norm float64
 	rnd  float64
+}
+
+func newComparison(p attention.Problem, in *inputs, o, lse *tensorfile.Tensor) *comparison {
+	c := &comparison{p: p, in: in, o: o, lse: lse}
+	for kv := range p.KVHeads() {
+		c.keys = append(c.keys, sync.OnceValue(func() float64 { return longestRow(c.rows(in.k, p.Hkv, p.Nk, p.D, kv)) }))
+	}
+	return c
 }
 
 func (c *comparison) maps() []tensorfile.Mapped {
@@ -259,7 +268,7 @@ func (c *comparison) compare(head int, list []int) {
 	got, once, buf := make([]float32, p.Dv), make([]float32, p.Dv), make([]byte, p.Dv*o.DType.Size())
 	var longest float64
 	if c.lse != nil && o.DType != attention.F32 {
-		longest = math.Abs(p.Scale) * longestRow(k)
+		longest = math.Abs(p.Scale) * c.keys[kv]()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -49,13 +49,7 @@ const (
 )
 
 // partialPath is where an output is until it is complete.
-func (o *outFlags) partialPath(ref string) string {
-	if o.stateDir != "" {
-		return o.beside(ref, partialExt)
-	}
-	path, _ := tensorfile.ParseRef(ref)
-	return tensorfile.PartialOf(path)
-}
+func (o *outFlags) partialPath(ref string) string { return partialOf(o.outSpec(ref, "")) }
 
 func (o *outFlags) statePath() string   { return o.beside(o.out, stateExt) }
 func (o *outFlags) journalPath() string { return o.beside(o.out, journalExt) }

@@ -56,9 +56,6 @@ func (o *runOptions) planOrContinue(p attention.Problem, in *inputs, kept *strea
 	if plan, err = stream.Again(req, devs[0], kept.Header.Choice); err != nil {
 		return nil, nil, nil, fmt.Errorf("continue %s: %w", kept.Path, err)
 	}
-	if need := plan.StateDisk + plan.CheckpointDisk; req.Host.State > 0 && need > req.Host.State {
-		return nil, nil, nil, fmt.Errorf("continue %s: %w", kept.Path, &stream.NoDiskError{Free: req.Host.State, Least: need})
-	}
 	plan.Budget = req.Budget
 	return plan, nil, devs, nil
 }

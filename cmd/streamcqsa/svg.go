@@ -549,7 +549,7 @@ func (s *svgPage) facts(p *stream.Plan, y float64) {
 		{"pairs of chunks", svgCount(int(p.ChunkPairs))},
 		{"slots", fmt.Sprintf("%d query, %d KV", g.QuerySlots, g.KVSlots)},
 		{"states moved in, out", fmt.Sprintf("%s%s, %s", about, svgBytes(p.Traffic.StateIn), svgBytes(p.Traffic.StateOut))},
-		{"state file", svgBytes(p.StateDisk + p.CheckpointDisk)},
+		{"state file", svgBytes(p.KeptDisk())},
 		{"output", svgBytes(p.OutputBytes + p.LSEBytes)},
 	}
 	for _, f := range facts {

@@ -203,7 +203,6 @@ type keptTensor struct {
 type keptOutputs struct {
 	o, lse  keptTensor
 	missing error // why they can't be read
-	inPlace int   // files that have their own name already
 	opened  []io.Closer
 }
 
@@ -262,7 +261,6 @@ func (k *keptOutputs) named(file []tensorfile.OutSpec, into []*keptTensor) error
 		}
 		*into[i] = keptTensor{t.Path(), t.Offset(), t.Bytes()}
 	}
-	k.inPlace++
 	return nil
 }
 

@@ -22,9 +22,9 @@ type Geometry struct {
 
 	QuerySlots int
 	KVSlots    int
-	// Works is the most query chunks of an Apply: how a device shares its threads out among
-	// them may depend on it, but not on how many there are, which after a stop are
-	// others. 0: QuerySlots.
+	// Works is the most query chunks of an Apply. How a device cuts its work may depend on
+	// that, but not on how many there are in one: a run that was stopped and goes on may have
+	// fewer. 0: QuerySlots.
 	Works int
 }
 

@@ -171,8 +171,7 @@ func check(ctx context.Context, d disk, l *Log, k Kept) (*Checked, error) {
 	p := plan.Problem
 	v := outputViews(p, k.O, k.LSE)
 	if k.Missing == nil {
-		if err := errors.Join(hasBytes("O", k.O, tensorBytes(p.B, p.Hq, p.Nq, p.Dv, p.OutDType)),
-			hasBytes("LSE", k.LSE, map[bool]int64{true: tensorBytes(p.B, p.Hq, p.Nq, 1, attention.F32)}[l.Header.LSE])); err != nil {
+		if err := checkOutputs(p, l.Header.LSE, k.O, k.LSE); err != nil {
 			return nil, err
 		}
 	}

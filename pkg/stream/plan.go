@@ -143,8 +143,8 @@ func (c Choice) possible() bool {
 var ErrMismatch = errors.New("not the run that was begun")
 
 // Again makes the plan that another run chose, whatever a new search would find. The
-// error is an ErrMismatch where the request says otherwise, and a NoFitError where its
-// budget is smaller than what the plan holds.
+// error is an ErrMismatch where the request says otherwise, a NoFitError where its budget is
+// smaller than what the plan holds, and a NoDiskError where the disk is.
 func Again(req Request, dev Device, c Choice) (*Plan, error) {
 	if diff := c.asked(req); diff != "" {
 		return nil, fmt.Errorf("%w: %s", ErrMismatch, diff)
@@ -166,11 +166,21 @@ func Again(req Request, dev Device, c Choice) (*Plan, error) {
 		}
 	}
 	p, err := s.price(x)
-	if err == nil && p.Memory.Total() > req.Budget {
+	if err != nil {
+		return nil, err
+	}
+	if p.Memory.Total() > req.Budget {
 		return nil, &NoFitError{Budget: req.Budget, Smallest: p.Memory.Total()}
 	}
-	return p, err
+	if !s.hasDisk(p) {
+		return nil, &NoDiskError{Free: req.Host.State, Least: p.KeptDisk()}
+	}
+	return p, nil
 }
+
+// KeptDisk is the disk that states take, whether they leave their slots or are saved by
+// checkpoints.
+func (p *Plan) KeptDisk() int64 { return p.StateDisk + p.CheckpointDisk }
 
 // Division is the division that the plan chose.
 func (p *Plan) Division() *divide.Division { return p.division }

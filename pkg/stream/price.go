@@ -43,7 +43,7 @@ func (s *search) price(c candidate) (*Plan, error) {
 	s.traffic(plan)
 	rates := s.dev.Rates(g)
 	nominal := s.predict(plan, c, rates, s.req.Host.Disk, s.req.Host.Warm)
-	plan.patient = s.patience(c) > 1
+	plan.patient = patience(g, plan.Active.KV, rates) > 1
 	// Among plans that one link holds up, the one that leaves the others more
 	// slack is better: predictions are not exact.
 	const slack = 1. / 20

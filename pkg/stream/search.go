@@ -163,14 +163,20 @@ func (s *search) priced(kind string) ([]*Plan, error) {
 			if err != nil {
 				return nil, err
 			}
-			if limit, need := s.req.Host.State, p.StateDisk+p.CheckpointDisk; limit > 0 && need > limit {
-				s.leastState = min(s.leastState, need)
+			if !s.hasDisk(p) {
+				s.leastState = min(s.leastState, p.KeptDisk())
 				continue
 			}
 			list = append(list, p)
 		}
 	}
 	return list, nil
+}
+
+// hasDisk says whether there is room for the states of a plan.
+func (s *search) hasDisk(p *Plan) bool {
+	limit := s.req.Host.State
+	return limit == 0 || p.KeptDisk() <= limit
 }
 
 // headChoices are sizes of head groups: all KV heads, then halves, down to one.
@@ -294,12 +300,16 @@ func (s *search) fullRounds(c candidate) int {
 // patience is how long a batch of a candidate is, of what it should be.
 func (s *search) patience(c candidate) float64 {
 	g := s.geometry(c)
-	r := s.dev.Rates(g)
+	return patience(g, min(c.slots.kv, g.KVSlots), s.dev.Rates(g))
+}
+
+// patience is that of a geometry with so many KV chunks in work.
+func patience(g attention.Geometry, kv int, r attention.Rates) float64 {
 	if r.Longest == 0 {
 		return 0
 	}
 	flops := float64(g.QueryHeads()) * float64(g.QueryRows) * float64(g.KeyRows) * 2 * float64(g.D+g.Dv)
-	return flops * float64(g.Works) * float64(min(c.slots.kv, g.KVSlots)) / (r.FLOPS * r.Longest)
+	return flops * float64(g.Works) * float64(kv) / (r.FLOPS * r.Longest)
 }
 
 // fits says whether the candidate's footprint is within the budget, and

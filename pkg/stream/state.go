@@ -181,7 +181,7 @@ func (s *stateStore) knows(r record) {
 // current returns the latest state of a chunk, to be read once.
 func (s *stateStore) current(id int64) io.ReaderAt {
 	place := s.of(id).latest.place
-	return &checker{from: s.at(place), path: s.path, written: s.written[uint32(place)]}
+	return newChecker(s.at(place), s.path, s.written[uint32(place)])
 }
 
 func (s *stateStore) at(place int64) io.ReaderAt {

@@ -71,11 +71,22 @@ func (s *summer) sum() (sum uint32, n int64, err error) {
 // checker reads back what a summer has written. Whoever reads the last of it, the parts in
 // any order but each once, gets an error if it is not as it was.
 type checker struct {
-	from    io.ReaderAt
-	path    string
-	written *summer // all of it, when something is read
-	read    summer
-	n       atomic.Int64 // bytes read
+	from io.ReaderAt
+	path string
+	want func() summed // all that was written
+	read summer
+	n    atomic.Int64 // bytes read
+}
+
+// newChecker reads what written has when the first byte is read: by then, it is all.
+func newChecker(from io.ReaderAt, path string, written *summer) *checker {
+	return &checker{from: from, path: path, want: sync.OnceValue(func() summed {
+		sum, n, err := written.sum()
+		if err != nil {
+			return summed{at: -1} // nothing is like it
+		}
+		return summed{0, n, sum}
+	})}
 }
 
 func (c *checker) ReadAt(b []byte, at int64) (int, error) {
@@ -87,12 +98,11 @@ func (c *checker) ReadAt(b []byte, at int64) (int, error) {
 		return n, fmt.Errorf("read a state in %s: %w", c.path, err)
 	}
 	c.read.add(b, at)
-	read := c.n.Add(int64(n))
-	want, bytes, err := c.written.sum()
-	if err == nil && read < bytes {
+	want := c.want()
+	if c.n.Add(int64(n)) < want.n {
 		return n, nil
 	}
-	if got, _, e := c.read.sum(); err != nil || e != nil || got != want {
+	if got, n, err := c.read.sum(); err != nil || (summed{0, n, got}) != want {
 		return 0, fmt.Errorf("a state in %s is not as it was written: others changed the file, or its disk failed", c.path)
 	}
 	return n, nil

@@ -43,11 +43,25 @@ func (t Tensors) check(p attention.Problem) error {
 	want("Q", t.Q.Bytes(), tensorBytes(p.B, p.Hq, p.Nq, p.D, p.DType))
 	want("K", t.K.Bytes(), tensorBytes(p.B, p.Hkv, p.Nk, p.D, p.DType))
 	want("V", t.V.Bytes(), tensorBytes(p.B, p.Hkv, p.Nk, p.Dv, p.DType))
-	want("O", t.O.Bytes(), tensorBytes(p.B, p.Hq, p.Nq, p.Dv, p.OutDType))
-	if t.LSE != nil {
-		want("LSE", t.LSE.Bytes(), tensorBytes(p.B, p.Hq, p.Nq, 1, attention.F32))
+	o, lse := t.outputs()
+	return errors.Join(append(errs, checkOutputs(p, t.LSE != nil, o, lse))...)
+}
+
+// checkOutputs compares the lengths of the outputs alone with the problem.
+func checkOutputs(p attention.Problem, withLSE bool, o, lse []byte) error {
+	var n int64
+	if withLSE {
+		n = tensorBytes(p.B, p.Hq, p.Nq, 1, attention.F32)
 	}
-	return errors.Join(errs...)
+	return errors.Join(hasBytes("O", o, tensorBytes(p.B, p.Hq, p.Nq, p.Dv, p.OutDType)), hasBytes("LSE", lse, n))
+}
+
+// outputs are the bytes of O and, if it is wanted, lse.
+func (t Tensors) outputs() (o, lse []byte) {
+	if t.LSE != nil {
+		lse = t.LSE.Bytes()
+	}
+	return t.O.Bytes(), lse
 }
 
 func hasBytes(name string, b []byte, n int64) error {
@@ -111,11 +125,8 @@ func newViews(p attention.Problem, t Tensors) views {
 		}
 		return v
 	}
-	var lse []byte
-	if t.LSE != nil {
-		lse = t.LSE.Bytes()
-	}
-	w := outputViews(p, t.O.Bytes(), lse)
+	o, lse := t.outputs()
+	w := outputViews(p, o, lse)
 	w.q, w.k, w.v = in(t.Q, p.Hq, p.Nq, p.D), in(t.K, p.Hkv, p.Nk, p.D), in(t.V, p.Hkv, p.Nk, p.Dv)
 	return w
 }
