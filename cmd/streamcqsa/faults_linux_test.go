@@ -406,3 +406,25 @@ func TestTimeLeftAfterResume(t *testing.T) {
 		}
 	}
 }
+
+// People are told of damage where there was some: what a kill or a power cut takes is none.
+func TestSummaryTellsDamage(t *testing.T) {
+	for _, x := range []struct {
+		rep  stream.Report
+		want string
+	}{
+		{stream.Report{}, ""},
+		{stream.Report{Resumed: 0.5, Newer: 3}, "50.0% of pairs were done before\n"},
+		{stream.Report{Resumed: 0.5, Recomputed: 1}, "50.0% of pairs were done before\n1 query chunk that a checkpoint had made safe, and that was damaged, computed again\n"},
+		{stream.Report{Recomputed: 2}, "2 query chunks that a checkpoint had made safe, and that were damaged, computed again\n"},
+	} {
+		var out strings.Builder
+		if err := (&lineReporter{out: &out}).summary(&stream.Plan{}, &x.rep, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(out.String(), "anonymous memory 0 B\n")
+		if got := strings.ReplaceAll(rest, "         ", ""); got != x.want {
+			t.Errorf("%+v: %q, want %q", x.rep, got, x.want)
+		}
+	}
+}

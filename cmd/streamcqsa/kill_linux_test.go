@@ -109,6 +109,7 @@ type series struct {
 	full      time.Duration // of a run that nobody kills
 	elsewhere string        // the state directory; "" for none
 	missed    int           // runs that were over before they could be killed
+	newer     int           // query chunks of which the last kill lost something, by its journal
 }
 
 // once begins a run, kills it and those that resume it a few times, up to most kills in
@@ -136,7 +137,7 @@ func (s *series) once(t *testing.T, most int) {
 			return // it is done
 		}
 	}
-	s.count(s.job.finish(t, dir, s.want, extra...))
+	s.count(t, s.job.finish(t, dir, s.want, extra...))
 	s.tidy(t, state)
 }
 
@@ -149,7 +150,7 @@ func (s *series) kill(t *testing.T, dir, work string, after time.Duration, extra
 	status := p.over()
 	timer.Stop()
 	if !status.Signaled() {
-		s.count(p.ended(0))
+		s.count(t, p.ended(0))
 		checkResults(t, dir, s.want)
 		if work != dir {
 			s.tidy(t, work)
@@ -180,7 +181,7 @@ func (s *series) inspect(t *testing.T, dir, work string) {
 		}
 	}
 	journal := s.job.base(work) + ".journal"
-	if !exists(t, journal) {
+	if s.newer = 0; !exists(t, journal) {
 		return
 	}
 	s.journal++
@@ -192,10 +193,17 @@ func (s *series) inspect(t *testing.T, dir, work string) {
 		t.Errorf("%v: %v: %s", status, err, b)
 	}
 	c, _ := verified(t, s.job.bin, journal, 0)
+	s.newer = c.Newer
 	s.lost += c.Newer
 }
 
-func (s *series) count(e event) {
+// count books a run that ended, and checks that it found what its journal had told, but for
+// what was being replaced when it was killed.
+func (s *series) count(t *testing.T, e event) {
+	t.Helper()
+	if e.Recomputed != 0 || e.Newer != s.newer {
+		t.Errorf("killed, it had lost something of %d query chunks, by its journal; a run that goes on says %d, and that %d were damaged", s.newer, e.Newer, e.Recomputed)
+	}
 	if e.Resumed > 0 {
 		s.resumed++
 	} else {

@@ -99,8 +99,11 @@ func (l *lineReporter) summary(p *stream.Plan, r *stream.Report, peak int64, com
 		duration(r.Seconds), duration(p.Seconds.Total), quantity(r.FLOPS, "FLOP"), duration(s.ApplySeconds), duration(s.InSeconds), duration(s.OutSeconds), duration(commit.Seconds()))
 	fmt.Fprintf(l.out, "         %s in, %s out; device memory %s, peak anonymous memory %s\n",
 		sizeText(s.InBytes), sizeText(s.OutBytes), sizeText(r.Memory.Total()), sizeText(peak))
-	if r.Resumed > 0 || r.Recomputed > 0 {
-		fmt.Fprintf(l.out, "         %.1f%% of pairs were done before; %d damaged query %s computed again\n", 100*r.Resumed, r.Recomputed, plural(r.Recomputed, "chunk"))
+	if r.Resumed > 0 {
+		fmt.Fprintf(l.out, "         %.1f%% of pairs were done before\n", 100*r.Resumed)
+	}
+	if r.Recomputed > 0 {
+		fmt.Fprintf(l.out, "         %d query %s that a checkpoint had made safe, and that %s damaged, computed again\n", r.Recomputed, plural(r.Recomputed, "chunk"), map[bool]string{true: "was", false: "were"}[r.Recomputed == 1])
 	}
 	if s.Path != "" {
 		fmt.Fprintf(l.out, "         inputs by %s; page-locked host memory %s; first kernel after %s\n", s.Path, sizeText(s.Pinned), duration(s.First.Sub(began).Seconds()))
@@ -225,9 +228,10 @@ type summaryDoc struct {
 	Anonymous int64           `json:"peak_anonymous_memory"`
 	State     int64           `json:"state_disk"`
 
-	Resumed     float64 `json:"resumed"`     // share of the pairs that an earlier run had done
-	Recomputed  int     `json:"recomputed"`  // query chunks that it had kept and that were damaged
-	Checkpoints int     `json:"checkpoints"` // of this run
+	Resumed     float64 `json:"resumed"`               // share of the pairs that an earlier run had done
+	Recomputed  int     `json:"recomputed"`            // query chunks of which what a checkpoint had made safe was damaged
+	Newer       int     `json:"lost_since_checkpoint"` // those of which something written down later was not there: no damage
+	Checkpoints int     `json:"checkpoints"`           // of this run
 	Saving      float64 `json:"checkpoint_seconds"`
 
 	// Of GPUs only.
@@ -247,7 +251,7 @@ func (j *jsonReporter) summary(p *stream.Plan, r *stream.Report, peak int64, com
 		FLOPS:     r.FLOPS, Kernel: p.FLOPs * (1 - r.Resumed) / max(s.ApplySeconds, 1e-9), Batches: s.Batches,
 		Memory: r.Memory, Total: r.Memory.Total(), Anonymous: peak, State: r.State,
 		Path: s.Path, Pinned: s.Pinned,
-		Resumed: r.Resumed, Recomputed: r.Recomputed, Checkpoints: r.Checkpoints, Saving: r.Saving,
+		Resumed: r.Resumed, Recomputed: r.Recomputed, Newer: r.Newer, Checkpoints: r.Checkpoints, Saving: r.Saving,
 	}
 	if !s.First.IsZero() {
 		doc.First = s.First.Sub(began).Seconds()

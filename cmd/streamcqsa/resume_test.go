@@ -158,6 +158,7 @@ type event struct {
 	Total      float64 `json:"total_pairs"`
 	Resumed    float64 `json:"resumed"`
 	Recomputed int64   `json:"recomputed"`
+	Newer      int     `json:"lost_since_checkpoint"`
 	Held       int64   `json:"memory_total"`
 	Anonymous  int64   `json:"peak_anonymous_memory"`
 }

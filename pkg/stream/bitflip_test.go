@@ -50,8 +50,8 @@ func TestBitFlips(t *testing.T) {
 // flipped goes on where a bit of states or results was flipped.
 func (j *crashJob) flipped(t *testing.T, what string, left, d *crashDisk, r *rand.Rand) {
 	t.Helper()
-	had, lost := j.left(left)
-	at, more := j.left(d)
+	had, before := j.left(left)
+	at, gone := j.left(d)
 	changed := 0
 	for id := range had {
 		if at[id] != had[id] {
@@ -59,14 +59,15 @@ func (j *crashJob) flipped(t *testing.T, what string, left, d *crashDisk, r *ran
 		}
 	}
 	// A fact that did not hold anyway does so no less.
-	if changed > 1 || more < lost || more > lost+changed {
-		t.Fatalf("%s: %d chunks are damaged, %d were before; %d are not where they were", what, more, lost, changed)
+	more, newer := gone.damaged-before.damaged, gone.newer-before.newer
+	if changed > 1 || more < 0 || newer < 0 || more > changed || newer > changed {
+		t.Fatalf("%s: %+v, it was %+v; %d chunks are not where they were", what, gone, before, changed)
 	}
 	x := j.command(t, d, randomConditions(r))
 	if x.err != nil {
 		t.Fatalf("%s: %v", what, x.err)
 	}
-	j.account(t, what, at, more, x)
+	j.account(t, what, at, gone, x)
 	j.verify(t, what, d)
 }
 
@@ -85,14 +86,14 @@ func (j *crashJob) flippedJournal(t *testing.T, what string, left, d *crashDisk,
 			sealed = header + recordBytes*i
 		}
 	}
-	at, lost := j.left(d)
+	at, gone := j.left(d)
 	x := j.command(t, d, randomConditions(r))
 	var corrupt *CorruptError
 	switch {
 	case x.err == nil && byte >= header && byte < sealed:
 		t.Fatalf("%s: a checkpoint at %d says that this was on the disk, and the run goes on", what, sealed)
 	case x.err == nil:
-		j.account(t, what, at, lost, x)
+		j.account(t, what, at, gone, x)
 		j.verify(t, what, d)
 	case !errors.As(x.err, &corrupt) || corrupt.Path != crashJournal:
 		t.Fatalf("%s: %v", what, x.err)

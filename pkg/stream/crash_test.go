@@ -97,30 +97,62 @@ func (j *crashJob) hasResults(d *crashDisk, group, chunk int) bool {
 	return true
 }
 
-// left is what a run can go on with that finds a disk, and of how many query chunks the
-// last that the journal tells does not hold.
-func (j *crashJob) left(d *crashDisk) (at map[int64]reached, lost int) {
+// lost counts query chunks of which something does not hold that a journal tells.
+type lost struct {
+	damaged int // a checkpoint had made it safe
+	newer   int // it was told later
+}
+
+// left is what a run can go on with that finds a disk, and what is lost.
+func (j *crashJob) left(d *crashDisk) (at map[int64]reached, gone lost) {
+	list := d.records()
+	safe := j.sealed(list)
 	at = make(map[int64]reached)
-	for id, list := range told(d.records()) {
-		for i, r := range slices.Backward(list) {
+	for id, facts := range told(list) {
+		damaged, newer := false, false
+		for _, r := range slices.Backward(facts) {
 			if j.holds(d, r) {
 				at[id] = reached{int(r.pairs), r.kind == kindDone}
 				break
 			}
-			if i == len(list)-1 {
-				lost++
+			if r.number < safe[r.shard] {
+				damaged = true
+			} else {
+				newer = true
+			}
+		}
+		if damaged {
+			gone.damaged++
+		}
+		if newer {
+			gone.newer++
+		}
+	}
+	return at, gone
+}
+
+// sealed is, by shard, the number of the record by which all before it is safe.
+func (j *crashJob) sealed(list []record) map[uint16]uint64 {
+	last := make(map[uint16]uint64)
+	for _, r := range list {
+		switch r.kind {
+		case kindCheckpoint:
+			last[r.shard] = r.number
+		case kindComplete:
+			for shard := range j.plan.Devices {
+				last[uint16(shard)] = r.number
 			}
 		}
 	}
-	return at, lost
+	return last
 }
 
 // account checks that a run that ended well did what was left to do, nothing twice, and
 // that its report says so.
-func (j *crashJob) account(t *testing.T, what string, at map[int64]reached, lost int, x outcome) {
+func (j *crashJob) account(t *testing.T, what string, at map[int64]reached, gone lost, x outcome) {
 	t.Helper()
-	if x.rep.Recomputed != lost {
-		t.Fatalf("%s: the report says that %d chunks were computed again, %d were damaged", what, x.rep.Recomputed, lost)
+	if said := (lost{x.rep.Recomputed, x.rep.Newer}); said != gone {
+		t.Fatalf("%s: of query chunks, the report says %+v, and it is %+v", what, said, gone)
 	}
 	for id, q := range j.q {
 		applied, finished := 0, 0
@@ -261,20 +293,20 @@ func (j *crashJob) fails(t *testing.T, begin *crashDisk, c conditions, at int, r
 		what += ", then the power fails"
 		d = d.cut(r)
 	}
-	at0, lost := j.left(d)
+	at0, gone := j.left(d)
 	if x = j.command(t, d, randomConditions(r)); x.err != nil {
 		t.Fatalf("%s: going on: %v", what, x.err)
 	}
-	j.account(t, what, at0, lost, x)
+	j.account(t, what, at0, gone, x)
 	j.verify(t, what, d)
 	return true
 }
 
 // harmless says that an operation may fail without an error. A state that can't be read
-// when a run goes on is as good as damaged: its chunk is computed again, and counted. And
+// when a run goes on is as good as none: its chunk is computed again, and counted. And
 // a journal that was read to its end is of no interest any more.
 func harmless(op operation, x outcome) bool {
-	return op.kind == "read" && strings.HasPrefix(op.name, crashState) && x.rep.Recomputed > 0 ||
+	return op.kind == "read" && strings.HasPrefix(op.name, crashState) && x.rep.Recomputed+x.rep.Newer > 0 ||
 		op.kind == "close" && op.name == crashJournal
 }
 

@@ -77,4 +77,6 @@
 //     need not hold after a loss of power. The chunk is then as the checkpoint knew it or,
 //     if none did, begins anew.
 //   - Of all else nothing is asked. Once all results are told to be complete, they hold.
+//
+// Only the first is damage, to a run that goes on (Report.Recomputed) as to Check.
 package stream

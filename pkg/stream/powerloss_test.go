@@ -40,20 +40,10 @@ func (j *crashJob) cutAt(d *crashDisk, r *rand.Rand, left map[int64]reached, wan
 // saved is what checkpoints say that are durable.
 func (j *crashJob) saved(d *crashDisk) map[int64]reached {
 	list := d.drop().records()
-	last := make(map[uint16]int)
-	for i, r := range list {
-		switch r.kind {
-		case kindCheckpoint:
-			last[r.shard] = i
-		case kindComplete:
-			for shard := range j.plan.Devices {
-				last[uint16(shard)] = i
-			}
-		}
-	}
+	safe := j.sealed(list)
 	at := make(map[int64]reached)
-	for i, r := range list {
-		if i < last[r.shard] && (r.kind == kindState || r.kind == kindDone) {
+	for _, r := range list {
+		if r.number < safe[r.shard] && (r.kind == kindState || r.kind == kindDone) {
 			at[chunkID(int(r.group), int(r.chunk))] = reached{int(r.pairs), r.kind == kindDone}
 		}
 	}
@@ -91,13 +81,16 @@ func (j *crashJob) outlives(t *testing.T, what string, o outage, r *rand.Rand, m
 	t.Helper()
 	what += fmt.Sprintf(", cut before operation %d, %s %s", o.before.number, o.before.kind, o.before.name)
 	d := o.disk
-	at, lost := j.left(d)
+	at, gone := j.left(d)
 	// Results that have their names are not looked for under those they had before.
 	named := slices.ContainsFunc(crashResults, func(name string) bool { return d.names[name] != nil })
 	for id, saved := range o.saved {
 		if at[id].before(saved) && !named {
 			t.Fatalf("%s: query chunk %#x was at %+v, and is at %+v", what, id, saved, at[id])
 		}
+	}
+	if gone.damaged > 0 && !named {
+		t.Fatalf("%s: %+v, and no power cut damages what is safe", what, gone)
 	}
 	c := randomConditions(r)
 	if more > 0 && r.IntN(4) == 0 {
@@ -113,7 +106,7 @@ func (j *crashJob) outlives(t *testing.T, what string, o outage, r *rand.Rand, m
 	d.watch = nil
 	switch {
 	case x.err == nil:
-		j.account(t, what, at, lost, x)
+		j.account(t, what, at, gone, x)
 		j.verify(t, what, d)
 	case !errors.Is(x.err, errStop) || c.stop == 0 && c.cancel == 0:
 		t.Fatalf("%s: going on: %v", what, x.err)

@@ -17,7 +17,9 @@ type found struct {
 	at    map[int64]position
 	facts []record // that hold, one for each chunk
 	loose []record // of these, those that no checkpoint came after
-	lost  int      // chunks of which something was told that does not hold: computed again
+
+	damaged int // chunks of which what a checkpoint had made safe does not hold
+	newer   int // of which something told after that does not
 }
 
 // examine checks what a journal tells of this shard against its checksums, and finds the
@@ -27,8 +29,11 @@ func (r *runner) examine(ctx context.Context, l *Log) (*found, error) {
 	f := &found{at: make(map[int64]position)}
 	places := make(map[int64]version)
 	err := r.examiner().examine(ctx, l, r.shard, func(c finding) {
-		if c.broken != nil || c.newer {
-			f.lost++
+		if c.broken != nil {
+			f.damaged++
+		}
+		if c.newer {
+			f.newer++
 		}
 		x := c.holds
 		if x == nil {

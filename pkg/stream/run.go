@@ -62,7 +62,8 @@ type Report struct {
 	FLOPS   float64
 
 	Resumed     float64 // pairs that an earlier process had done, as a share of all
-	Recomputed  int     // query chunks of which what was kept did not hold
+	Recomputed  int     // query chunks of which what a checkpoint had made safe was damaged
+	Newer       int     // those of which something told after the last checkpoint was not there: that is no damage
 	Checkpoints int
 	Saving      float64 // seconds that checkpoints took
 }
@@ -163,7 +164,7 @@ func (r *runner) open(ctx context.Context) (err error) {
 		if r.found, err = r.examine(ctx, r.opt.Journal.Log); err != nil {
 			return err
 		}
-		r.report.Recomputed = r.found.lost
+		r.report.Recomputed, r.report.Newer = r.found.damaged, r.found.newer
 		for id, p := range r.found.at {
 			if !p.done {
 				r.applied[id] = p.pairs

@@ -172,7 +172,7 @@ func joined(list []*runner) *Report {
 			a.Path = b.Path
 		}
 		sum.State += r.State
-		sum.Recomputed += r.Recomputed
+		sum.Recomputed, sum.Newer = sum.Recomputed+r.Recomputed, sum.Newer+r.Newer
 		sum.Checkpoints, sum.Saving = max(sum.Checkpoints, r.Checkpoints), max(sum.Saving, r.Saving)
 	}
 	return &sum
