@@ -3,6 +3,7 @@ package tensorfile
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 )
 
@@ -68,6 +69,15 @@ func withPath(err error, path string) error {
 	var fe *FormatError
 	if errors.As(err, &fe) {
 		fe.Path = path
+	}
+	return err
+}
+
+// withoutPath is the cause of an error of an open file's, for who says himself which file.
+func withoutPath(err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
 	}
 	return err
 }

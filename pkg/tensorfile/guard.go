@@ -3,19 +3,21 @@ package tensorfile
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime/debug"
+	"syscall"
 	"unsafe"
 )
 
-// Mapped is a Tensor or an Output.
+// Mapped is a Tensor, an Output or a View.
 type Mapped interface {
-	Path() string
 	Map() []byte
+	mapped() *os.File // the file of which it is
 }
 
 // Guard runs fn, and turns a fault inside one of the maps into an error that
-// names the file: an input that became shorter, or a disk that can't be read.
-// It covers the calling goroutine only, not those that fn starts. Any other
+// names the file: an ErrChanged if that became shorter, and else, as its disk fails,
+// a syscall.EIO. It covers the calling goroutine only, not those that fn starts. Any other
 // panic passes through.
 func Guard(fn func() error, maps ...Mapped) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -44,9 +46,14 @@ func faultError(r any, maps []Mapped) error {
 			continue
 		}
 		at := fault.Addr() - uintptr(unsafe.Pointer(unsafe.SliceData(data)))
-		if at < uintptr(len(data)) { // unsigned: an address below wraps to a large one
-			return fmt.Errorf("%w: %s: byte %d of %d can't be accessed: the file was cut short, or its disk fails", ErrChanged, m.Path(), at, len(data))
+		if at >= uintptr(len(data)) { // unsigned: an address below wraps to a large one
+			continue
 		}
+		f := m.mapped()
+		if fi, err := f.Stat(); err == nil && fi.Size() > int64(at) {
+			return fmt.Errorf("%s: byte %d of %d can't be accessed: its disk fails: %w", f.Name(), at, len(data), syscall.EIO)
+		}
+		return fmt.Errorf("%w: %s: byte %d of %d can't be accessed: the file was cut short", ErrChanged, f.Name(), at, len(data))
 	}
 	return nil
 }

@@ -42,7 +42,7 @@ func (t *Tensor) Identity() (Identity, error) {
 		return Identity{}, err
 	}
 	if n < len(head) {
-		return Identity{}, fmt.Errorf("identify %s: %w", t.in.path, readErr)
+		return Identity{}, fmt.Errorf("identify %s: %w", t.in.path, withoutPath(readErr))
 	}
 	id.Head = crc32.Checksum(head, crc32.MakeTable(crc32.Castagnoli))
 	return id, nil

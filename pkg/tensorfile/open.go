@@ -113,8 +113,8 @@ type input struct {
 	data mmap.MMap // nil for an empty file, which can't be mapped
 }
 
-func (m *input) Path() string { return m.path }
-func (m *input) Map() []byte  { return m.data }
+func (m *input) Map() []byte      { return m.data }
+func (m *input) mapped() *os.File { return m.file }
 
 // close unmaps and closes the file. Nothing was written, so that closing can
 // lose nothing and its error says nothing.
@@ -327,6 +327,8 @@ func (t *Tensor) Metadata() map[string]string { return t.metadata }
 // Map is the whole file, and starts at a page. It is nil after Close.
 func (t *Tensor) Map() []byte { return t.in.data }
 
+func (t *Tensor) mapped() *os.File { return t.in.file }
+
 // Offset is where Bytes starts in Map. In a safetensors file it need not be a
 // multiple of the element's size.
 func (t *Tensor) Offset() int64 { return t.info.Offset }
@@ -352,7 +354,7 @@ func (t *Tensor) ReadAt(p []byte, off int64) (int, error) {
 	case err == io.EOF && int64(n) < most:
 		return n, fmt.Errorf("%w: %s: ends before element byte %d, had %d bytes of elements when it was opened", ErrChanged, t.in.path, off+most, t.info.Bytes)
 	case err != nil && err != io.EOF:
-		return n, fmt.Errorf("read %s at element byte %d: %w", t.in.path, off, err)
+		return n, fmt.Errorf("read %s at element byte %d: %w", t.in.path, off, withoutPath(err))
 	case n < len(p):
 		return n, io.EOF
 	}

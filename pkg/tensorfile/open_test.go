@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -530,6 +531,14 @@ func TestGuard(t *testing.T) {
 			// The outer Guard only lets the inner one's panic be recovered.
 			t.Errorf("%s: returned %v", name, Guard(f))
 		}()
+	}
+	// A file that is as long as it was when the fault is looked at has a bad disk.
+	err = Guard(func() error {
+		defer os.Truncate(path, 1<<20)
+		return read()
+	}, y, x)
+	if errors.Is(err, ErrChanged) || !errors.Is(err, syscall.EIO) || !strings.Contains(err.Error(), path+": byte 524288") {
+		t.Errorf("a file that is not shorter: got %v", err)
 	}
 }
 

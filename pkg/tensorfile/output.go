@@ -396,6 +396,8 @@ func (o *Output) Partial() string { return o.partial }
 // Map is the whole file, header included. It is nil after the end.
 func (o *Output) Map() []byte { return o.data }
 
+func (o *Output) mapped() *os.File { return o.f }
+
 // Bytes are the elements of the first tensor, little-endian and in C order.
 // They are zero until written. It is nil after the end.
 func (o *Output) Bytes() []byte { return o.BytesOf(0) }

@@ -1,6 +1,9 @@
 package tensorfile
 
-import "fmt"
+import (
+	"fmt"
+	"os"
+)
 
 // View is the partial file of an output, mapped read-only, for who checks an output
 // that another process may be writing: it takes no lock and changes nothing. All
@@ -39,6 +42,8 @@ func (v *View) Path() string { return v.in.path }
 
 // Map is the whole file, header included. It is nil after Close.
 func (v *View) Map() []byte { return v.in.data }
+
+func (v *View) mapped() *os.File { return v.in.file }
 
 // BytesOf are the elements of the i-th tensor given to ViewPartial, little-endian
 // and in C order. It is nil after Close.
