@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,7 +51,27 @@ func buildProgram(t *testing.T) string {
 }
 
 // memoryGroup is a control group with a memory limit, for one process.
-type memoryGroup struct{ dir string }
+type memoryGroup struct{ dir, limitFile string }
+
+// set changes the limit.
+func (g *memoryGroup) set(limit int64) error {
+	return os.WriteFile(filepath.Join(g.dir, g.limitFile), fmt.Appendf(nil, "%d", limit), 0)
+}
+
+// met says whether the kernel had to take memory back to stay within the limit.
+func (g *memoryGroup) met() bool {
+	for _, x := range []struct{ file, some string }{{"memory.failcnt", `^[1-9]`}, {"memory.events", `(?m)^max [1-9]`}} { // of either kind of groups
+		if b, err := os.ReadFile(filepath.Join(g.dir, x.file)); err == nil {
+			return regexp.MustCompile(x.some).Match(b)
+		}
+	}
+	return false
+}
+
+// in is the command line that runs another one in the group.
+func (g *memoryGroup) in(args ...string) []string {
+	return append([]string{"sh", "-c", `echo $$ >"$0" && exec "$@"`, filepath.Join(g.dir, "cgroup.procs")}, args...)
+}
 
 var errNoGroup = errors.New("no memory control group can be made")
 
@@ -58,11 +79,11 @@ var errNoGroup = errors.New("no memory control group can be made")
 func newMemoryGroup(t *testing.T, limit int64) (*memoryGroup, error) {
 	t.Helper()
 	for _, parent := range memoryCgroups() {
-		g := &memoryGroup{dir: filepath.Join(parent.dir, fmt.Sprintf("streamcqsa-test-%d-%d", os.Getpid(), time.Now().UnixNano()))}
+		g := &memoryGroup{filepath.Join(parent.dir, fmt.Sprintf("streamcqsa-test-%d-%d", os.Getpid(), time.Now().UnixNano())), parent.limitFile}
 		if os.Mkdir(g.dir, 0o755) != nil {
 			continue
 		}
-		if os.WriteFile(filepath.Join(g.dir, parent.limitFile), fmt.Appendf(nil, "%d", limit), 0) != nil {
+		if g.set(limit) != nil {
 			_ = os.Remove(g.dir) // a group of a controller that is off
 			continue
 		}
@@ -94,7 +115,7 @@ type measured struct {
 func measure(t *testing.T, g *memoryGroup, args ...string) measured {
 	t.Helper()
 	if g != nil {
-		args = append([]string{"sh", "-c", `echo $$ >"$0" && exec "$@"`, filepath.Join(g.dir, "cgroup.procs")}, args...)
+		args = g.in(args...)
 	}
 	cmd := exec.Command(args[0], args[1:]...)
 	var stdout, stderr bytes.Buffer

@@ -600,9 +600,9 @@ func TestGroupSmallerThanBudget(t *testing.T) {
 	}
 	dir := t.TempDir()
 	out := filepath.Join(dir, "o.npy")
-	args := append([]string{"-c", `echo $$ >"$0" && exec "$@"`, filepath.Join(group.dir, "cgroup.procs"), bin, "run", "--json", "-o", out}, holes(t, dir, 1<<18)...)
+	args := append(group.in(bin, "run", "--json", "-o", out), holes(t, dir, 1<<18)...)
 	args = append(args, "--mem-budget", "512MiB", "--chunks", "1") // the last flag of a name wins
-	p := launch(t, "sh", args...)
+	p := launch(t, args[0], args[1:]...)
 	e := p.ends(exitNoFit)
 	if p.docs != 1 {
 		t.Errorf("it says so after %d other documents", p.docs-1)
@@ -612,5 +612,95 @@ func TestGroupSmallerThanBudget(t *testing.T) {
 	}
 	if left, err := filepath.Glob(out + "*"); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// grouped begins a run in a control group with room for it, and waits until some of it is
+// done and saved. It returns the anonymous memory that it has then.
+func (j *job) grouped(t *testing.T, dir string) (g *memoryGroup, p *process, has int64) {
+	t.Helper()
+	g, err := newMemoryGroup(t, 512<<20)
+	if err != nil {
+		t.Skip(err)
+	}
+	args := g.in(append([]string{j.bin}, j.run(dir, "--checkpoint-every", "10ms")...)...)
+	p = launch(t, args[0], args[1:]...)
+	p.until(0.3)
+	return g, p, procTable(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))["RssAnon"]
+}
+
+// A control group whose limit becomes smaller while a run works: as long as there is room
+// for what the run holds, page cache makes room for the rest. Where there is none, the kernel
+// kills the run (or refuses the limit, where groups are of the first kind), and the next one
+// goes on.
+func TestGroupShrinks(t *testing.T) {
+	notShort(t)
+	j := newJob(t, buildProgram(t), plainJob)
+	want, _ := j.whole(t)
+	for _, c := range []struct {
+		name   string
+		limit  func(has int64) int64
+		enough bool
+	}{
+		{"to what the run holds", func(has int64) int64 { return has + 3<<20 }, true},
+		{"to less", func(has int64) int64 { return has / 2 }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			g, p, has := j.grouped(t, dir)
+			err := g.set(c.limit(has))
+			status := p.over()
+			t.Logf("it has %d bytes of anonymous memory, the limit becomes %d: %v; it ends with %v", has, c.limit(has), err, p.cmd.ProcessState)
+			switch {
+			case c.enough && err != nil:
+				t.Errorf("the kernel refuses a limit that is above what the run has: %v", err)
+			case c.enough && !g.met():
+				t.Error("the run has never met the limit")
+			case !c.enough && err != nil && !errors.Is(err, syscall.EBUSY):
+				t.Fatal(err)
+			}
+			if status.Exited() && (c.enough || err != nil) {
+				p.ended(0)
+				checkResults(t, dir, want)
+				return
+			}
+			if c.enough || err != nil || status.Signal() != syscall.SIGKILL {
+				t.Errorf("it ends with %v", p.cmd.ProcessState)
+			}
+			if e := j.finish(t, dir, want); e.Resumed < 0.2 || e.Recomputed != 0 {
+				t.Errorf("it resumed %v, and computed %d chunks again", e.Resumed, e.Recomputed)
+			}
+		})
+	}
+}
+
+// Another process of the same control group that takes the memory: the kernel kills the
+// run, and the next one goes on.
+func TestGroupShared(t *testing.T) {
+	notShort(t)
+	j := newJob(t, buildProgram(t), plainJob)
+	want, _ := j.whole(t)
+	dir := t.TempDir()
+	g, p, has := j.grouped(t, dir)
+	limit := has + 16<<20
+	first := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", p.cmd.Process.Pid), []byte("1000"), 0) // to be killed
+	if err := errors.Join(g.set(limit), first); err != nil {
+		t.Fatal(err)
+	}
+	// What has no end of a line is held by tail.
+	args := g.in("sh", "-c", fmt.Sprintf("head -c %d /dev/zero | tail -n 1 >/dev/null", 2*limit))
+	other := exec.Command(args[0], args[1:]...)
+	other.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	status := p.over()
+	_ = syscall.Kill(-other.Process.Pid, syscall.SIGKILL) // it may be over
+	_ = other.Wait()                                      // likewise
+	if !status.Signaled() || status.Signal() != syscall.SIGKILL {
+		t.Fatalf("with a limit of %d bytes, of which it has %d and another process wants twice as much, it ends with %v", limit, has, p.cmd.ProcessState)
+	}
+	if e := j.finish(t, dir, want); e.Resumed < 0.2 || e.Recomputed != 0 {
+		t.Errorf("it resumed %v, and computed %d chunks again", e.Resumed, e.Recomputed)
 	}
 }
