@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -33,6 +35,15 @@ type runStatusDoc struct {
 	Command string `json:"worker_command,omitempty"` // likewise
 }
 
+// finishedDoc is the status of a result that has its place, and of whose run nothing is left.
+type finishedDoc struct {
+	Type     string    `json:"type"`     // status
+	Complete bool      `json:"complete"` // true
+	Output   string    `json:"output"`
+	Bytes    int64     `json:"bytes"` // of its file
+	Written  time.Time `json:"written"`
+}
+
 func newStatusCommand() *cobra.Command {
 	var o runOptions
 	cmd := &cobra.Command{
@@ -40,7 +51,8 @@ func newStatusCommand() *cobra.Command {
 		Short: "Tell how far a run is, in work or stopped",
 		Long: `Tell how far the run that writes OUT is, by its journal: the pairs done as of the
 last thing it wrote down, the last checkpoint, the process that wrote it, and
-whether a process works on OUT now.`,
+whether a process works on OUT now. Where no run has left anything and OUT is a tensor
+file, it is complete. That is a status like any other: the exit code is 0.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.out = args[0]
@@ -68,7 +80,7 @@ func runStatus(out io.Writer, o *runOptions) error {
 	case errors.Is(err, fs.ErrNotExist) && held:
 		return classify(errTemporary, fmt.Errorf("there is no journal %s yet: a run of %s has only begun (%v)", o.journalPath(), o.out, w))
 	case errors.Is(err, fs.ErrNotExist):
-		return inputf("there is no journal %s: no run writes %s, or it has only begun", o.journalPath(), o.out)
+		return o.finished(out)
 	case err != nil:
 		return err
 	}
@@ -78,12 +90,50 @@ func runStatus(out io.Writer, o *runOptions) error {
 		d.Left = (d.Total - d.Pairs) / done * l.Spent
 	}
 	if o.json {
-		if err := json.NewEncoder(out).Encode(d); err != nil {
-			return fmt.Errorf("write JSON: %w", err)
-		}
-		return nil
+		return writeStatus(out, d)
 	}
 	return d.write(out, w)
+}
+
+func writeStatus(out io.Writer, doc any) error {
+	if err := json.NewEncoder(out).Encode(doc); err != nil {
+		return fmt.Errorf("write JSON: %w", err)
+	}
+	return nil
+}
+
+// finished tells of an output without a journal. A result gets its name when it is complete;
+// but one beside a partial file is older than the run that began that.
+func (o *runOptions) finished(out io.Writer) error {
+	partial, journal := o.partialPath(o.out), o.journalPath()
+	if _, err := os.Lstat(partial); err == nil {
+		return inputf("there is no journal %s: the run that left %s had only begun: the same command begins anew", journal, partial)
+	}
+	f, err := inspectRef(o.out)
+	if errors.Is(err, fs.ErrNotExist) {
+		return inputf("there is neither %s nor a journal %s: no run writes %s, or it has only begun", f.Path, journal, o.out)
+	}
+	if err != nil {
+		return fmt.Errorf("there is no journal %s, and what is in the result's place is none: %w", journal, err)
+	}
+	fi, err := os.Stat(f.Path)
+	if err != nil {
+		return err
+	}
+	d := finishedDoc{Type: "status", Complete: true, Output: f.Path, Bytes: f.Bytes, Written: fi.ModTime()}
+	if o.json {
+		return writeStatus(out, d)
+	}
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "done\t100.0%% of pairs\nresult\t%s, %s bytes, written %s\n", d.Output, grouped(d.Bytes), ago(&d.Written))
+	for _, x := range f.Tensors {
+		fmt.Fprintf(t, "tensor\t%s %v\n", strings.TrimSpace(x.Key+" "+x.Stored), x.Shape)
+	}
+	fmt.Fprintf(t, "now\tcomplete, and nothing of the run is left\n")
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("write the status: %w", err)
+	}
+	return nil
 }
 
 // write writes a status for people.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -373,15 +374,61 @@ func TestStatusOfRuns(t *testing.T) {
 	}
 	p.signal(syscall.SIGCONT)
 	p.ends(0)
-	for _, path := range []string{s.base(s.dir), filepath.Join(s.dir, "none.npy")} {
-		cmd := exec.Command(s.bin, "status", path)
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
+}
+
+// Of a result that is complete, status says so: that is no failure. What is no result, or is
+// older than a run that has left something, is none.
+func TestStatusOfResults(t *testing.T) {
+	j, dir, state := faultJob(t, "bhnd"), t.TempDir(), t.TempDir()
+	out := j.base(dir)
+	status := func(code int, args ...string) (stdout, stderr string) {
+		t.Helper()
+		var o, e strings.Builder
+		cmd := exec.Command(j.bin, append([]string{"status"}, args...)...)
+		cmd.Stdout, cmd.Stderr = &o, &e
 		_ = cmd.Run() // the exit code is looked at
-		if got := cmd.ProcessState.ExitCode(); got != exitInput {
-			t.Errorf("status %s exits with %d, want %d", path, got, exitInput)
+		if got := cmd.ProcessState.ExitCode(); got != code {
+			t.Errorf("status %v exits with %d, want %d: %s%s", args, got, code, &o, &e)
 		}
-		sentence(t, stderr.String())
+		if code != 0 {
+			sentence(t, e.String())
+		}
+		return o.String(), e.String()
+	}
+	if _, said := status(exitInput, out); !strings.Contains(said, out+".journal") {
+		t.Errorf("where there is nothing, it says %q", said)
+	}
+	launch(t, j.bin, j.run(dir)...).ends(0)
+	if said, _ := status(0, out); !strings.Contains(said, "complete") || !strings.Contains(said, "[1 8 1300 32]") {
+		t.Errorf("of a result it says %q", said)
+	}
+	for _, args := range [][]string{{"--json", out}, {"--json", "--state-dir", state, out}} {
+		var d finishedDoc
+		said, _ := status(0, args...)
+		if err := json.Unmarshal([]byte(said), &d); err != nil || d.Type != "status" || !d.Complete || d.Output != out || d.Bytes != int64(len(readAll(t, out))) || d.Written.IsZero() {
+			t.Errorf("%v: of a result it says %s", err, said)
+		}
+	}
+	// Of a run that is not complete it says how far that is, whatever is there of before.
+	p := launch(t, j.bin, j.run(dir)...)
+	p.until(0.3)
+	p.signal(syscall.SIGINT)
+	p.ends(130)
+	var e runStatusDoc
+	if said, _ := status(0, "--json", out); json.Unmarshal([]byte(said), &e) != nil || e.Complete || e.Pairs == 0 {
+		t.Errorf("of a result and a run that was stopped it says %q", said)
+	}
+	if err := os.Remove(out + ".journal"); err != nil {
+		t.Fatal(err)
+	}
+	if _, said := status(exitInput, out); !strings.Contains(said, out+".partial") {
+		t.Errorf("of a result and a partial one it says %q", said)
+	}
+	if err := errors.Join(os.Remove(out+".partial"), os.Truncate(out, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	if _, said := status(exitInput, out); !strings.Contains(said, out+": ") {
+		t.Errorf("of a file that is cut short it says %q", said)
 	}
 }
 
@@ -442,6 +489,9 @@ func TestCompleteRunLeftOver(t *testing.T) {
 				code = exitInput
 			case c.again:
 				code = exitVerify
+			}
+			if b, err := exec.Command(j.bin, "status", j.base(dir)).Output(); err != nil || !bytes.Contains(b, []byte("complete, but not tidied up")) {
+				t.Errorf("%v: status says %q", err, b)
 			}
 			if v, _ := verified(t, j.bin, journal, code); code == 0 && (!v.Complete || v.Results != v.Chunks) {
 				t.Errorf("verify --journal says %+v", v)
