@@ -85,12 +85,17 @@ func (l *lineReporter) status(p stream.Progress) { fmt.Fprintln(l.out, progressL
 
 // progressLine is how far a run is: share of pairs, rate, time left.
 func progressLine(p stream.Progress) string {
-	left := "?"
-	if done := p.Pairs - p.Before; done > 0 {
-		left = duration(p.Elapsed.Seconds() * (p.TotalPairs - p.Pairs) / done)
-	}
 	return fmt.Sprintf("%5.1f%% of pairs, %s/s, %s gone, %s left",
-		100*p.Pairs/p.TotalPairs, quantity(p.FLOPS, "FLOP"), duration(p.Elapsed.Seconds()), left)
+		100*p.Pairs/p.TotalPairs, quantity(p.FLOPS, "FLOP"), duration(p.Elapsed.Seconds()), timeLeft(p))
+}
+
+// timeLeft is the time that is left, at the pace of this process.
+func timeLeft(p stream.Progress) string {
+	done := p.Pairs - p.Before
+	if done <= 0 {
+		return "?"
+	}
+	return duration(p.Elapsed.Seconds() * (p.TotalPairs - p.Pairs) / done)
 }
 
 func (l *lineReporter) summary(p *stream.Plan, r *stream.Report, peak int64, commit time.Duration) error {
@@ -126,10 +131,10 @@ func (b *barReporter) every() time.Duration { return 200 * time.Millisecond }
 
 func (b *barReporter) progress(p stream.Progress) {
 	if b.bar == nil {
-		b.bar = progressbar.NewOptions(barSteps, progressbar.OptionSetWriter(b.out), progressbar.OptionSetPredictTime(true),
+		b.bar = progressbar.NewOptions(barSteps, progressbar.OptionSetWriter(b.out), progressbar.OptionSetPredictTime(false),
 			progressbar.OptionShowElapsedTimeOnFinish(), progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish())
 	}
-	b.bar.Describe(fmt.Sprintf("%s of %s pairs, %s/s", quantity(p.Pairs, ""), quantity(p.TotalPairs, ""), quantity(p.FLOPS, "FLOP")))
+	b.bar.Describe(fmt.Sprintf("%s of %s pairs, %s/s, %s left", quantity(p.Pairs, ""), quantity(p.TotalPairs, ""), quantity(p.FLOPS, "FLOP"), timeLeft(p)))
 	_ = b.bar.Set(int(barSteps * p.Pairs / p.TotalPairs)) // drawing can fail only where nobody looks
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -167,9 +168,61 @@ func (j *crashJob) account(t *testing.T, what string, at map[int64]reached, gone
 			t.Fatalf("%s: query chunk %#x was at %+v of %d: %d key chunks were applied, it was finished %d times", what, id, at[id], len(j.hashes[q]), applied, finished)
 		}
 	}
-	if total := totalPairs(j.plan.Problem); x.rep.Resumed*total+x.rep.Stats.Pairs != total {
-		t.Fatalf("%s: %v pairs were resumed and %v applied, of %v", what, x.rep.Resumed*total, x.rep.Stats.Pairs, total)
+	total := totalPairs(j.plan.Problem)
+	resumed := math.Round(x.rep.Resumed * total)
+	if resumed+x.rep.Stats.Pairs != total {
+		t.Fatalf("%s: %v pairs were resumed and %v applied, of %v", what, resumed, x.rep.Stats.Pairs, total)
 	}
+	had := j.pairsOfComplete(at)
+	for i, p := range x.told {
+		if p.Before < had || p.Before > resumed || p.Pairs < p.Before || p.Pairs > total || i > 0 && p.Pairs < x.told[i-1].Pairs {
+			t.Fatalf("%s: of %v pairs, %v were resumed, %v of them complete; it tells %+v", what, total, resumed, had, x.told[:i+1])
+		}
+	}
+	if last := x.told[len(x.told)-1]; last.Pairs != total || last.Before != resumed {
+		t.Fatalf("%s: of %v pairs, %v were resumed, it tells at last that %v are done, %v before", what, total, resumed, last.Pairs, last.Before)
+	}
+}
+
+// pairsOfComplete is how many pairs there are in the query chunks that are complete.
+func (j *crashJob) pairsOfComplete(at map[int64]reached) (n float64) {
+	for id, p := range at {
+		if p.done {
+			lo, hi := j.plan.QueryAxis.Range(int(uint32(id)))
+			heads := j.plan.headsOf(int(id>>32)) * j.plan.Problem.Group()
+			n += j.plan.Problem.PairsIn(lo, hi, 0, j.plan.Problem.Nk) * float64(heads)
+		}
+	}
+	return n
+}
+
+// What a run goes on from counts as done in its journal from the first record on, though
+// the schedule has not come to it.
+func TestWorkOfContinuedRun(t *testing.T) {
+	t.Parallel()
+	eachCrashJob(t, 2, 5, 50, func(t *testing.T, j *crashJob, seed uint64, r *rand.Rand) {
+		d := j.partly(t, r)
+		at, _ := j.left(d)
+		var begun *Log
+		renamed := false
+		d.watch = func(op operation) {
+			if renamed && begun == nil {
+				var err error
+				if begun, err = readJournal(d.clone(1), crashJournal); err != nil {
+					t.Error(err)
+				}
+			}
+			renamed = renamed || op.kind == "rename" && op.name == crashJournal
+		}
+		x := j.command(t, d, randomConditions(r))
+		if x.err != nil || begun == nil {
+			t.Fatalf("%v; a new journal: %v", x.err, begun)
+		}
+		had, resumed := j.pairsOfComplete(at), math.Round(x.rep.Resumed*totalPairs(j.plan.Problem))
+		if begun.Work < had || begun.Work > resumed || begun.WorkAt != begun.Work {
+			t.Fatalf("%v pairs were resumed, %v of them complete: the new journal begins with %v, of which %v were done before", resumed, had, begun.Work, begun.WorkAt)
+		}
+	})
 }
 
 // crashSeeds calls f with seeds: a few in short tests, most of them only in long ones.

@@ -164,6 +164,7 @@ type outcome struct {
 	err  error
 	devs []*hashDevice
 	took time.Duration
+	told []Progress
 }
 
 // command does with a disk what a program does that runs a job: it continues what a journal
@@ -252,6 +253,7 @@ func (j *crashJob) run(d *crashDisk, c conditions, out []crashSink, log *Log) (x
 	}
 	x.rep, err = RunAll(ctx, j.plan, devs, tensors, Options{
 		StatePath: crashState, Prefetch: c.prefetch, Stop: soft, disk: d,
+		Progress: func(p Progress) { x.told = append(x.told, p) }, ProgressEvery: 5 * time.Millisecond,
 		Journal: &Journal{Path: crashJournal, Header: Header{Version: "crash"}, Log: log, Every: c.every},
 	})
 	return x, err

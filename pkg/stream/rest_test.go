@@ -24,7 +24,8 @@ func checkRest(t testing.TB, s shape, r *rand.Rand) {
 		}
 	}
 	at := make(map[int64]position)
-	gone := 0.0 // (query row, key) pairs
+	gone := 0.0             // (query row, key) pairs
+	least, near := 0.0, 0.0 // likewise: what can be told without the schedule, and how much more it may be
 	for id, refs := range all {
 		p := position{pairs: len(refs)} // whose results are not out
 		switch r.IntN(4) {
@@ -43,6 +44,11 @@ func checkRest(t testing.TB, s shape, r *rand.Rand) {
 			p.pairs = len(refs)
 		}
 		gone += pairsOfTokens(s, sched, id, refs[:p.pairs])
+		least += sched.leastIn(int(id>>32), int(uint32(id)), at[id])
+		for _, ref := range refs[p.pairs:] {
+			most := float64(sched.query.Len(int(uint32(id))) * sched.key.Longest())
+			near += most - pairsOfTokens(s, sched, id, []keyRef{ref})
+		}
 	}
 
 	left, works := make(map[int64][]keyRef), make(map[int64]int)
@@ -85,6 +91,9 @@ func checkRest(t testing.TB, s shape, r *rand.Rand) {
 	}
 	if skipped != gone {
 		t.Fatalf("%+v: %v pairs were left out, %v are done", s, skipped, gone)
+	}
+	if least > gone || least < gone-near {
+		t.Fatalf("%+v: %v pairs are done, it can be told that %v are, want at most %v less", s, gone, least, near)
 	}
 	checkRestSteps(t, s, sched, all, at)
 }

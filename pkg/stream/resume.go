@@ -16,6 +16,7 @@ type position struct {
 type found struct {
 	at    map[int64]position
 	facts []record // that hold, one for each chunk
+	least float64  // (query row, key) pairs in them, over all heads, at least
 	loose []record // of these, those that no checkpoint came after
 
 	damaged int // chunks of which what a checkpoint had made safe does not hold
@@ -43,7 +44,9 @@ func (r *runner) examine(ctx context.Context, l *Log) (*found, error) {
 		if !c.safe {
 			f.loose = append(f.loose, *x)
 		}
-		f.at[c.id] = position{int(x.pairs), x.kind == kindDone}
+		at := position{int(x.pairs), x.kind == kindDone}
+		f.at[c.id] = at
+		f.least += r.sched.leastIn(int(x.group), int(x.chunk), at)
 		if x.kind == kindState {
 			places[c.id] = version{int64(x.place), int(x.pairs)}
 			r.store.knows(*x)
@@ -132,16 +135,34 @@ func (s *schedule) pairsIn(group, x int, refs []keyRef) (n float64) {
 	return n * float64(s.heads(group)*s.problem.Group())
 }
 
+// leastIn is a number of (query row, key) pairs, over the heads of a group, that a query
+// chunk has at least which is that far. How many it has, only the schedule knows, which
+// has the order of its chunk pairs: all that are left are taken to be as large as any.
+func (s *schedule) leastIn(group, x int, p position) float64 {
+	lo, hi := s.query.Range(x)
+	n := s.problem.PairsIn(lo, hi, 0, s.key.N)
+	if !p.done {
+		left := s.pairsOf(x) - p.pairs
+		n = max(0, n-float64(left)*float64(hi-lo)*float64(s.key.Longest()))
+	}
+	return n * float64(s.heads(group)*s.problem.Group())
+}
+
 // work counts pairs that are done, by this process and before.
 type work struct {
 	devs    []Device
-	skipped atomic.Uint64 // whole pairs
+	skipped atomic.Uint64 // whole pairs that the schedule has left out so far
+	least   atomic.Uint64 // likewise, that it will have left out in the end
 }
 
 func (w *work) skip(n float64) { w.skipped.Add(uint64(n)) }
 
+// before is what an earlier process had done: from the start nearly all of it, at the end
+// all.
+func (w *work) before() float64 { return float64(max(w.skipped.Load(), w.least.Load())) }
+
 func (w *work) pairs() float64 {
-	n := float64(w.skipped.Load())
+	n := w.before()
 	for _, d := range w.devs {
 		n += d.Stats().Pairs
 	}

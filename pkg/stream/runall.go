@@ -61,6 +61,9 @@ func RunAll(ctx context.Context, plan *Plan, devs []Device, t Tensors, opt Optio
 	if err := each(func(i int) error { return shards[i].open(all) }); err != nil {
 		return nil, err
 	}
+	for _, r := range shards {
+		done.least.Add(uint64(r.found.least))
+	}
 	if j, err = startJournal(opt, shards, done, start); err != nil {
 		return nil, err
 	}
@@ -107,11 +110,10 @@ func startJournal(opt Options, shards []*runner, done *work, start time.Time) (*
 		return j, err
 	}
 	for i := range facts {
-		facts[i].work = opt.Journal.Log.Work
+		facts[i].work = done.before()
 	}
 	for i := range checkpoints {
 		j.stamp(&checkpoints[i])
-		checkpoints[i].work = opt.Journal.Log.Work // what is skipped is not counted yet
 	}
 	return j, j.begin(facts, checkpoints)
 }
@@ -190,9 +192,8 @@ func tell(plan *Plan, done *work, start time.Time, opt Options) (stop func()) {
 	p := plan.Problem
 	total := totalPairs(p)
 	now := func(asked bool) {
-		x := Progress{TotalPairs: total, Elapsed: time.Since(start), Pairs: done.pairs(), Asked: asked}
-		x.Before = float64(done.skipped.Load())
-		x.FLOPS = max(0, x.Pairs-x.Before) * 2 * float64(p.D+p.Dv) / x.Elapsed.Seconds()
+		x := Progress{TotalPairs: total, Elapsed: time.Since(start), Before: done.before(), Pairs: done.pairs(), Asked: asked}
+		x.FLOPS = (x.Pairs - x.Before) * 2 * float64(p.D+p.Dv) / x.Elapsed.Seconds()
 		opt.Progress(x)
 	}
 	quit, over := make(chan struct{}), make(chan struct{})
