@@ -18,14 +18,14 @@ import (
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
 
-// Files of a crashJob, in two directories. Results have their names when they are
+// Files of a crashJob, in three directories. Results have their names when they are
 // complete, and until then these with .partial.
 const (
 	crashJournal = "out/o.journal"
 	crashState   = "state/o.state"
 )
 
-var crashResults = []string{"out/o", "out/lse"}
+var crashResults = []string{"out/o", "lse/lse"}
 
 // crashJob is a run to be ended in all ways, and what must come of it in the end.
 type crashJob struct {
@@ -270,9 +270,9 @@ func (j *crashJob) commit(d *crashDisk, out []crashSink) error {
 		if err := d.rename(s.name, crashResults[i]); err != nil {
 			return err
 		}
-	}
-	if err := d.syncDir(crashResults[0]); err != nil {
-		return err
+		if err := d.syncDir(crashResults[i]); err != nil {
+			return err
+		}
 	}
 	if err := removeJournal(d, crashJournal); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -61,9 +61,10 @@
 // Checksums are CRC-32C. A record's covers bytes 4 to 63 and begins with that of the
 // journal's random id; its number is its index. The first record that is not whole ends
 // the journal, unless a checkpoint follows it: then what was on the disk is damaged, which
-// is an error. A journal is written beside its name and renamed. When a run is continued its
-// new journal begins with one record for each chunk of which something holds, the session, and
-// a checkpoint for each shard.
+// is an error. When the names of the outputs are on the disk, in whatever directories, a
+// journal is written beside its name and renamed. When a run is continued its new journal begins
+// with one record for each chunk of which something holds, the session, and a checkpoint for
+// each shard.
 //
 // # What must hold
 //

@@ -11,6 +11,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -366,6 +367,7 @@ const journalDelay = time.Second
 type journal struct {
 	path   string
 	disk   disk
+	outs   []string // paths of the outputs, that is of their partial files
 	header Header
 	start  time.Time
 	work   func() float64 // pairs done, over all heads and shards
@@ -384,7 +386,17 @@ type journal struct {
 // begin writes a journal and then puts it in the place of an older one: there is never
 // half of one. It tells of what was on the disk before this process, then of the process,
 // and of what it has done.
+// What it says is safe must be so by its name too: those of outputs are made durable first,
+// those of state stores are whenever these are synced.
 func (j *journal) begin(before, since []record) error {
+	for i, path := range j.outs {
+		if i > 0 && filepath.Dir(path) == filepath.Dir(j.outs[0]) {
+			continue
+		}
+		if err := j.disk.syncDir(path); err != nil {
+			return fmt.Errorf("sync the directory of %s: %w", path, err)
+		}
+	}
 	if err := j.create(before, since); err != nil {
 		return fmt.Errorf("create journal %s: %w", j.path, err)
 	}

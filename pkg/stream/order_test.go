@@ -61,7 +61,8 @@ const orderHead = `# What a run does to its disk, in order: made by TestOrder. T
 #   - Before a checkpoint is written, states, results and the journal are synced; after it
 #     the journal is.
 #   - A place that a state has by the last checkpoint is not written to before the next (S4).
-#   - A journal that is made is written and synced beside its name, renamed, and its name synced.
+#   - Before a journal is made, the names of outputs are synced. It is written and synced beside
+#     its name, renamed, and its name synced.
 #   - Results get their names, and the journal goes, when the journal says that all is there.
 `
 

@@ -88,7 +88,7 @@ func startJournal(opt Options, shards []*runner, done *work, start time.Time) (*
 	if opt.Journal == nil {
 		return nil, nil
 	}
-	j := &journal{path: opt.Journal.Path, disk: opt.disk, header: opt.Journal.Header, start: start, work: done.pairs}
+	j := &journal{path: opt.Journal.Path, disk: opt.disk, outs: shards[0].t.paths(), header: opt.Journal.Header, start: start, work: done.pairs}
 	for _, r := range shards {
 		r.journal = j
 	}

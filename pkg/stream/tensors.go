@@ -64,6 +64,15 @@ func (t Tensors) outputs() (o, lse []byte) {
 	return t.O.Bytes(), lse
 }
 
+// paths are those of the outputs.
+func (t Tensors) paths() []string {
+	list := []string{t.O.Path()}
+	if t.LSE != nil {
+		list = append(list, t.LSE.Path())
+	}
+	return list
+}
+
 func hasBytes(name string, b []byte, n int64) error {
 	if int64(len(b)) != n {
 		return fmt.Errorf("tensor %s has %d bytes, the problem says %d", name, len(b), n)
