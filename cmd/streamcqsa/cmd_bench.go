@@ -86,7 +86,8 @@ func runBench(ctx context.Context, w io.Writer, o *benchOptions) error {
 	// that are some seconds apart.
 	for range 2 {
 		m.Peak = max(m.Peak, dev.Peak(m.Threads, t/2))
-		many, few, err := benchKernels(ctx, dev, o.tokens, t/2)
+		b := kernelBench{dev: dev, tokens: o.tokens, time: t / 2}
+		many, few, err := b.all(ctx)
 		if err != nil {
 			return err
 		}
@@ -149,28 +150,46 @@ func writeBench(w io.Writer, m *cpu.Measurement) error {
 }
 
 // benchSource is a tensor in a temporary file, in the page cache.
-type benchSource struct {
-	*os.File
-	b []byte
-}
+type benchSource struct{ tensorfile.Spec }
 
-func (s benchSource) Path() string      { return s.Name() }
-func (s benchSource) Bytes() []byte     { return s.b }
-func (benchSource) WillNeed(_, _ int64) {}
-func (benchSource) DontNeed(_, _ int64) {}
-func (s benchSource) Close() error      { return errors.Join(s.File.Close(), os.Remove(s.Name())) }
 func newBenchSource(t attention.DType, n int) (s benchSource, err error) {
-	if s.File, err = os.CreateTemp("", "streamcqsa-bench-*"); err != nil {
+	f, err := os.CreateTemp("", "streamcqsa-bench-*.bin")
+	if err != nil {
 		return s, err
 	}
-	s.b = make([]byte, n*t.Size())
+	s.Path, s.DType, s.Shape = f.Name(), t, []int{n}
+	b := make([]byte, n*t.Size())
 	for i := range n {
-		t.Put(s.b[i*t.Size():], float64(i*2654435761>>4%1000)/1000-0.5)
+		t.Put(b[i*t.Size():], float64(i*2654435761>>4%1000)/1000-0.5)
 	}
-	if _, err = s.Write(s.b); err != nil {
-		err = errors.Join(fmt.Errorf("write %d bytes to %s: %w", len(s.b), s.Name(), err), s.Close())
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err != nil {
+		err = errors.Join(fmt.Errorf("write %d bytes to %s: %w", len(b), s.Path, err), s.remove())
 	}
 	return s, err
+}
+
+func (s benchSource) remove() error { return os.Remove(s.Path) }
+
+// benchOpen opens Q, K and V as a run does: their pages are in memory, and unknown to the
+// process.
+func benchOpen(q, k, v benchSource) (x stream.Tensors, closeAll func() error, err error) {
+	var open []*tensorfile.Tensor
+	closeAll = func() (err error) {
+		for _, t := range open {
+			err = errors.Join(err, t.Close())
+		}
+		return err
+	}
+	for _, s := range []benchSource{q, k, v} {
+		t, err := tensorfile.Open(s.Spec)
+		if err != nil {
+			return x, nil, errors.Join(err, closeAll())
+		}
+		open = append(open, t)
+	}
+	x.Q, x.K, x.V = open[0], open[1], open[2]
+	return x, closeAll, nil
 }
 
 // benchSink is a tensor in memory.
@@ -180,21 +199,28 @@ func (benchSink) Path() string    { return "memory" }
 func (benchSink) Sync() error     { return nil }
 func (b benchSink) Bytes() []byte { return b }
 
-// benchKernels measures every type and some head dimensions.
-func benchKernels(ctx context.Context, dev *cpu.Device, tokens int, t time.Duration) (many, few []cpu.KernelRate, err error) {
+// kernelBench measures kernels.
+type kernelBench struct {
+	dev    *cpu.Device
+	tokens int
+	time   time.Duration // for each figure
+}
+
+// all measures every type and some head dimensions.
+func (b kernelBench) all(ctx context.Context) (many, few []cpu.KernelRate, err error) {
 	for _, typ := range []attention.DType{attention.F32, attention.BF16, attention.F16} {
 		for _, d := range []int{64, 128} {
 			for _, fast := range []bool{false, true} {
 				if fast && typ != attention.BF16 {
 					continue
 				}
-				r, err := benchKernel(ctx, dev, typ, fast, tokens, tokens, d, t)
+				r, err := b.one(ctx, typ, fast, b.tokens, b.tokens, d)
 				if err != nil {
 					return nil, nil, err
 				}
 				many = append(many, r)
 			}
-			r, err := benchKernel(ctx, dev, typ, false, 4, max(1, min(256*tokens, (64<<20)/(d*typ.Size()))), d, t)
+			r, err := b.one(ctx, typ, false, cpu.MeasuredFew, max(1, min(256*b.tokens, (64<<20)/(d*typ.Size()))), d)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -209,45 +235,71 @@ func better(a, b []cpu.KernelRate) []cpu.KernelRate {
 	for i := range a {
 		b[i].FLOPS, b[i].Bytes = max(a[i].FLOPS, b[i].FLOPS), max(a[i].Bytes, b[i].Bytes)
 		b[i].Load, b[i].Store = max(a[i].Load, b[i].Load), max(a[i].Store, b[i].Store)
+		b[i].Passing = max(a[i].Passing, b[i].Passing)
 	}
 	return b
 }
 
-// benchKernel repeats one problem for about the time asked for.
-func benchKernel(ctx context.Context, dev *cpu.Device, typ attention.DType, fast bool, queries, keys, d int, t time.Duration) (row cpu.KernelRate, err error) {
+// one measures one problem: whole for the kernel, and in chunks for loads into slots
+// that were used before. Few queries have work for the kernel in chunks too: as the
+// planner makes them, their slots fit a cache.
+func (b kernelBench) one(ctx context.Context, typ attention.DType, fast bool, queries, keys, d int) (row cpu.KernelRate, err error) {
 	p := attention.Problem{B: 1, Hq: 1, Hkv: 1, Nq: queries, Nk: keys, D: d, Dv: d, DType: typ, OutDType: typ, Layout: attention.ND, Scale: attention.DefaultScale(d), Fast: fast}
 	var sources [3]benchSource
 	for i, n := range []int{queries * d, keys * d, keys * d} {
 		if sources[i], err = newBenchSource(typ, n); err != nil {
 			return row, err
 		}
-		defer func() { err = errors.Join(err, sources[i].Close()) }()
+		defer func() { err = errors.Join(err, sources[i].remove()) }()
 	}
-	x := stream.Tensors{Q: sources[0], K: sources[1], V: sources[2], O: make(benchSink, queries*d*typ.Size())}
 	row = cpu.KernelRate{DType: typ.String(), D: d, Fast: fast}
-	// Whole, for the kernel; in chunks, for loads into slots that were used before.
-	for _, chunks := range []int{1, min(16, keys)} {
-		plan, _, err := stream.New(stream.Request{Problem: p, Budget: 1 << 40, Divide: "rows", Chunks: chunks, Host: stream.Host{Cache: 1 << 40, Disk: 1e9}}, dev)
-		if err != nil {
-			return row, err
-		}
-		var apply, in, out []float64 // seconds
-		var s attention.Stats
-		for start := time.Now(); time.Since(start) < t/2 || len(apply) < 3; {
-			rep, err := stream.Run(ctx, plan, dev, x, stream.Options{})
-			if err != nil {
-				return row, err
-			}
-			s = rep.Stats
-			apply, in, out = append(apply, s.ApplySeconds), append(in, s.InSeconds), append(out, s.OutSeconds)
-		}
-		if chunks == 1 {
-			row.FLOPS = p.FLOPs() / middle(apply)
-			row.Bytes = float64(len(sources[1].b)+len(sources[2].b)) / middle(apply)
-		}
-		row.Load, row.Store = float64(s.InBytes)/middle(in), float64(s.OutBytes)/middle(out)
+	kv := 2 * float64(keys*d*typ.Size())
+	whole, err := b.run(ctx, p, sources, 1)
+	if err != nil {
+		return row, err
 	}
+	row.FLOPS, row.Bytes = p.FLOPs()/whole.apply, kv/whole.apply
+	chunks := min(16, keys)
+	if queries == cpu.MeasuredFew {
+		chunks = 0
+	}
+	parts, err := b.run(ctx, p, sources, chunks)
+	if err != nil {
+		return row, err
+	}
+	row.Load, row.Store, row.Passing = parts.inBytes/parts.in, parts.outBytes/parts.out, kv/parts.apply
 	return row, nil
+}
+
+// benchRun is a run, in seconds and bytes.
+type benchRun struct{ apply, in, out, inBytes, outBytes float64 }
+
+// run runs a problem for about the time asked for, in so many chunks of keys or, with
+// 0, as the planner divides it. Nothing is loaded ahead: what a load takes is then not
+// in what the kernel takes.
+func (b kernelBench) run(ctx context.Context, p attention.Problem, in [3]benchSource, chunks int) (r benchRun, err error) {
+	plan, _, err := stream.New(stream.Request{Problem: p, Budget: 1 << 40, Divide: "rows", Chunks: chunks, Host: stream.Host{Cache: 1 << 40, Disk: 1e9}}, b.dev)
+	if err != nil {
+		return r, err
+	}
+	o := make(benchSink, p.Nq*p.Dv*p.OutDType.Size())
+	var apply, load, store []float64
+	for start := time.Now(); time.Since(start) < b.time/2 || len(apply) < 3; {
+		x, closeAll, err := benchOpen(in[0], in[1], in[2])
+		if err != nil {
+			return r, err
+		}
+		x.O = o
+		rep, err := stream.Run(ctx, plan, b.dev, x, stream.Options{Prefetch: -1})
+		if err = errors.Join(err, closeAll()); err != nil {
+			return r, err
+		}
+		s := rep.Stats
+		apply, load, store = append(apply, s.ApplySeconds), append(load, s.InSeconds), append(store, s.OutSeconds)
+		r.inBytes, r.outBytes = float64(s.InBytes), float64(s.OutBytes)
+	}
+	r.apply, r.in, r.out = middle(apply), middle(load), middle(store)
+	return r, nil
 }
 
 // benchStart is how many seconds a run with next to nothing to do takes, with the
@@ -259,13 +311,18 @@ func benchStart(ctx context.Context, dev *cpu.Device, dir string) (start, rate f
 	if err != nil {
 		return 0, 0, err
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
+	defer func() { err = errors.Join(err, s.remove()) }()
 	plan, _, err := stream.New(stream.Request{Problem: p, Budget: 1 << 40}, dev)
 	if err != nil {
 		return 0, 0, err
 	}
-	rep, err := stream.Run(ctx, plan, dev, stream.Tensors{Q: s, K: s, V: s, O: make(benchSink, n*d*4)}, stream.Options{})
+	x, closeAll, err := benchOpen(s, s, s)
 	if err != nil {
+		return 0, 0, err
+	}
+	x.O = make(benchSink, n*d*4)
+	rep, err := stream.Run(ctx, plan, dev, x, stream.Options{})
+	if err = errors.Join(err, closeAll()); err != nil {
 		return 0, 0, err
 	}
 	var short, whole []float64 // seconds

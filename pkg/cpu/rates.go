@@ -30,8 +30,11 @@ type Measurement struct {
 	Batch float64 `json:"batch_seconds"`             // of a batch, beside its work
 
 	Many []KernelRate `json:"many_queries"`
-	Few  []KernelRate `json:"few_queries"` // four queries
+	Few  []KernelRate `json:"few_queries"` // MeasuredFew
 }
+
+// MeasuredFew is how many queries the figures for few are of.
+const MeasuredFew = 4
 
 // KernelRate is how fast the kernel is for one type and head dimension. FLOPS are
 // 2 (D + Dv) for a query-key pair.
@@ -40,9 +43,12 @@ type KernelRate struct {
 	D     int     `json:"d"`
 	Fast  bool    `json:"fast,omitempty"`
 	FLOPS float64 `json:"flops"`
-	Bytes float64 `json:"kv_bytes"` // of K and V that the kernel goes through
+	Bytes float64 `json:"kv_bytes"` // of K and V that the kernel goes through, from memory
 	Load  float64 `json:"load_bytes"`
 	Store float64 `json:"store_bytes"`
+	// Passing is Bytes where K and V come in chunks, as the planner makes them: slots
+	// are in a cache, and batches cost what they do beside their work.
+	Passing float64 `json:"kv_passing_bytes"`
 }
 
 // Calibrate makes predictions count with a measurement of the same kernel, if
@@ -57,7 +63,7 @@ func (d *Device) Calibrate(m *Measurement) {
 // from a file, which may hold anything.
 func usable(list []KernelRate) bool {
 	for _, r := range list {
-		for _, x := range []float64{float64(r.D), r.FLOPS, r.Bytes, r.Load, r.Store} {
+		for _, x := range []float64{float64(r.D), r.FLOPS, r.Bytes, r.Load, r.Store, r.Passing} {
 			if !(x > 0) {
 				return false
 			}
@@ -74,6 +80,7 @@ type speed struct {
 	threads   int
 	flops     float64 // many queries
 	few       float64 // bytes/s of K and V, few queries
+	fewRows   int     // so many at most; more cost what their FLOPs do. 0: any
 	in, out   float64
 	batch     float64 // seconds
 	read1     float64 // share of what all threads read from memory that one can read
@@ -88,7 +95,11 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 	last := min(rows, tileLanes) * g.KeyRows // pairs of the smallest task
 	if fewQueries(g) {
 		// 2 (D + Dv) FLOP a row for (D + Dv) elements.
-		flops, tasks = min(s.few*2*float64(rows)/float64(g.DType.Size()), s.flops), partsOf(g)
+		flops, tasks = s.few*2*float64(rows)/float64(g.DType.Size()), partsOf(g)
+		if more := rows - s.fewRows; s.fewRows > 0 && more > 0 {
+			flops = 1 / (1/flops + float64(more)/float64(rows)/s.flops)
+		}
+		flops = min(flops, s.flops)
 		last = rows * min(g.KeyRows, partOf(g))
 	}
 	r := attention.Rates{FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch, Shared: min(1, float64(s.inThreads)/float64(s.threads)), Longest: longest}
@@ -144,8 +155,11 @@ func (d *Device) Expected(g attention.Geometry) attention.Rates {
 	}
 	many, few := nearest(m.Many, g.DType, g.D, g.Fast), nearest(m.Few, g.DType, g.D, false)
 	scale := float64(d.threads) / float64(m.Threads)
-	s = speed{threads: d.threads, flops: many.FLOPS * scale, few: few.Bytes * min(scale, 1), in: few.Load, out: many.Store, batch: m.Batch, read1: m.Read1 / max(m.Read, 1),
+	s = speed{threads: d.threads, flops: many.FLOPS * scale, few: few.Passing * min(scale, 1), in: few.Load, out: many.Store, batch: m.Batch, read1: m.Read1 / max(m.Read, 1),
 		inThreads: min(d.threads, loadThreads, 2*g.KVHeads)}
+	if fewQueries(g) {
+		s.batch, s.fewRows = 0, MeasuredFew // batches were part of what was measured
+	}
 	return s.rates(g)
 }
 
