@@ -17,6 +17,7 @@ for pkg in cmd/streamcqsa $(cd pkg && find gpu -name '*_test.go' -printf 'pkg/%h
   [ ! -d "$pkg/testdata" ] || cp -r "$pkg/testdata" "$out/$pkg"
 done
 cp -r testdata "$out"
+cp pkg/gpu/internal/driver/symbols.h "$out/pkg/gpu/internal/driver"
 
 cat > "$out/run.sh" <<'RUN'
 #!/usr/bin/env bash

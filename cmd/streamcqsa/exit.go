@@ -85,6 +85,7 @@ func exitCode(err error) int {
 	var noDisk *stream.NoDiskError
 	var damaged *stream.CorruptError
 	var scarce *gpu.NoMemoryError
+	var device gpu.DeviceError
 	switch {
 	case err == nil:
 		return 0
@@ -100,7 +101,7 @@ func exitCode(err error) int {
 		return exitInput
 	case errors.As(err, &noFit), errors.As(err, &noDisk), errors.Is(err, errNoFit), errors.Is(err, tensorfile.ErrNoSpace), stream.IsNoSpace(err):
 		return exitNoFit
-	case errors.Is(err, errTemporary), errors.Is(err, tensorfile.ErrInUse), errors.As(err, &scarce):
+	case errors.Is(err, errTemporary), errors.Is(err, tensorfile.ErrInUse), errors.As(err, &scarce), errors.As(err, &device):
 		return exitTemporary
 	case errors.Is(err, errCommit):
 		return exitOther

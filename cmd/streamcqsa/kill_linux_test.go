@@ -21,13 +21,16 @@ var (
 	killSeed = flag.Uint64("kill-seed", 0, "kill at the instants of the test that logged this seed")
 )
 
-// killed are problems with dozens of pairs of chunks and budgets so small that states
-// spill. They take about a second.
-var killed = []struct {
+// killedJob is a job to kill.
+type killedJob struct {
 	name string
 	jobSpec
 	elsewhere bool // unfinished files go to another file system
-}{
+}
+
+// killed are problems with dozens of pairs of chunks and budgets so small that states
+// spill. They take about a second.
+var killed = []killedJob{
 	{name: "cqs 7 f32 npy, heads and groups", jobSpec: plainJob},
 	{name: "rows f32 npy causal lse", jobSpec: jobSpec{shape: "1,8,4,3000,3200,32,32", lse: true,
 		flags: "--divide rows --mem-budget 600KiB --causal --causal-align bottom-right"}},
@@ -50,16 +53,20 @@ func TestKill(t *testing.T) {
 	if *kills > 0 {
 		n = *kills
 	}
+	killAll(t, buildProgram(t), killed, n)
+}
+
+// killAll kills runs of some jobs n times.
+func killAll(t *testing.T, bin string, jobs []killedJob, n int) {
 	seed := *killSeed
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
 	t.Logf("-args -kills %d -kill-seed %d", n, seed)
-	bin := buildProgram(t)
 	var sum tally
-	for i, k := range killed {
-		share := n / len(killed)
-		if i < n%len(killed) {
+	for i, k := range jobs {
+		share := n / len(jobs)
+		if i < n%len(jobs) {
 			share++
 		}
 		if share == 0 {

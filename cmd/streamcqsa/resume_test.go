@@ -31,6 +31,7 @@ type jobSpec struct {
 	shape, dtype, format, layout string
 	lse                          bool
 	flags                        string // of run, separated by blanks
+	cuda                         bool   // computed by a GPU
 }
 
 // plainJob is large enough to be stopped in its middle, with several head groups and
@@ -57,7 +58,11 @@ func newJob(t *testing.T, bin string, s jobSpec) *job {
 	}
 	gen = append(gen, "--layout", layout)
 	// The portable kernel is slow everywhere, and threads have a part in the budget.
-	j := &job{bin: bin, args: append([]string{"--layout", layout, "--kernel", "portable", "--threads", "2"}, strings.Fields(s.flags)...)}
+	device := []string{"--kernel", "portable", "--threads", "2"}
+	if s.cuda {
+		device = []string{"--device", "cuda"}
+	}
+	j := &job{bin: bin, args: append(append(device, "--layout", layout), strings.Fields(s.flags)...)}
 	if s.dtype != "" {
 		gen = append(gen, "--dtype", s.dtype)
 	}

@@ -16,6 +16,7 @@ import (
 // the seed, on machines with the same kernels.
 type soakCase struct {
 	seed uint64
+	cuda bool // computed by a GPU
 	attention.Problem
 	statesScale bool
 	kind        string    // of the numbers, as gen knows them
@@ -59,10 +60,10 @@ func pick[T any](r *rand.Rand, list ...T) T { return list[r.IntN(len(list))] }
 // logUniform is between 1 and most, the logarithm evenly distributed.
 func logUniform(r *rand.Rand, most float64) float64 { return math.Exp(r.Float64() * math.Log(most)) }
 
-// newSoakCase draws a case.
-func newSoakCase(seed uint64) *soakCase {
+// newSoakCase draws a case, for a GPU or the CPU.
+func newSoakCase(seed uint64, cuda bool) *soakCase {
 	r := rand.New(rand.NewPCG(seed, 0x50a1))
-	c := &soakCase{seed: seed}
+	c := &soakCase{seed: seed, cuda: cuda}
 	c.drawSessions(r)
 	c.drawShape(r)
 	c.drawValues(r)
@@ -71,10 +72,12 @@ func newSoakCase(seed uint64) *soakCase {
 	return c
 }
 
-// soakWork is the most multiply-adds of a case, and of one that portable kernels compute.
+// soakWork is the most multiply-adds of a case, of one that portable kernels compute, and
+// of one for a GPU.
 const (
 	soakWork         = 1.5e10
 	soakWorkPortable = 6e8
+	soakWorkGPU      = 6e11
 )
 
 func (c *soakCase) drawShape(r *rand.Rand) {
@@ -89,7 +92,7 @@ func (c *soakCase) drawShape(r *rand.Rand) {
 		p.Hq = p.Hkv * pick(r, 1, 1, 2, 3, 4, 8, 17)
 	}
 	dim := func() int {
-		if r.IntN(40) == 0 {
+		if !c.cuda && r.IntN(40) == 0 {
 			return 257 + r.IntN(800)
 		}
 		return pick(r, 1+r.IntN(16), 1+r.IntN(256), 16, 32, 64, 80, 96, 128, 192, 256)
@@ -111,7 +114,10 @@ func (c *soakCase) drawShape(r *rand.Rand) {
 	p.Causal = pick(r, attention.NonCausal, attention.NonCausal, attention.TopLeft, attention.BottomRight)
 	c.kernel = pick(r, "auto", "auto", "auto", "auto", "portable", pick(r, cpu.Kernels()...))
 	least, most := 0., soakWork
-	if c.kernel == cpu.Portable {
+	switch {
+	case c.cuda:
+		most = soakWorkGPU
+	case c.kernel == cpu.Portable:
 		most = soakWorkPortable
 	}
 	if len(c.sessions) > 0 && r.IntN(4) > 0 { // long enough to have something to save
@@ -164,7 +170,7 @@ func (c *soakCase) drawValues(r *rand.Rand) {
 	if r.IntN(8) == 0 {
 		c.special = 1 + r.IntN(3)
 	}
-	p.Fast = p.DType == attention.BF16 && r.IntN(4) == 0
+	p.Fast = (p.DType == attention.BF16 || c.cuda && p.DType == attention.F16) && r.IntN(4) == 0
 }
 
 func (c *soakCase) drawFiles(r *rand.Rand) {
@@ -268,6 +274,9 @@ func (c *soakCase) problemArgs() []string {
 // prefetch.
 func (c *soakCase) wayArgs() []string {
 	args := []string{"--kernel", c.kernel, "--divide", c.divide}
+	if c.cuda {
+		args = []string{"--device", "cuda", "--divide", c.divide}
+	}
 	if c.chunks > 0 {
 		args = append(args, "--chunks", fmt.Sprint(c.chunks))
 	}

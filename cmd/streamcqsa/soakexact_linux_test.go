@@ -21,6 +21,7 @@ type soakTensors struct {
 type soakSums struct {
 	n                     int
 	diff, norm, once, abs float64 // of errors, exact values, errors of rounding those, and sums of weights times |V|
+	reach                 float64 // the largest bound |q||k| on a score
 }
 
 // limits of one element and of lse, and of Frobenius norms.
@@ -29,6 +30,11 @@ type soakLimits struct {
 	frobenius float64 // of float32 results, and of what 16-bit ones are rounded from
 	lse       float64 // relative to 1 + |lse| + steep
 	steep     float64 // the largest bound |q||k| on a score that counts for lse
+
+	// Of a GPU alone.
+	perScore       float64 // relative error for each unit, of log2, of the largest score
+	half           float64 // relative error of weights in float16
+	least, largest float64 // absolute errors of weights, the largest being 1, and of V, the largest of all being 1
 }
 
 // limitsOf are the promises of docs/numerics.md.
@@ -48,9 +54,29 @@ func (c *soakCase) limitsOf() soakLimits {
 	if c.kernel == cpu.Portable {
 		l = soakLimits{weight: 1e-12, frobenius: 1e-14, lse: 0x1.1p-24}
 	}
+	if c.cuda {
+		return c.limitsOfCUDA(l)
+	}
 	if c.Fast {
 		l.weight += 0x1p-8 // weights are rounded to bfloat16, and so is what they are divided by
 		l.frobenius, l.lse = 3e-3, 4e-3
+	}
+	return l
+}
+
+// limitsOfCUDA are those of a GPU, where more scores are float32, V is split relative to
+// the largest element of its tile, and weights may be float16.
+func (c *soakCase) limitsOfCUDA(l soakLimits) soakLimits {
+	const u = 0x1p-24
+	narrow := map[attention.DType]float64{attention.F32: 96, attention.F16: 512, attention.BF16: 4096}[c.OutDType]
+	l.weight = 512*u + float64(c.D+2)*u*narrow*math.Ln2
+	l.steep = narrow * math.Ln2
+	l.perScore = 0x1p-23
+	l.least, l.largest = 0x1p-24, 0x1p-38
+	l.frobenius = 1e-6
+	if c.OutDType == attention.BF16 || c.Fast {
+		l.weight += 0x1p-11
+		l.half = 2.5e-4
 	}
 	return l
 }
@@ -119,6 +145,8 @@ type exactRows struct {
 	o, abs [][]float64
 	lse    []float64
 	reach  []float64 // a bound on |q||k| of the row, scaled
+	column []float64 // sums of |V| over all keys
+	most   float64   // the largest |V|
 }
 
 func (c *soakCase) exact(x soakTensors, head int, list []int) exactRows {
@@ -133,7 +161,19 @@ func (c *soakCase) exact(x soakTensors, head int, list []int) exactRows {
 		e.reach[i] = math.Abs(c.Scale) * norm(qs[i]) * longest
 	}
 	e.lse = attention.Oracle(e.o, qs, visible, k, v, c.Scale)
-	attention.Oracle(e.abs, qs, visible, k, absolute(v), c.Scale)
+	positive := absolute(v)
+	attention.Oracle(e.abs, qs, visible, k, positive, c.Scale)
+	e.column = make([]float64, c.Dv)
+	row := make([]float32, c.Dv)
+	for j := range v.N {
+		positive.DType.Widen(row, positive.Row(j))
+		for d, x := range row {
+			if finite(float64(x)) {
+				e.column[d] += float64(x)
+				e.most = max(e.most, float64(x))
+			}
+		}
+	}
 	return e
 }
 
@@ -176,7 +216,7 @@ func (c *soakCase) compareHead(t *testing.T, x soakTensors, head int, list []int
 			}
 			// What is rounded may be off by the weights' errors: of the numerator and of
 			// the denominator.
-			arithmetic := 2 * limits.weight * abs
+			arithmetic := 2*limits.weight*abs + limits.least*e.column[d] + limits.largest*e.most
 			if err := math.Abs(g - exact); !(err <= math.Abs(rounded-exact)*(1+1e-9)+2*arithmetic+c.tiny()) {
 				t.Fatalf("%s, column %d is %g, exactly %g: off by %.3g, rounding costs %.3g and arithmetic at most %.3g", where, d, g, exact, err, math.Abs(rounded-exact), arithmetic)
 			}
@@ -188,6 +228,7 @@ func (c *soakCase) compareHead(t *testing.T, x soakTensors, head int, list []int
 			sums.norm += exact * exact
 			sums.once += (rounded - exact) * (rounded - exact)
 			sums.abs += abs * abs
+			sums.reach = max(sums.reach, e.reach[i])
 		}
 		if x.lse != nil {
 			c.compareLSE(t, where, c.rows(x.lse, c.Hq, c.Nq, 1, head).Row(n), e.lse[i], e.reach[i], limits)
@@ -246,8 +287,13 @@ func (c *soakCase) checkSums(t *testing.T, s soakSums) {
 	if s.n < 64 {
 		norm = math.Sqrt(s.abs)
 	}
-	limit := l.frobenius * norm
+	limit := max(l.frobenius, l.perScore*math.Min(s.reach, l.steep)*math.Log2E) * norm
 	switch {
+	case c.cuda && (c.OutDType != attention.F32 || c.Fast):
+		limit = math.Sqrt(s.once) + 2*limit
+		if l.half > 0 { // independent of the output's rounding
+			limit = math.Hypot(math.Sqrt(s.once), l.half*norm) + 2*limit
+		}
 	case c.Fast:
 		limit = math.Hypot(limit, 1.02*math.Sqrt(s.once))
 	case c.OutDType != attention.F32 || c.kernel == cpu.Portable:

@@ -12,15 +12,20 @@ import (
 	"github.com/streamcqsa/streamcqsa/pkg/stream/devicetest"
 )
 
-// device opens the first GPU for a test.
-func device(t testing.TB, opt Options) *Device {
+// device opens the first GPU for a test, as one of another compute capability if major
+// is not 0.
+func device(t testing.TB, opt Options, major int) *Device {
 	t.Helper()
 	gputest.Need(t)
 	list, err := Devices()
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := Open(list[0], opt)
+	info := list[0]
+	if major != 0 {
+		info.Major, info.Minor = major, 0
+	}
+	d, err := Open(info, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,9 +54,16 @@ func poison(t testing.TB, d stream.Device) {
 }
 
 func TestConformance(t *testing.T) {
-	for name, opt := range map[string]Options{"registered": {HostMemory: 1 << 30, LockFirst: true}, "ring": {}} {
+	for name, c := range map[string]struct {
+		Options
+		major int
+	}{
+		"registered": {Options: Options{HostMemory: 1 << 30, LockFirst: true}},
+		"ring":       {},
+		"sm_80":      {major: 8}, // which later GPUs run too
+	} {
 		t.Run(name, func(t *testing.T) {
-			d := device(t, opt)
+			d := device(t, c.Options, c.major)
 			devicetest.Run(t, devicetest.Subject{
 				Open:     func(testing.TB, int) stream.Device { return d },
 				Poison:   poison,

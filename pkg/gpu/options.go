@@ -13,6 +13,12 @@ type Options struct {
 	LockFirst bool
 }
 
+// DeviceError is an error of a GPU or of its driver.
+type DeviceError interface {
+	error
+	Ordinal() int // of the device; -1 where none was meant
+}
+
 // NoMemoryError says that a device had less memory than a plan takes: other processes
 // have it.
 type NoMemoryError struct {

@@ -50,6 +50,9 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
+// Ordinal is the device's, or -1 where none was meant.
+func (e *Error) Ordinal() int { return e.Device }
+
 // failed makes an Error of what cu or native.go returned. It is for errors only:
 // formatting what was attempted is not for the path that succeeds.
 func failed(device int, err error, format string, args ...any) error {
