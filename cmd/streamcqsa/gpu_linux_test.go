@@ -43,7 +43,7 @@ func TestKillGPU(t *testing.T) {
 		{name: "cqs 7 f32 npy lse, heads and groups", jobSpec: gpuCQS},
 		{name: "rows bf16 safetensors causal", jobSpec: gpuRows},
 		{name: "cqs 3 depth 2 f32 npy, state-dir elsewhere", elsewhere: true, jobSpec: jobSpec{cuda: true, shape: "1,1,1,524288,524288,64,64",
-			flags: "--divide cqs --chunks 3 --depth 2 --mem-budget 96MiB"}},
+			flags: "--divide cqs --chunks 3 --depth 2 --mem-budget 160MiB"}},
 	}, n)
 }
 
@@ -87,7 +87,7 @@ func TestGPULost(t *testing.T) {
 				verified(t, j.bin, j.base(dir)+".journal", 0)
 			}
 			e := j.finish(t, dir, want)
-			t.Logf("%s; of the next run %.0f%% were resumed", p.last.Message, 100*e.Resumed/e.Total)
+			t.Logf("%s; the next run resumed %.0f pairs", p.last.Message, e.Resumed)
 		})
 	}
 }

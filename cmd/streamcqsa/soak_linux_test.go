@@ -336,7 +336,7 @@ func (x *soakRun) way(t *testing.T, threads int) soakWay {
 		return w
 	}
 	first, w := x.ways[x.threads], soakWay{}
-	if first.budget != nil {
+	if w.budget = first.budget; w.budget != nil && !x.cuda {
 		const ample = "64GiB"
 		more := scratchIn(x.planned(t, threads, "--mem-budget", ample)) - scratchIn(x.planned(t, x.threads, "--mem-budget", ample))
 		w.budget = []string{"--mem-budget", fmt.Sprintf("%dB", max(first.plan.Budget+more, x.smallest(t, threads)))}

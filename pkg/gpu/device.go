@@ -62,7 +62,8 @@ func Open(info Info, opt Options) (*Device, error) {
 	}
 	d := &Device{info: info, opt: opt, ctx: ctx, attend: make(map[string]attendKernel)}
 	if err := d.bound(func() error { return d.load(target) }); err != nil {
-		return nil, errors.Join(err, d.Close())
+		_ = d.Close() // a GPU that has failed gives nothing back, and err says why
+		return nil, err
 	}
 	return d, nil
 }

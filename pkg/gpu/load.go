@@ -191,7 +191,7 @@ func (s *session) sendOne(p *parcel) error {
 	}
 	done, err := submit(p)
 	if err != nil {
-		err = joinIfNew(err, stream.Synchronize()) // some copy may be under way
+		s.fail(stream.Synchronize()) // some copy may be under way
 		s.letGo(p)
 		return err
 	}

@@ -3,7 +3,6 @@
 package gpu
 
 import (
-	"errors"
 	"io"
 	"sync/atomic"
 
@@ -86,7 +85,7 @@ func (s *session) piece(o *output, n int64, fill func(b []byte) error, write fun
 	}
 	b := s.outward.take()
 	if err := fill(b.b[:n]); err != nil {
-		err = joinIfNew(err, s.out.Synchronize()) // some copy may be under way
+		s.fail(s.out.Synchronize()) // some copy may be under way
 		s.outward.give(b)
 		return err
 	}
@@ -228,12 +227,4 @@ func (s *session) copyRows(o *output, to attention.Rows, from uint64, pitch int6
 		}
 	}
 	return nil
-}
-
-// joinIfNew adds an error to one that it does not repeat.
-func joinIfNew(err, more error) error {
-	if more == nil || errors.Is(more, err) {
-		return err
-	}
-	return errors.Join(err, more)
 }

@@ -85,10 +85,11 @@ func newSession(d *Device, l *layout) (s *session, err error) {
 	s = &session{d: d, l: l, kernel: d.attend[d.Kernel(l.geo)], marks: marks{ctx: d.ctx, timed: true}, ends: marks{ctx: d.ctx},
 		query: make([]loadedQuery, l.geo.QuerySlots), kvRows: make([]int, l.geo.KVSlots)}
 	err = d.bound(func() error {
-		if err := s.reserve(); err != nil {
-			return errors.Join(err, s.free())
+		err := s.reserve()
+		if err != nil {
+			_ = s.free() // err says why
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -108,7 +109,7 @@ func (s *session) reserve() error {
 		}
 		free, _, e := c.Memory()
 		if e != nil {
-			return errors.Join(err, e)
+			return e
 		}
 		return &NoMemoryError{Device: s.d.Name(), Want: total, Free: free, Err: err}
 	}
