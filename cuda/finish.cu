@@ -11,8 +11,8 @@ struct FinishJob {
     int32_t width, type;      // of O: elements of a row, 0 float32, 1 float16, 2 bfloat16
 };
 
-// finish writes O = acc / l and lse. out may be where acc or Q was: an element is
-// read and written by one thread.
+// finish writes O = acc / l and lse. out may be where acc or Q was, and lse where l was:
+// an element is read and written by one thread, and an l by one warp.
 template <bool Two>
 __device__ __forceinline__ void finish(const Pool* pool, const FinishJob& job) {
     const int warps = blockDim.x / 32, lane = threadIdx.x & 31;
@@ -20,15 +20,15 @@ __device__ __forceinline__ void finish(const Pool* pool, const FinishJob& job) {
         const bool empty = row < job.empty;
         for (int i = 2 * lane; i < job.width; i += 64) {
             const State<Two> s((uint8_t*)job.head, pool, 0);
-            float l = s.l[row];
-            float2 x = *(const float2*)(s.acc + (int64_t)row * s.dv + i);
+            double l = s.l[row];
+            const float2 a = *(const float2*)(s.acc + (int64_t)row * s.dv + i);
+            double2 sum = {a.x, a.y};
             if constexpr (Two) {
                 const float2 y = *(const float2*)(s.low + (int64_t)row * s.dv + i);
                 l += s.l[s.rows + row];
-                x.x += y.x, x.y += y.y;
+                sum.x += y.x, sum.y += y.y;
             }
-            x.x = empty ? 0.f : x.x / l;
-            x.y = empty ? 0.f : x.y / l;
+            const float2 x = {empty ? 0.f : (float)(sum.x / l * kUnit), empty ? 0.f : (float)(sum.y / l * kUnit)};
             if (job.type == 0) {
                 float* to = (float*)job.out + (int64_t)row * job.width + i;
                 to[0] = x.x;
@@ -40,11 +40,12 @@ __device__ __forceinline__ void finish(const Pool* pool, const FinishJob& job) {
                 if (i + 1 < job.width) to[1] = (uint16_t)(u >> 16);
             }
         }
+        __syncwarp();
         if (job.lse && lane == 0) {
             const State<Two> s((uint8_t*)job.head, pool, 0);
-            float l = s.l[row];
+            double l = s.l[row];
             if constexpr (Two) l += s.l[s.rows + row];
-            ((float*)job.lse)[row] = empty ? -INFINITY : (float)(((double)s.m[row] - pool->offset + log2((double)l)) * 0.69314718055994530942);
+            ((float*)job.lse)[row] = empty ? -INFINITY : (float)((s.m[row] - pool->offset + log2(l)) * 0.69314718055994530942);
         }
     }
 }
@@ -61,7 +62,7 @@ __device__ __forceinline__ void merge(const Pool* pool, const Batch* batch) {
             const State<Two> to((uint8_t*)pool->query + w.slot * pool->qSlot + head * pool->qHead, pool, block);
             for (int split = 0; split < batch->splits; split++) {
                 const State<Two> from((uint8_t*)pool->partial + split * pool->pSplit + blockIdx.y * pool->pHead - pool->qAcc, pool, block);
-                const float m = from.m[row], old = to.m[row];
+                const double m = from.m[row], old = to.m[row];
                 if (m == kNoKey) continue;
                 const Rebase r(old, m);
                 const int last = min(pool->dv, (block + 1) * pool->columns);
@@ -93,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(256) merge_two(const Pool* pool, co
 extern "C" __global__ void empty_state(const Pool* pool, uint64_t slot, uint64_t heads) {
     const int n = pool->rows * pool->valueBlocks;
     for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < heads * n; i += (int64_t)gridDim.x * blockDim.x)
-        ((float*)(pool->query + slot * pool->qSlot + i / n * pool->qHead + pool->qMax))[i % n] = kNoKey;
+        ((double*)(pool->query + slot * pool->qSlot + i / n * pool->qHead + pool->qMax))[i % n] = kNoKey;
 }
 
 extern "C" __global__ void __launch_bounds__(256) finish_one(const Pool* pool, const FinishJob* jobs) {

@@ -14,7 +14,10 @@
 //
 // Every element is float16 after multiplication with a power of two that is chosen
 // for each tile from its largest element: float16 then represents bfloat16 inputs
-// exactly down to 2^-24 of that element.
+// exactly down to 2^-24 of that element. A tile for which that does not do (pack.cu
+// says which) is raw: its elements are as they were, float32 ones with the upper half
+// of their bits in the first plane and the lower half in the second. Such tiles are for
+// the wide kernel.
 #pragma once
 #include <stdint.h>
 
@@ -24,11 +27,13 @@ constexpr int kPanelBytes = 1024;    // of one group
 
 // TileInfo describes a tile of K and the tile of V beside it, or a tile of Q.
 struct TileInfo {
-    float scale;  // of K (or Q): a packed element is the true one times 1/scale
-    float norm;   // largest Euclidean norm of a row of K (or Q), true units; infinite if an element is not finite
+    float scale;  // of K (or Q): a packed element is the true one times 1/scale; kRaw of a raw tile
+    float norm;   // largest Euclidean norm of a row of K (or Q), true units; infinite if the tile is raw
     float unit;   // of V: as scale
-    float peak;   // largest |V|; infinite if an element is not finite
+    float peak;   // largest |V|; infinite if the tile is raw
 };
+
+constexpr float kRaw = 0.f;
 
 // Pool says where slots lie. Offsets and strides are bytes.
 struct Pool {
@@ -46,6 +51,7 @@ struct Pool {
     int32_t valueBlocks, columns;                // blocks of columns of V, each computed by itself, and columns of one
     int32_t tileRows, tileKeys;                  // of a tile
     int32_t features, planes;                    // of Q and K as packed; of Q, K and V
+    int32_t type;                                // of inputs: 0 float32, 1 float16, 2 bfloat16
 };
 
 // Work is one query slot and its part of the refs.
@@ -80,6 +86,7 @@ struct PackJob {
     int32_t step;                    // exponents are multiples of it
     int32_t values;                  // whether this is V
     float sign;                      // +1 or -1
+    float least;                     // of V: the largest element of any column, beside that of the tile, which planes do for
 };
 
 // KernelInfo is what the host must know of an attention kernel: rows of a tile of

@@ -35,7 +35,7 @@ __device__ __forceinline__ void eight(const uint8_t* row, int i, int width, int 
     for (int j = 0; j < 8; j++) x[j] = i + j < width ? element(row, i + j, type) : 0.f;
 }
 
-// Block-wide maximum of non-negative floats, in every thread.
+// Block-wide maximum, in every thread.
 __device__ __forceinline__ float blockMax(float x, float* scratch) {
 #pragma unroll
     for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, i));
@@ -53,7 +53,7 @@ __device__ __forceinline__ int exponentFor(float peak, int step) {
     if (peak == 0.f) return 0;
     int e = 15 - ilogbf(peak) - 1;  // peak < 2^(ilogb+1)
     e = e >= 0 ? e / step * step : -((-e + step - 1) / step * step);
-    return min(max(e, -112), 112);
+    return min(max(e, -112), 112);  // finite and normal, as 1 / 2^e is
 }
 
 constexpr float kRest = 1048576.f;  // factor of the third plane
@@ -78,39 +78,77 @@ __device__ __forceinline__ void store(uint8_t* group, uint8_t* rest, int r, int 
     if (rest) *(uint4*)(rest + at) = make_uint4(third[0], third[1], third[2], third[3]);
 }
 
-// Largest finite |x| and largest sum of squares of a row, over the rows of a tile.
+// storeRaw writes eight elements of a raw tile.
+__device__ __forceinline__ void storeRaw(uint8_t* group, int r, int column, int panels, int planes, int type, const float (&x)[8]) {
+    const int at = column / kPanel * kPanelBytes + r * 128 + (column / 8 % 8 ^ r) * 16;
+    uint32_t high[4], low[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const uint32_t a = __float_as_uint(x[2 * j]), b = __float_as_uint(x[2 * j + 1]);
+        high[j] = type == 1 ? packHalves(x[2 * j], x[2 * j + 1]) : a >> 16 | (b & 0xffff0000);
+        low[j] = type == 0 ? (a & 0xffff) | b << 16 : 0;
+    }
+    *(uint4*)(group + at) = make_uint4(high[0], high[1], high[2], high[3]);
+    if (planes == 2) *(uint4*)(group + panels * kPanelBytes + at) = make_uint4(low[0], low[1], low[2], low[3]);
+}
+
+// Size is what is known of a tile.
 struct Size {
-    float peak, squares;
-    bool special;  // something is not finite
+    float peak, least;  // largest finite |x|, and the smallest |x| but 0
+    float squares;      // the largest sum of squares of a row
+    float columns;      // the smallest, but 0, of the largest finite |x| of columns
+    bool special;       // something is not finite
 };
 
+constexpr int kWidth = 256;  // columns at most, and threads of a block
+
 __device__ __forceinline__ Size measure(const PackJob& job, const uint8_t* src, int rows, bool aligned) {
-    Size s = {0.f, 0.f, false};
-    const int lane = threadIdx.x & 31, warps = blockDim.x / 32;
-    for (int r = threadIdx.x / 32; r < rows; r += warps) {
+    Size s = {0.f, INFINITY, 0.f, INFINITY, false};
+    __shared__ float peaks[kWidth / 32][kWidth];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+    float column[8] = {};  // a thread sees the same columns of all its rows
+    for (int r = warp; r < rows; r += kWidth / 32) {
         float sum = 0.f;
-        for (int i = 8 * lane; i < job.width; i += 256) {
-            float x[8];
-            eight(src + r * job.stride, i, job.width, job.type, aligned, x);
+        float x[8];
+        eight(src + r * job.stride, 8 * lane, job.width, job.type, aligned, x);
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
-                const bool finite = isfinite(x[j]);
-                s.special |= !finite;
-                s.peak = fmaxf(s.peak, finite ? fabsf(x[j]) : 0.f);
-                sum = fmaf(x[j], x[j], sum);
-            }
+        for (int j = 0; j < 8; j++) {
+            const bool finite = isfinite(x[j]);
+            s.special |= !finite;
+            column[j] = fmaxf(column[j], finite ? fabsf(x[j]) : 0.f);
+            s.least = fminf(s.least, x[j] != 0.f ? fabsf(x[j]) : INFINITY);
+            sum = fmaf(x[j], x[j], sum);
         }
 #pragma unroll
         for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
         s.squares = fmaxf(s.squares, sum);
     }
+#pragma unroll
+    for (int j = 0; j < 8; j++) peaks[warp][8 * lane + j] = column[j];
+    __syncthreads();
+    for (int i = 0; i < kWidth / 32; i++) s.peak = fmaxf(s.peak, peaks[i][threadIdx.x]);
+    if (s.peak > 0.f) s.columns = s.peak;
     return s;
+}
+
+// raw says whether float16 planes don't do for a tile. The error of an element of V is
+// about 2^-40 of the tile's largest, and must be small beside the largest of its own
+// column. That of an element of Q or K hardly matters where scores are small: if K has
+// elements beyond 2^20, scores may be so large that the small ones beside them count.
+// Where squares of Q and K might underflow, norms bound nothing; and what is beyond 2^80
+// of V could overflow the other kernels' sums.
+__device__ __forceinline__ bool raw(const PackJob& job, const Size& s) {
+    constexpr float kTiny = 0x1p-97f, kHuge = 0x1p80f, kTinyNorm = 0x1p-60f, kLarge = 0x1p20f, kFar = 0x1p-24f;
+    if (s.special) return true;
+    if (s.peak == 0.f) return false;
+    if (job.values) return s.peak > kHuge || s.peak < kTiny || s.columns < s.peak * job.least;
+    return s.peak < kTinyNorm || s.peak > kLarge && s.least < s.peak * kFar;
 }
 
 }  // namespace
 
 // pack writes tile blockIdx.x of job blockIdx.y.
-extern "C" __global__ void __launch_bounds__(256) pack(const PackJob* jobs) {
+extern "C" __global__ void __launch_bounds__(kWidth) pack(const PackJob* jobs) {
     const PackJob& job = jobs[blockIdx.y];
     __shared__ float scratch[32];
     const int tile = blockIdx.x, first = tile * job.tileRows, n = min(job.tileRows, job.rows - first);
@@ -120,16 +158,19 @@ extern "C" __global__ void __launch_bounds__(256) pack(const PackJob* jobs) {
     Size s = measure(job, src, n, aligned);
     s.peak = blockMax(s.peak, scratch);
     s.squares = blockMax(s.squares, scratch);
+    s.least = -blockMax(-s.least, scratch);
+    s.columns = -blockMax(-s.columns, scratch);
     s.special = __syncthreads_or(s.special);
+    const bool asIs = raw(job, s);
     const int e = exponentFor(s.peak, job.step);
     if (threadIdx.x == 0) {
         TileInfo* info = (TileInfo*)job.info + tile;
         if (job.values) {
-            info->unit = ldexpf(1.f, -e);
-            info->peak = s.special ? INFINITY : s.peak;
+            info->unit = asIs ? kRaw : ldexpf(1.f, -e);
+            info->peak = asIs ? INFINITY : s.peak;
         } else {
-            info->scale = ldexpf(1.f, -e);
-            info->norm = s.special ? INFINITY : sqrtf(s.squares) * 1.0001f;  // no less, whatever the roundings above
+            info->scale = asIs ? kRaw : ldexpf(1.f, -e);
+            info->norm = asIs ? INFINITY : sqrtf(s.squares) * 1.0001f;  // no less, whatever the roundings above
         }
     }
     const float f = ldexpf(job.sign, e);
@@ -139,7 +180,15 @@ extern "C" __global__ void __launch_bounds__(256) pack(const PackJob* jobs) {
         const int row = i / (width / 8), column = i % (width / 8) * 8, block = column / (panels * kPanel);
         float x[8] = {};
         if (row < n && column < job.width) eight(src + row * job.stride, column, job.width, job.type, aligned, x);
+        uint8_t* group = out + block * job.block + row / kGroupRows * groupBytes;
+        const int inBlock = column % (panels * kPanel);
+        if (asIs) {
+#pragma unroll
+            for (int j = 0; j < 8; j++) x[j] *= job.sign;
+            storeRaw(group, row % kGroupRows, inBlock, panels, job.planes, job.type, x);
+            continue;
+        }
         uint8_t* rest = job.rest ? (uint8_t*)job.rest + ((int64_t)tile * job.tileRows + row) / kGroupRows * (panels * kPanelBytes) : nullptr;
-        store(out + block * job.block + row / kGroupRows * groupBytes, rest, row % kGroupRows, column % (panels * kPanel), panels, job.planes, x, f);
+        store(group, rest, row % kGroupRows, inBlock, panels, job.planes, x, f);
     }
 }

@@ -147,13 +147,13 @@ __device__ __forceinline__ void addRows(const State<Two>& to, int row, int colum
     const float m[2] = {z.b0 == kNothing ? kNoKey : kOffset - z.b0, z.b1 == kNothing ? kNoKey : kOffset - z.b1};
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        const float old = fresh ? kNoKey : to.m[row + 8 * h];
+        const double old = fresh ? kNoKey : to.m[row + 8 * h];
         const Rebase r(old, m[h]);
         const bool was = old != kNoKey;
         float2 pairs[N / 4];
 #pragma unroll
         for (int i = 0; i < N / 4; i++) pairs[i] = {x[4 * i + 2 * h], x[4 * i + 2 * h + 1]};
-        to.addColumns(row + 8 * h, column, pairs, r.f1 * unit, r, was);
+        to.addColumns(row + 8 * h, column, pairs, r.f1 * unit * (float)(1 / kUnit), r, was);
         __syncwarp();
         if ((threadIdx.x & 3) == 0) to.addSum(row + 8 * h, l[h] * r.f1, r, was);
         __syncwarp();

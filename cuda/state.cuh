@@ -1,13 +1,15 @@
 // The state of query rows: how a launch adds what it has summed.
 //
-// Of each row: acc[dv], m, l in float32, with m an integer in units of log2, so
-// that re-basing on another m multiplies by an exact power of two. Where results
-// are float32, acc and l are sums of two floats, hi + low. acc and l carry the
-// same power of two, that of the weights; O = acc / l.
+// Of each row: acc[dv] and l in float32, and m in float64, an integer in units of
+// log2 of any size, so that re-basing on another m multiplies by an exact power of
+// two. Where results are float32, acc and l are sums of two floats, hi + low. acc and
+// l carry the same power of two, that of the weights, and acc is in units of kUnit:
+// so it has room for sums of the largest V. O = acc / l kUnit.
 #pragma once
 #include "layout.cuh"
 
 #define kNoKey (-INFINITY)  // m of a row that has met no key
+#define kUnit 16777216.     // 2^24
 
 // addTo adds x to the sum hi + low without losing what hi can't hold (Knuth's two-sum).
 // What is infinite or NaN is so in hi alone.
@@ -19,12 +21,13 @@ __device__ __forceinline__ void addTo(float& hi, float& low, float x) {
 
 // Rebase says how sums relative to m0 and to m1 come together.
 struct Rebase {
-    float m, f0, f1;  // the common m, and the factors of both sides
+    double m;      // the common one
+    float f0, f1;  // the factors of both sides
 
-    __device__ __forceinline__ Rebase(float m0, float m1) {
-        m = fmaxf(m0, m1);
-        f0 = m0 == kNoKey ? 0.f : exp2f(m0 - m);
-        f1 = m1 == kNoKey ? 0.f : exp2f(m1 - m);
+    __device__ __forceinline__ Rebase(double m0, double m1) {
+        m = fmax(m0, m1);
+        f0 = m0 == kNoKey ? 0.f : exp2f((float)(m0 - m));
+        f1 = m1 == kNoKey ? 0.f : exp2f((float)(m1 - m));
     }
 };
 
@@ -32,12 +35,13 @@ struct Rebase {
 // and l are [row]. Two says whether sums have a low half.
 template <bool Two>
 struct State {
-    float *acc, *low, *m, *l;
+    float *acc, *low, *l;
+    double* m;
     int dv, rows;  // columns of acc; rows between l and its low half
 
     __device__ __forceinline__ State(uint8_t* head, const Pool* p, int block)
-        : acc((float*)(head + p->qAcc)), low((float*)(head + p->qLow)), m((float*)(head + p->qMax) + block * p->rows),
-          l((float*)(head + p->qSum) + block * p->rows * (Two ? 2 : 1)), dv(p->dv), rows(p->rows) {}
+        : acc((float*)(head + p->qAcc)), low((float*)(head + p->qLow)), l((float*)(head + p->qSum) + block * p->rows * (Two ? 2 : 1)),
+          m((double*)(head + p->qMax) + block * p->rows), dv(p->dv), rows(p->rows) {}
 
     // addColumns adds f * x to columns first, first + 1, first + 8, first + 9, ... of a
     // row, as far as it goes: two of every 8, as fragments of products lie in a

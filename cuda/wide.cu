@@ -1,7 +1,7 @@
 // Attention in float64, for the tiles of keys that the other kernels leave out: those
 // whose scores may be so large that float32 is too coarse for them, and those with
 // elements that are not finite, which must reach the rows that see them and no
-// other. Such tiles are rare, so this kernel is simple: products of scores run on
+// other, or too far apart in size for float16 planes. Such tiles are rare, so this kernel is simple: products of scores run on
 // the tensor cores in float64, eight keys at a time.
 #include "item.cuh"
 #include "ptx.cuh"
@@ -22,18 +22,23 @@ __device__ __forceinline__ void multiplyAdd(double (&c)[2], double a, double b) 
 // Packed is a packed tensor of one head.
 struct Packed {
     const uint8_t *tiles, *rest;
-    int panels, planes;
+    int panels, planes, type;
 
-    // at is element (row, column) of the tensor, times 1 / scale of its tile.
-    __device__ __forceinline__ double at(int64_t row, int column) const {
+    // at is element (row, column) of the tensor, in a tile of that scale.
+    __device__ __forceinline__ double at(int64_t row, int column, float scale) const {
         const int64_t group = row / kGroupRows;
         const int r = row % kGroupRows;
         const int offset = column / kPanel * kPanelBytes + r * 128 + (column / 8 % 8 ^ r) * 16 + column % 8 * 2;
         const uint8_t* g = tiles + group * planes * panels * kPanelBytes + offset;
+        if (scale == kRaw) {  // its bits, in one plane or two
+            if (type == 1) return element(g);
+            const uint32_t high = *(const uint16_t*)g, low = type == 0 ? *(const uint16_t*)(g + panels * kPanelBytes) : 0;
+            return __uint_as_float(high << 16 | low);
+        }
         double x = element(g);
         if (planes == 2) x += element(g + panels * kPanelBytes);
         if (rest) x += element(rest + group * panels * kPanelBytes + offset) * kRest;
-        return x;
+        return x * scale;
     }
     __device__ __forceinline__ double element(const uint8_t* p) const {
         float lo, hi;
@@ -67,8 +72,10 @@ __device__ __forceinline__ void applyKeys(const Shared& sm, Sums& z, const doubl
     double s[2] = {0, 0};
     for (int i = 0; i < features; i += 4) multiplyAdd(s, q[g * sm.strideQ + i + t], sm.k[g * sm.strideQ + i + t]);
     const bool see0 = 2 * t < see, see1 = 2 * t + 1 < see;
-    s[0] = see0 ? s[0] * c : -INFINITY;
-    s[1] = see1 ? s[1] * c : -INFINITY;
+    // Rounded before the maximum is subtracted, as that is: else what is left of scores
+    // beyond 2^53 would be the rounding, of any size.
+    s[0] = see0 ? __dmul_rn(s[0], c) : -INFINITY;
+    s[1] = see1 ? __dmul_rn(s[1], c) : -INFINITY;
     double top = fmax(s[0], s[1]);
     top = fmax(top, __shfl_xor_sync(~0u, top, 1));
     top = fmax(top, __shfl_xor_sync(~0u, top, 2));
@@ -103,25 +110,25 @@ __device__ __forceinline__ void applyKeys(const Shared& sm, Sums& z, const doubl
 template <bool Two>
 __device__ __forceinline__ void add(const Pool* pool, uint8_t* head, const Sums& z, int row) {
     const int t = threadIdx.x & 3;
-    const double factor = exp2((double)pool->offset);
+    const double factor = exp2((double)pool->offset), unit = factor / kUnit;
     double l = z.l;
     l += __shfl_xor_sync(~0u, l, 1);
     l += __shfl_xor_sync(~0u, l, 2);
     l *= factor;
     // A row whose scores are all NaN has met keys, whatever its maximum.
-    const float m = isnan(l) && z.m == -INFINITY ? 0.f : (float)z.m;
+    const double m = isnan(l) && z.m == -INFINITY ? 0 : z.m;
     for (int block = 0; block < pool->valueBlocks; block++) {
         const State<Two> to(head, pool, block);
-        const float old = to.m[row];
+        const double old = to.m[row];
         const Rebase r(old, m);
         const bool was = old != kNoKey;
 #pragma unroll
         for (int n = 0; n < kMostColumns / 8; n++) {
             if (8 * n / pool->columns != block || 8 * n >= pool->dv) continue;
-            const double x = z.acc[n][0] * factor, y = z.acc[n][1] * factor;
+            const double x = z.acc[n][0] * unit, y = z.acc[n][1] * unit;
             const float2 hi[1] = {{(float)x, (float)y}}, low[1] = {{(float)(x - hi[0].x), (float)(y - hi[0].y)}};
             to.addColumns(row, 8 * n + 2 * t, hi, r.f1, r, was);
-            if (Two && isfinite(hi[0].x) && isfinite(hi[0].y)) to.addColumns(row, 8 * n + 2 * t, low, r.f1, Rebase(0.f, 0.f), true);
+            if (Two && isfinite(hi[0].x) && isfinite(hi[0].y)) to.addColumns(row, 8 * n + 2 * t, low, r.f1, Rebase(0, 0), true);
         }
         __syncwarp();
         if (t == 0) {
@@ -147,10 +154,10 @@ struct Block {
     // begin brings the rows of Q.
     __device__ __forceinline__ void begin() {
         begun = true;
-        const Packed query = {it.query, pool->qRest ? it.query + pool->qRest : nullptr, pool->features / kPanel, pool->planes};
+        const Packed query = {it.query, pool->qRest ? it.query + pool->qRest : nullptr, pool->features / kPanel, pool->planes, pool->type};
         for (int e = threadIdx.x; e < kRows * pool->features; e += kThreads) {
             const int r = e / pool->features, d = e % pool->features;
-            sm.q[r * sm.strideQ + d] = query.at(row0 + r, d) * q.scale;
+            sm.q[r * sm.strideQ + d] = query.at(row0 + r, d, q.scale);
         }
         z.m = -INFINITY, z.l = 0;
 #pragma unroll
@@ -160,18 +167,18 @@ struct Block {
     // apply applies one tile of a ref.
     __device__ __forceinline__ void apply(const Ref& ref, const uint8_t* head, int tile, const TileInfo& info) {
         const int last = min(pool->tileKeys, ref.keys - tile * pool->tileKeys), warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-        const Packed keys = {head + pool->kvK, pool->kvRest ? head + pool->kvRest : nullptr, pool->features / kPanel, pool->planes};
+        const Packed keys = {head + pool->kvK, pool->kvRest ? head + pool->kvRest : nullptr, pool->features / kPanel, pool->planes, pool->type};
         for (int k0 = 0; k0 < last; k0 += kKeys) {
             const int64_t key = (int64_t)tile * pool->tileKeys + k0;
             __syncthreads();
             for (int e = threadIdx.x; e < kKeys * pool->features; e += kThreads) {
                 const int r = e / pool->features, d = e % pool->features;
-                sm.k[r * sm.strideQ + d] = keys.at(key + r, d) * info.scale;
+                sm.k[r * sm.strideQ + d] = keys.at(key + r, d, info.scale);
             }
             for (int e = threadIdx.x; e < kKeys * columns; e += kThreads) {
                 const int r = e / columns, d = e % columns, block = d / pool->columns;
-                const Packed values = {head + pool->kvV + block * pool->kvBlock, nullptr, pool->columns / kPanel, pool->planes};
-                sm.v[r * sm.strideV + d] = values.at(key + r, d % pool->columns) * info.unit;
+                const Packed values = {head + pool->kvV + block * pool->kvBlock, nullptr, pool->columns / kPanel, pool->planes, pool->type};
+                sm.v[r * sm.strideV + d] = values.at(key + r, d % pool->columns, info.unit);
             }
             __syncthreads();
             const int row = row0 + warp * 8 + lane / 4;

@@ -77,6 +77,19 @@ func (k kernelInfo) check(name string, bucket int) error {
 	return nil
 }
 
+// leastColumn is how small the largest element of a column of V may be beside that of its
+// tile: planes are off by some 2^-40 of the latter, which must be less than what the
+// output is off by anyway.
+func leastColumn(g attention.Geometry) float32 {
+	switch {
+	case g.OutDType == attention.BF16:
+		return 0x1p-30
+	case g.Fast || g.OutDType == attention.F16:
+		return 0x1p-26
+	}
+	return 0x1p-20
+}
+
 // steepFor bounds |q||k|, in units of log2, up to which float32 scores do; beyond it
 // the wide kernel computes in float64. The error of a float32 score is about 2^-26 of
 // it, and becomes a relative error of its weight.

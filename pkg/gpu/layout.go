@@ -13,6 +13,7 @@ import (
 const (
 	panelFeatures = 64
 	tileInfoBytes = 16
+	maximumBytes  = 8       // of a row's maximum, in its state
 	alignment     = 256     // of everything that has an address of its own
 	granule       = 2 << 20 // the driver hands out memory in such pieces
 )
@@ -39,7 +40,7 @@ type pool struct {
 	ExactC                                             float64
 	C, Offset, Steep                                   float32
 	Columns8, Rows, Group, ValueBlocks, BlockColumns   int32
-	TileRows, TileKeys, Features, Planes               int32
+	TileRows, TileKeys, Features, Planes, Type         int32
 }
 
 // batchHead is struct Batch, work struct Work, and ref struct Ref.
@@ -63,7 +64,7 @@ type (
 		TileRows, Panels       int32
 		Planes, Blocks         int32
 		Step, Values           int32
-		Sign                   float32
+		Sign, Least            float32
 	}
 	finishJob struct {
 		Head, Out, LSE uint64
@@ -120,6 +121,7 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 	p := &l.pool
 	p.Group, p.ValueBlocks, p.BlockColumns = int32(g.Group), int32(l.blocks), k.Columns
 	p.TileRows, p.TileKeys, p.Features, p.Planes, p.Offset, p.Steep = k.Rows, k.Keys, k.Features, k.Planes, k.Offset, steepFor(g)
+	p.Type = typeCode(g.DType)
 	// A factor of zero would make NaN of the scores that the mask hides.
 	p.ExactC = math.Abs(g.Scale) * math.Log2E
 	p.C = float32(max(p.ExactC, 1e-20))
@@ -173,7 +175,7 @@ func (l *layout) layQuery(two int64) {
 	rows := int64(l.queryTiles) * int64(l.kernel.Rows)
 	p.Rows, p.Columns8 = int32(min(rows, 1<<31-1)), int32((l.geo.Dv+7)/8*8)
 	sums := attention.Product(int(rows), int(p.Columns8), 4)
-	maxima := attention.Product(int(rows), l.blocks, 4)
+	sumsOfWeights := attention.Product(int(rows), l.blocks, 4)
 	p.QInfo = uint64(attention.Product(l.queryTiles, int(l.tileQ)))
 	p.QAcc = uint64(align(int64(p.QInfo) + attention.Product(l.queryTiles, tileInfoBytes)))
 	if l.kernel.Planes == 2 {
@@ -182,8 +184,8 @@ func (l *layout) layQuery(two int64) {
 	}
 	p.QLow = p.QAcc + uint64(sums)
 	p.QMax = p.QLow + uint64(two*sums)
-	p.QSum = p.QMax + uint64(maxima)
-	p.QHead = uint64(align(int64(p.QSum) + (1+two)*maxima))
+	p.QSum = p.QMax + uint64(attention.Product(int(rows), l.blocks, maximumBytes))
+	p.QHead = uint64(align(int64(p.QSum) + (1+two)*sumsOfWeights))
 	p.QSlot = uint64(attention.Product(l.geo.QueryHeads(), int(p.QHead)))
 	p.PHead = p.QHead - p.QAcc
 }
@@ -231,7 +233,7 @@ const leastTiles = 8
 // head sums, their low halves, maxima and denominators, rows side by side.
 func (l *layout) stateBytes(rows, heads int) int64 {
 	two := 1 + int(l.kernel.Two)
-	return attention.Product(heads, rows, int(l.pool.Columns8)*two+l.blocks*(1+two), 4)
+	return attention.Product(heads, rows, (int(l.pool.Columns8)+l.blocks)*two*4+l.blocks*maximumBytes)
 }
 
 // segment is a piece of device memory, relative to a query slot.
@@ -245,9 +247,9 @@ func (l *layout) stateSegments(rows, heads int) []segment {
 	var list []segment
 	p, two := &l.pool, 1+int(l.kernel.Two)
 	sums := int64(rows) * int64(p.Columns8) * 4
-	column := func(at uint64, n int) {
+	column := func(at uint64, n, size int) {
 		for i := range n { // of the longest chunk's rows each
-			list = append(list, segment{at + uint64(i)*uint64(p.Rows)*4, int64(rows) * 4})
+			list = append(list, segment{at + uint64(i)*uint64(p.Rows)*uint64(size), int64(rows) * int64(size)})
 		}
 	}
 	for h := range heads {
@@ -256,8 +258,8 @@ func (l *layout) stateSegments(rows, heads int) []segment {
 		if l.kernel.Two != 0 {
 			list = append(list, segment{head + p.QLow, sums})
 		}
-		column(head+p.QMax, l.blocks)
-		column(head+p.QSum, l.blocks*two)
+		column(head+p.QMax, l.blocks, maximumBytes)
+		column(head+p.QSum, l.blocks*two, 4)
 	}
 	return list
 }

@@ -72,7 +72,7 @@ func TestLayout(t *testing.T) {
 				{"sums", p.QAcc, queryRest},
 				{"low halves", p.QLow, p.QAcc + rows*uint64(p.Columns8)*4},
 				{"maxima", p.QMax, p.QLow + two*rows*uint64(p.Columns8)*4},
-				{"denominators", p.QSum, p.QMax + rows*uint64(l.blocks)*4},
+				{"denominators", p.QSum, p.QMax + rows*uint64(l.blocks)*8},
 				{"next query head", p.QHead, p.QSum + (1+two)*rows*uint64(l.blocks)*4},
 			} {
 				if x.at < x.least || x.at > x.least+alignment || x.at%16 != 0 {

@@ -371,7 +371,7 @@ func (s *session) packJobsOf(p *parcel, buffer uint64) (jobs []packJob, tiles in
 				at := s.kvHead(o.slot, head)
 				j.Dst, j.Block, j.Info = at+s.pool.KVV+tile*uint64(s.l.tileV), s.pool.KVBlock, at+s.pool.KVInfo+tile*tileInfoBytes
 				j.Panels, j.Blocks = int32(s.l.blocks)*k.Columns/panelFeatures, int32(s.l.blocks)
-				j.Values, j.Step = 1, valueStep
+				j.Values, j.Step, j.Least = 1, valueStep, leastColumn(g)
 			default:
 				at := s.kvHead(o.slot, head)
 				j.Dst, j.Info = at+s.pool.KVK+tile*uint64(s.l.tileK), at+s.pool.KVInfo+tile*tileInfoBytes

@@ -176,7 +176,7 @@ func (s *session) finish(o *output) error {
 		j := finishJob{Head: head, Out: head + s.l.results(), Rows: int32(q.rows), Empty: int32(o.empty),
 			Width: s.pool.Columns8, Type: typeCode(g.OutDType)}
 		if o.lse != nil {
-			j.LSE = head + s.pool.QMax // each takes the place of its own maximum
+			j.LSE = head + s.pool.QSum // each takes the place of its own denominator
 		}
 		jobs = append(jobs, j)
 	}
@@ -207,7 +207,7 @@ func (s *session) finish(o *output) error {
 		if o.lse == nil {
 			continue
 		}
-		if err := s.copyRows(o, o.lse[h], head+s.pool.QMax, 4); err != nil {
+		if err := s.copyRows(o, o.lse[h], head+s.pool.QSum, 4); err != nil {
 			return err
 		}
 	}
