@@ -39,8 +39,9 @@ func newVerifyCommand() *cobra.Command {
 definition, and compare. Whatever made O can be checked: this program, or another.
 
 O passes when its relative error over the sampled rows (Frobenius norms) is at
-most 1e-6 for float32, and for 16-bit types at most 1.02 times the error of
-rounding the exact rows once; with --precision fast at most 3e-3 more. --tol
+most 1e-6 for float32, or 2^-23 of the largest score in units of log2 where that is
+more (a GPU's scores are float32), and for 16-bit types at most 1.02 times the error
+of rounding the exact rows once; with --precision fast at most 3e-3 more. --tol
 states another relative error. NaN and infinities must be where float64 has them.
 
 With --journal alone, check what a run that was stopped has kept: everything that
@@ -156,6 +157,7 @@ type comparison struct {
 	diff float64 // sums of squares
 	norm float64
 	rnd  float64
+	top  float64 // what the largest score is at least
 }
 
 func newComparison(p attention.Problem, in *inputs, o, lse *tensorfile.Tensor) *comparison {
@@ -275,6 +277,9 @@ func (c *comparison) compare(head int, list []int) {
 	defer c.mu.Unlock()
 	for x, i := range list {
 		c.v.Rows++
+		if finite(lse[x]) { // of which ln n at most is the number of keys
+			c.top = max(c.top, lse[x]-math.Log(float64(visible[x])))
+		}
 		o.DType.Widen(got, o.Row(i))
 		for d, e := range exact[x] {
 			o.DType.Put(buf[d*o.DType.Size():], e)
@@ -362,7 +367,7 @@ func (c *comparison) report(w io.Writer, o *verifyOptions) error {
 	case o.tol > 0:
 		v.Limit = o.tol
 	case c.p.OutDType == attention.F32:
-		v.Limit = 1e-6
+		v.Limit = max(1e-6, 0x1p-23*c.top*math.Log2E)
 	default:
 		v.Limit = 1.02 * v.Rounding
 	}

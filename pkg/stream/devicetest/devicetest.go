@@ -57,6 +57,7 @@ func Run(t *testing.T, subject Subject) {
 		{"LongChunks", s.longChunks},
 		{"ManyHeads", s.manyHeads},
 		{"SpecialValues", s.specialValues},
+		{"FarApart", s.farApart},
 		{"NaNDoesNotCrossTheCausalEdge", s.nanDoesNotCrossTheCausalEdge},
 		{"ScoresAllMinusInfinity", s.scoresAllMinusInfinity},
 		{"InfinityTimesVanishingWeight", s.infinityTimesVanishingWeight},
