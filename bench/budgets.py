@@ -52,7 +52,7 @@ def main():
     top = a.dir or tempfile.mkdtemp(prefix="streamcqsa-budgets-")
     try:
         must(call("gen", "--shape", "1,%d,%d,%d" % (a.heads, a.n, a.d), "--dtype", a.dtype, "--seed", 1, "--force", top))
-        problem = ["--layout", "bhnd", "--threads", a.threads]
+        problem = ["--device", "cpu", "--layout", "bhnd", "--threads", a.threads]
         for t in "qkv":
             problem += ["--" + t, os.path.join(top, t + ".npy")]
         if a.dtype == "bf16":

@@ -74,7 +74,7 @@ def call(args, env):
 
 def streamcqsa(files, out, budget, dtype):
     before = os.times()
-    args = [a.binary, "run", *files, "-o", out, "--mem-budget", "%dB" % budget, "--layout", "bhnd", "--threads", a.threads, "--json"]
+    args = [a.binary, "run", "--device", "cpu", *files, "-o", out, "--mem-budget", "%dB" % budget, "--layout", "bhnd", "--threads", a.threads, "--json"]
     lines = call(args + (["--dtype", "bf16"] if dtype == "bf16" else []) + (["--causal"] if a.causal else []), child_env())
     after = os.times()
     docs = {d["type"]: d for d in map(json.loads, lines.splitlines())}

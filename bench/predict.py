@@ -84,7 +84,7 @@ def run(env, top, i, problem):
     out = os.path.join(files, "o.npy")
     if os.path.exists(out):
         os.remove(out)
-    args = ["run", "--json", "-q", "--layout", "bhnd", "--threads", a.threads, "--mem-budget", budget, "-o", out, *flags]
+    args = ["run", "--json", "-q", "--device", "cpu", "--layout", "bhnd", "--threads", a.threads, "--mem-budget", budget, "-o", out, *flags]
     for t in "qkv":
         args += ["--" + t, os.path.join(files, t + ".npy")]
     if dtype == "bf16":

@@ -78,7 +78,7 @@ def error(o, want):
 
 
 def run(mode, path):
-    cmd = [a.binary, "run", "--json", "-q", "--layout", "bhnd", "--mem-budget", "8GiB", "--divide", "rows", "--chunks", 1, "--threads", a.threads, "-o", path + "/o.npy"]
+    cmd = [a.binary, "run", "--json", "-q", "--device", "cpu", "--layout", "bhnd", "--mem-budget", "8GiB", "--divide", "rows", "--chunks", 1, "--threads", a.threads, "-o", path + "/o.npy"]
     for x in "qkv":
         cmd += ["--" + x, f"{path}/{x}.npy"]
     if mode != "f32":
