@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,9 +48,6 @@ It changes predictions, never a plan.
 With --device cuda it measures a GPU's kernels instead, chunks being in its memory, and
 keeps nothing.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.device != "cpu" && !cmd.Flags().Changed("tokens") {
-				o.tokens = 32768
-			}
 			return runBench(cmd.Context(), cmd.OutOrStdout(), &o)
 		},
 	}
@@ -57,7 +55,7 @@ keeps nothing.`,
 	f.IntVar(&o.threads, "threads", 0, "threads (default: one for each core)")
 	addKernelFlag(f, &o.kernel)
 	f.StringVar(&o.device, "device", "cpu", "cpu, cuda or cuda:N")
-	f.IntVar(&o.tokens, "tokens", 4096, "queries and keys where there are many; on a GPU 32768 unless given")
+	f.IntVar(&o.tokens, "tokens", 0, "queries and keys where there are many (default: 4096, or 1024 for each thread; on a GPU 32768)")
 	f.Float64Var(&o.seconds, "seconds", 0.5, "time for each figure")
 	f.StringVar(&o.dir, "dir", "", "measure the disk of this directory too, with a file of 1 GiB")
 	f.BoolVar(&o.save, "save", true, "keep the result for plan")
@@ -66,10 +64,11 @@ keeps nothing.`,
 }
 
 func runBench(ctx context.Context, w io.Writer, o *benchOptions) error {
-	if o.tokens < 1 || o.tokens > 1<<20 || !(o.seconds > 0) {
+	if o.tokens < 0 || o.tokens > 1<<20 || !(o.seconds > 0) {
 		return usagef("--tokens %d, --seconds %g: want 1 to 2^20 tokens, and a time above 0", o.tokens, o.seconds)
 	}
 	if o.device != "cpu" {
+		o.tokens = cmp.Or(o.tokens, 32768)
 		return runBenchGPU(w, o)
 	}
 	dev, err := openCPU(o.threads, o.kernel)
@@ -86,7 +85,7 @@ func runBench(ctx context.Context, w io.Writer, o *benchOptions) error {
 	// that are some seconds apart.
 	for range 2 {
 		m.Peak = max(m.Peak, dev.Peak(m.Threads, t/2))
-		b := kernelBench{dev: dev, tokens: o.tokens, time: t / 2}
+		b := kernelBench{dev: dev, tokens: cmp.Or(o.tokens, max(4096, 1024*m.Threads)), time: t / 2}
 		many, few, err := b.all(ctx)
 		if err != nil {
 			return err

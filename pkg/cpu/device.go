@@ -65,8 +65,15 @@ func (d *Device) Kernel() string { return d.tier.name() }
 // Name is "cpu".
 func (d *Device) Name() string { return "cpu" }
 
-// Signature names the kernels. Threads and batches change no bit.
-func (d *Device) Signature(attention.Geometry) string { return "cpu " + d.Kernel() }
+// Signature names the kernels, and dot products of bfloat16 where they take part. Threads
+// and batches change no bit.
+func (d *Device) Signature(g attention.Geometry) string {
+	s := "cpu " + d.Kernel()
+	if g.DType == attention.BF16 && d.lane != nil && d.lane.scoresBF16 != nil {
+		s += " with bf16 dot products"
+	}
+	return s
+}
 
 // Threads is the number of threads that apply pairs.
 func (d *Device) Threads() int { return d.threads }

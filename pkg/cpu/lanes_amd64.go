@@ -15,7 +15,7 @@ func laneTiers() (tiers []laneKernels) {
 			softmax: softmaxAVX512, softmaxWide: softmaxWideAVX512, values: valuesAVX512,
 		}
 		k.fewScores, k.fewValues, k.fewValuesBF16 = fewScoresAVX512, fewValuesAVX512, fewValuesBF16AVX512
-		if x.HasAVX512BF16 {
+		if x.HasAVX512BF16 && fastDots() {
 			k.scoresBF16, k.pairValues = scoresBF16AVX512, pairValuesAVX512
 			k.fewScoresBF16 = fewScoresBF16AVX512
 			k.softmaxPairs, k.valuesPairs = softmaxPairsAVX512, valuesPairsAVX512
@@ -31,6 +31,14 @@ func laneTiers() (tiers []laneKernels) {
 		})
 	}
 	return tiers
+}
+
+// fastDots says whether dot products of bfloat16 do more than multiply-adds of float32. AMD's
+// processors do as many instructions of the one as of the other, each of twice the products;
+// Intel's do half as many, so that widening is faster (docs/benchmarks.md, 16 cores).
+func fastDots() bool {
+	const amd = 'A' | 'u'<<8 | 't'<<16 | 'h'<<24 // AuthenticAMD
+	return cpuMaker() == amd
 }
 
 // FLOPs of an iteration of the loops that measure the FMA peak.

@@ -27185,3 +27185,12 @@ values4summed:
 done:
 	VZEROUPPER
 	RET
+
+// func cpuMaker() uint32
+// Requires: CPUID
+TEXT ·cpuMaker(SB), NOSPLIT, $0-4
+	XORL AX, AX
+	XORL CX, CX
+	CPUID
+	MOVL BX, ret+0(FP)
+	RET

@@ -180,3 +180,6 @@ func fewValuesAVX512(o *float32, p *float32, lanes int, keys int, v *float32, st
 //
 //go:noescape
 func fewValuesBF16AVX512(o *float32, p *float32, lanes int, keys int, v *uint16, stride int, dv int)
+
+// cpuMaker returns the first four letters of the processor's maker: of CPUID's leaf 0, EBX.
+func cpuMaker() uint32

@@ -38,6 +38,7 @@ func main() {
 	for _, n := range []number{f32, short} {
 		fewValues(n)
 	}
+	maker()
 	build.Generate()
 }
 

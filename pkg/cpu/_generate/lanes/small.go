@@ -156,6 +156,17 @@ func rebase(t emit.Tier, n number) {
 	RET()
 }
 
+// maker writes what tells processors of one maker from another's.
+func maker() {
+	TEXT("cpuMaker", attrs, "func() uint32")
+	Doc("cpuMaker returns the first four letters of the processor's maker: of CPUID's leaf 0, EBX.")
+	XORL(EAX, EAX)
+	XORL(ECX, ECX)
+	CPUID()
+	Store(EBX, ReturnIndex(0))
+	RET()
+}
+
 // peakSums is how many independent FMAs an iteration of fmaPeak has.
 const peakSums = 12
 
