@@ -52,6 +52,7 @@ struct Packed {
 struct Sums {
     double acc[kMostColumns / 8][2];
     double m, l;  // l of the lane's own keys
+    bool met;     // whether the row saw a key
 };
 
 // Shared holds Q, and eight keys, in float64. Strides keep fragments off each other's
@@ -82,7 +83,7 @@ __device__ __forceinline__ void applyKeys(const Shared& sm, Sums& z, const doubl
     const double m = fmax(z.m, ceil(top)), from = m == -INFINITY ? 0 : m;
     const double f = z.m == -INFINITY ? 0 : exp2(z.m - m);
     const double p[2] = {see0 ? exp2(s[0] - from) : 0, see1 ? exp2(s[1] - from) : 0};
-    z.m = m;
+    z.m = m, z.met |= see > 0;
     z.l = z.l * f + p[0] + p[1];
 #pragma unroll
     for (int n = 0; n < kMostColumns / 8; n++) {
@@ -115,8 +116,10 @@ __device__ __forceinline__ void add(const Pool* pool, uint8_t* head, const Sums&
     l += __shfl_xor_sync(~0u, l, 1);
     l += __shfl_xor_sync(~0u, l, 2);
     l *= factor;
-    // A row whose scores are all NaN has met keys, whatever its maximum.
-    const double m = isnan(l) && z.m == -INFINITY ? 0 : z.m;
+    // A row whose scores are all NaN or -inf has met keys, whatever its maximum, and perhaps
+    // a NaN among their values.
+    constexpr double kLowest = -1.7976931348623157e308;
+    const double m = z.m != -INFINITY ? z.m : isnan(l) ? 0 : z.met ? kLowest : kNoKey;
     for (int block = 0; block < pool->valueBlocks; block++) {
         const State<Two> to(head, pool, block);
         const double old = to.m[row];
@@ -159,7 +162,7 @@ struct Block {
             const int r = e / pool->features, d = e % pool->features;
             sm.q[r * sm.strideQ + d] = query.at(row0 + r, d, q.scale);
         }
-        z.m = -INFINITY, z.l = 0;
+        z.m = -INFINITY, z.l = 0, z.met = false;
 #pragma unroll
         for (int n = 0; n < kMostColumns / 8; n++) z.acc[n][0] = z.acc[n][1] = 0;
     }

@@ -180,6 +180,12 @@ func (s suite) scoresAllMinusInfinity(t *testing.T) {
 			t.Errorf("%d special elements", n)
 		}
 	}
+	p.DType.Put(x.V[(20*2+1)*4:], math.NaN()) // under a weight of zero, and before any other
+	for _, w := range []Way{{}, {KeyChunk: 60}, {KeyChunk: 60, Batch: 1}} {
+		if n := sameClasses(t, "NaN under -Inf", x, s.Compute(t, x, w)); n != p.Hq*p.Nq {
+			t.Errorf("%d special elements, want one a row", n)
+		}
+	}
 }
 
 // far is more keys than any kernel takes at once.
