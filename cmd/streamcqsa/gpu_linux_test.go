@@ -103,6 +103,35 @@ func TestGPULost(t *testing.T) {
 	}
 }
 
+// Others take a GPU's memory between the plan and the run: that plans again with what is
+// left, says so, and computes what it should. Where that is too little, another time may do.
+func TestGPUMemoryTaken(t *testing.T) {
+	needGPU(t)
+	driver := losingDriver(t)
+	spec := gpuCQS
+	spec.flags = "--scale 30 --mem-budget 1GiB"
+	j := newJob(t, "streamcqsa", spec)
+	dir := t.TempDir()
+	run := func(free int, args []string) *process {
+		p := launch(t, "env", append(append(driver, fmt.Sprintf("LOSING_MEMORY=%d", free<<20), j.bin), args...)...)
+		p.over()
+		return p
+	}
+	p := run(48, j.run(dir))
+	if said := p.stderr.String(); p.cmd.ProcessState.ExitCode() != 0 || !strings.Contains(said, "planning again") || strings.Count(said, "\n") != 1 {
+		t.Fatalf("%v, stderr %q", p.cmd.ProcessState, said)
+	}
+	verify := []string{"verify", "--layout", "bhnd", "--scale", "30", "--rows", "40", "--q", j.input("q"), "--k", j.input("k"), "--v", j.input("v"),
+		"--o", filepath.Join(dir, "o.npy"), "--lse", filepath.Join(dir, "lse.npy")}
+	if out, err := exec.Command(j.bin, verify...).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	p = run(1, j.run(t.TempDir()))
+	if code := p.cmd.ProcessState.ExitCode(); code != exitTemporary {
+		t.Errorf("with 1 MiB free: exit code %d, want %d; stderr %s", code, exitTemporary, p.stderr)
+	}
+}
+
 // losingDriver builds a driver for which GPUs are lost after a while. It returns the
 // environment in which programs find it.
 func losingDriver(t *testing.T) []string {
