@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -112,7 +114,7 @@ func runVerify(ctx context.Context, w io.Writer, o *verifyOptions) (err error) {
 		}
 		defer func() { err = errors.Join(err, lse.Close()) }()
 	}
-	c := newComparison(p, in, out, lse)
+	c := &comparison{p: p, in: in, o: out, lse: lse, keys: make(map[int]float64)}
 	err = tensorfile.Guard(func() error { return c.run(ctx, o.rows, o.seed) }, c.maps()...)
 	if err != nil {
 		return err
@@ -145,27 +147,18 @@ func (o *verifyOptions) openResult(ref string, p *attention.Problem, shape []int
 	return t, nil
 }
 
-// comparison gathers differences from several goroutines.
+// comparison gathers differences.
 type comparison struct {
 	p    attention.Problem
 	in   *inputs
 	o    *tensorfile.Tensor
 	lse  *tensorfile.Tensor
-	keys []func() float64 // by KV head: the largest |k|, found once
-	mu   sync.Mutex
+	keys map[int]float64 // by KV head: the largest |k|, found once
 	v    verdict
 	diff float64 // sums of squares
 	norm float64
 	rnd  float64
 	top  float64 // what the largest score is at least
-}
-
-func newComparison(p attention.Problem, in *inputs, o, lse *tensorfile.Tensor) *comparison {
-	c := &comparison{p: p, in: in, o: o, lse: lse}
-	for kv := range p.KVHeads() {
-		c.keys = append(c.keys, sync.OnceValue(func() float64 { return longestRow(c.rows(in.k, p.Hkv, p.Nk, p.D, kv)) }))
-	}
-	return c
 }
 
 func (c *comparison) maps() []tensorfile.Mapped {
@@ -205,48 +198,113 @@ func sample(heads, n, rows int, seed uint64) map[int][]int {
 	return byHead
 }
 
-// run compares the sample, in parallel over parts of a head's rows.
+// run compares the sample. Threads share out the keys of some rows at a time, as many as
+// keep all of them busy, and differences are booked in an order that follows from the
+// sample alone: so the verdict does not depend on the number of threads.
 func (c *comparison) run(ctx context.Context, rows int, seed uint64) error {
 	byHead := sample(c.p.B*c.p.Hq, c.p.Nq, rows, seed)
-	threads := runtime.GOMAXPROCS(0)
-	type part struct {
-		head int
-		rows []int
+	const partsPerThread = 4
+	var batch []*checkedRows
+	var parts int
+	for _, h := range slices.Sorted(maps.Keys(byHead)) {
+		list := byHead[h]
+		slices.Sort(list)
+		slices.Reverse(list) // under a causal mask neighbours see about as many keys
+		for x := range slices.Chunk(list, attention.TogetherRows(c.p.Dv)) {
+			e := c.begin(h, x)
+			batch, parts = append(batch, e), parts+e.Parts()
+			if parts < partsPerThread*runtime.GOMAXPROCS(0) && len(batch) < mostTogether {
+				continue
+			}
+			if err := c.compareAll(ctx, batch); err != nil {
+				return err
+			}
+			batch, parts = nil, 0
+		}
 	}
-	parts := make(chan part)
+	return c.compareAll(ctx, batch)
+}
+
+// mostTogether bounds a batch of rows that see no keys, and have no parts.
+const mostTogether = 4096
+
+// checkedRows are sampled rows of one query head that share a pass over its keys.
+type checkedRows struct {
+	*attention.Evaluation
+	head int
+	list []int
+	q    [][]float32
+	sees []int
+}
+
+func (c *comparison) begin(head int, list []int) *checkedRows {
+	p := c.p
+	kv := c.kvHead(head)
+	e := &checkedRows{head: head, list: list, q: make([][]float32, len(list)), sees: make([]int, len(list))}
+	q := c.rows(c.in.q, p.Hq, p.Nq, p.D, head)
+	for x, i := range list {
+		e.q[x], e.sees[x] = make([]float32, p.D), p.Visible(i)
+		q.DType.Widen(e.q[x], q.Row(i))
+	}
+	e.Evaluation = attention.Evaluate(e.q, e.sees, c.rows(c.in.k, p.Hkv, p.Nk, p.D, kv), c.rows(c.in.v, p.Hkv, p.Nk, p.Dv, kv), p.Scale)
+	return e
+}
+
+// kvHead is the KV head of a query head.
+func (c *comparison) kvHead(head int) int {
+	return head/c.p.Hq*c.p.Hkv + head%c.p.Hq/c.p.Group()
+}
+
+// compareAll evaluates rows with all threads, and books their differences one after the
+// other.
+func (c *comparison) compareAll(ctx context.Context, batch []*checkedRows) error {
+	type part struct {
+		*checkedRows
+		i int
+	}
+	var parts []part
+	for _, e := range batch {
+		for i := range e.Parts() {
+			parts = append(parts, part{e, i})
+		}
+		if err := c.findLongest(ctx, c.kvHead(e.head)); err != nil {
+			return err
+		}
+	}
+	if err := c.share(len(parts), func(i int) error { return parts[i].Maxima(ctx, parts[i].i) }); err != nil {
+		return err
+	}
+	if err := c.share(len(parts), func(i int) error { return parts[i].Sums(ctx, parts[i].i) }); err != nil {
+		return err
+	}
+	for _, e := range batch {
+		c.compare(e)
+	}
+	return nil
+}
+
+// share does n tasks with all threads, up to the first error.
+func (c *comparison) share(n int, do func(i int) error) error {
+	var next atomic.Int64
 	var wg sync.WaitGroup
-	errs := make([]error, threads)
-	for t := range threads {
+	errs := make([]error, min(n, runtime.GOMAXPROCS(0)))
+	for t := range errs {
 		wg.Go(func() {
 			errs[t] = tensorfile.Guard(func() error {
-				for x := range parts {
-					if ctx.Err() == nil {
-						c.compare(x.head, x.rows)
+				for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+					if err := do(i); err != nil {
+						return err
 					}
 				}
 				return nil
 			}, c.maps()...)
-			for range parts { // after a fault, let the sender finish
+			if errs[t] != nil {
+				next.Store(int64(n)) // nobody needs the rest
 			}
 		})
 	}
-	// Rows that share a pass over the keys; under a causal mask the last see the most, and
-	// go first, in parts small enough for threads to end together.
-	const most, perThread = 64, 4
-	for h, list := range byHead {
-		slices.Sort(list)
-		slices.Reverse(list)
-		n := min(most, (len(list)+perThread*threads-1)/(perThread*threads))
-		for x := range slices.Chunk(list, n) {
-			parts <- part{h, x}
-		}
-	}
-	close(parts)
 	wg.Wait()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return cmp.Or(errs...) // of a file that can't be read, all threads say so
+	return cmp.Or(errs...) // of a file that can't be read, all threads may say so
 }
 
 func (c *comparison) rows(t *tensorfile.Tensor, heads, n, d, head int) attention.Rows {
@@ -255,43 +313,34 @@ func (c *comparison) rows(t *tensorfile.Tensor, heads, n, d, head int) attention
 	return attention.Rows{Data: t.Bytes()[at:], Stride: c.p.Layout.RowStride(heads, d) * size, N: n, Width: d, DType: t.DType()}
 }
 
-// compare recomputes rows of one query head and books the differences.
-func (c *comparison) compare(head int, list []int) {
+// compare books the differences of rows that were evaluated.
+func (c *comparison) compare(e *checkedRows) {
 	p := c.p
-	kv := head/p.Hq*p.Hkv + head%p.Hq/p.Group()
-	q := c.rows(c.in.q, p.Hq, p.Nq, p.D, head)
-	k, v := c.rows(c.in.k, p.Hkv, p.Nk, p.D, kv), c.rows(c.in.v, p.Hkv, p.Nk, p.Dv, kv)
-	o := c.rows(c.o, p.Hq, p.Nq, p.Dv, head)
-	qs, exact, visible := make([][]float32, len(list)), make([][]float64, len(list)), make([]int, len(list))
-	for x, i := range list {
-		qs[x], exact[x], visible[x] = make([]float32, p.D), make([]float64, p.Dv), p.Visible(i)
-		q.DType.Widen(qs[x], q.Row(i))
+	o := c.rows(c.o, p.Hq, p.Nq, p.Dv, e.head)
+	exact := make([][]float64, len(e.list))
+	for x := range exact {
+		exact[x] = make([]float64, p.Dv)
 	}
-	lse := attention.Oracle(exact, qs, visible, k, v, p.Scale)
+	lse := e.Result(exact)
 	got, once, buf := make([]float32, p.Dv), make([]float32, p.Dv), make([]byte, p.Dv*o.DType.Size())
-	var longest float64
-	if c.lse != nil && o.DType != attention.F32 {
-		longest = math.Abs(p.Scale) * c.keys[kv]()
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for x, i := range list {
+	longest := math.Abs(p.Scale) * c.keys[c.kvHead(e.head)]
+	for x, i := range e.list {
 		c.v.Rows++
 		if finite(lse[x]) { // of which ln n at most is the number of keys
-			c.top = max(c.top, lse[x]-math.Log(float64(visible[x])))
+			c.top = max(c.top, lse[x]-math.Log(float64(e.sees[x])))
 		}
 		o.DType.Widen(got, o.Row(i))
-		for d, e := range exact[x] {
-			o.DType.Put(buf[d*o.DType.Size():], e)
+		for d, v := range exact[x] {
+			o.DType.Put(buf[d*o.DType.Size():], v)
 		}
 		o.DType.Widen(once, buf)
-		for d, e := range exact[x] {
-			c.element(float64(got[d]), e, float64(once[d]), []int{head / p.Hq, head % p.Hq, i, d})
+		for d, v := range exact[x] {
+			c.element(float64(got[d]), v, float64(once[d]), []int{e.head / p.Hq, e.head % p.Hq, i, d})
 		}
 		if c.lse != nil {
 			one := make([]float32, 1)
-			attention.F32.Widen(one, c.rows(c.lse, p.Hq, p.Nq, 1, head).Row(i))
-			c.lseElement(float64(one[0]), lse[x], longest*norm(qs[x]))
+			attention.F32.Widen(one, c.rows(c.lse, p.Hq, p.Nq, 1, e.head).Row(i))
+			c.lseElement(float64(one[0]), lse[x], longest*norm(e.q[x]))
 		}
 	}
 }
@@ -321,6 +370,24 @@ func norm(row []float32) float64 {
 		sum += float64(x) * float64(x)
 	}
 	return math.Sqrt(sum)
+}
+
+// findLongest finds the largest |k| of a KV head where limits of lse depend on it.
+func (c *comparison) findLongest(ctx context.Context, kv int) error {
+	if _, known := c.keys[kv]; known || c.lse == nil || c.o.DType() == attention.F32 {
+		return nil
+	}
+	const step = 4096
+	k := c.rows(c.in.k, c.p.Hkv, c.p.Nk, c.p.D, kv)
+	parts := make([]float64, (k.N+step-1)/step)
+	err := c.share(len(parts), func(i int) error {
+		parts[i] = longestRow(k.Slice(i*step, min((i+1)*step, k.N)))
+		return context.Cause(ctx)
+	})
+	if err == nil && len(parts) > 0 {
+		c.keys[kv] = slices.Max(parts)
+	}
+	return err
 }
 
 // longestRow is the largest finite norm of a row.

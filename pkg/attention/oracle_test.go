@@ -1,8 +1,12 @@
 package attention
 
 import (
+	"context"
+	"errors"
 	"math"
 	"math/rand/v2"
+	"reflect"
+	"sync"
 	"testing"
 )
 
@@ -151,6 +155,81 @@ func TestOracleSpecialValues(t *testing.T) {
 			if !same(out[0][0], test.o) || !same(lse[0], test.lse) {
 				t.Errorf("%s, %v: O %v and lse %v, want %v and %v", test.name, typ, out[0][0], lse[0], test.o, test.lse)
 			}
+		}
+	}
+}
+
+// Many keys are cut into parts. Neither their order nor the threads that evaluate them
+// make a difference, and nor do the rows that share the passes.
+func TestEvaluationInParts(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 10))
+	const rows, d, dv = 5, 7, 3
+	for _, nk := range []int{leastPart, leastPart + 1, 777, leastPart*mostParts + 4321} {
+		k, v := pack(F32, normal(rng, nk, d), 0), pack(F32, normal(rng, nk, dv), 0)
+		q, visible := make([][]float32, rows), []int{nk, 0, 1 + rng.IntN(nk), leastPart, nk}
+		for i := range q {
+			for range d {
+				q[i] = append(q[i], float32(rng.NormFloat64()))
+			}
+		}
+		matrix := func() (m [rows][]float64) {
+			for i := range m {
+				m[i] = make([]float64, dv)
+			}
+			return m
+		}
+		together := matrix()
+		lse := Oracle(together[:], q, visible, k, v, 0.7)
+		for i := range q {
+			want, wantLSE := naive(q[i], visible[i], k, v, 0.7)
+			for x := range want {
+				if visible[i] > 0 && !(math.Abs(together[i][x]-want[x]) <= 1e-13) {
+					t.Fatalf("%d keys, row %d: O[%d] is %v, want %v", nk, i, x, together[i][x], want[x])
+				}
+			}
+			if visible[i] > 0 && !(math.Abs(lse[i]-wantLSE) <= 1e-12) {
+				t.Fatalf("%d keys, row %d: lse is %v, want %v", nk, i, lse[i], wantLSE)
+			}
+		}
+		e := Evaluate(q, visible, k, v, 0.7)
+		if n := (nk + leastPart - 1) / leastPart; e.Parts() != n && (n <= mostParts || e.Parts() > mostParts || e.Parts() < mostParts/2) {
+			t.Errorf("%d keys make %d parts", nk, e.Parts())
+		}
+		for _, pass := range []func(context.Context, int) error{e.Maxima, e.Sums} {
+			var wg sync.WaitGroup
+			for _, part := range rng.Perm(e.Parts()) {
+				wg.Go(func() {
+					if err := pass(t.Context(), part); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+		}
+		shuffled := matrix()
+		if got := e.Result(shuffled[:]); !reflect.DeepEqual(got, lse) || !reflect.DeepEqual(shuffled, together) {
+			t.Errorf("%d keys: parts in another order make a difference", nk)
+		}
+		alone := matrix()
+		for i := range q {
+			if l := Oracle(alone[i:i+1], q[i:i+1], visible[i:i+1], k, v, 0.7); l[0] != lse[i] || !reflect.DeepEqual(alone[i], together[i]) {
+				t.Errorf("%d keys: row %d by itself is another", nk, i)
+			}
+		}
+	}
+}
+
+// An evaluation ends in the middle of a part: one of many keys takes minutes.
+func TestEvaluationStops(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	why := errors.New("enough")
+	cancel(why)
+	row := make([]byte, 4)
+	many := Rows{Data: row, Stride: 0, N: 1 << 50, Width: 1, DType: F32} // the same key again and again
+	e := Evaluate([][]float32{{1}}, []int{many.N}, many, many, 1)
+	for _, pass := range []func(context.Context, int) error{e.Maxima, e.Sums} {
+		if err := pass(ctx, e.Parts()-1); !errors.Is(err, why) {
+			t.Errorf("%v, want %v", err, why)
 		}
 	}
 }
