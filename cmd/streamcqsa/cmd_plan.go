@@ -98,7 +98,7 @@ func writePlan(out io.Writer, p *stream.Plan, others []*stream.Plan, from basis)
 	line := func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
 	line("problem\t%s", problemLine(p.Problem))
 	line("arithmetic\t%s, %s query-key pairs", quantity(p.FLOPs, "FLOP"), quantity(p.Problem.Pairs()*float64(p.Problem.B*p.Problem.Hq), ""))
-	line("device\t%s%s, budget %s (%s bytes)", from.names(), from.text(), sizeText(p.Budget), grouped(p.Budget))
+	line("device\t%s%s, budget %s (%s bytes)", from.names, from.text(), sizeText(p.Budget), grouped(p.Budget))
 	line("division\t%s", divisionLine(p))
 	line("\t%s; %d of %d query slots and %d of %d KV slots in one batch", subproblemLine(p),
 		p.Active.Query, p.Geometry.QuerySlots, p.Active.KV, p.Geometry.KVSlots)

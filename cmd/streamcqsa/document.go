@@ -119,7 +119,7 @@ type alternative struct {
 
 func planDocument(p *stream.Plan, others []*stream.Plan, from basis) planDoc {
 	d := planDoc{
-		Type: "plan", Problem: problemDocument(p.Problem), Device: from.names(), Budget: p.Budget,
+		Type: "plan", Problem: problemDocument(p.Problem), Device: from.names, Budget: p.Budget,
 		Division: divisionDocument(p), Memory: p.Memory, Total: p.Memory.Total(),
 		Disk:    diskDoc{p.StateDisk, p.OutputBytes, p.LSEBytes, p.CheckpointDisk},
 		Traffic: trafficDocument(p), Seconds: secondsDocument(p),

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/streamcqsa/streamcqsa/pkg/attention"
+	"github.com/streamcqsa/streamcqsa/pkg/cpu"
 	"github.com/streamcqsa/streamcqsa/pkg/gpu"
 	"github.com/streamcqsa/streamcqsa/pkg/stream"
 )
@@ -381,12 +384,71 @@ func TestJournalThatWasBeingBegun(t *testing.T) {
 	}
 }
 
-// A GPU whose memory others have taken may have it again. (What a run does when that
-// happens to it takes a GPU to see.)
+// A GPU whose memory others have taken may have it again. (That a run plans again then takes
+// a GPU to see.)
 func TestScarceGPUIsTemporary(t *testing.T) {
 	err := fmt.Errorf("reserve: %w", &gpu.NoMemoryError{Device: "cuda:0", Want: 2 << 30, Free: 1 << 30, Err: errors.New("out of memory")})
 	if got := exitCode(err); got != exitTemporary {
 		t.Errorf("%v: exit code %d, want %d", err, got, exitTemporary)
+	}
+}
+
+// fakeGPU has the memory of a GPU, and of the CPU device what plans ask of it.
+type fakeGPU struct {
+	*cpu.Device
+	free, total int64
+}
+
+func (g fakeGPU) Name() string                     { return "cuda:0" }
+func (g fakeGPU) Info() gpu.Info                   { return gpu.Info{} }
+func (g fakeGPU) Kernel(attention.Geometry) string { return "" }
+func (g fakeGPU) Memory() (free, total int64, err error) {
+	return g.free, g.total, nil
+}
+func (g fakeGPU) Supports(attention.Problem) error { return nil }
+func (g fakeGPU) Close() error                     { return nil }
+
+// Where nothing fits what others left of a GPU, the same command may work later; where
+// nothing would fit all of it either, or the user's budget, it never will.
+func TestNothingFitsScarceGPU(t *testing.T) {
+	p := attention.Problem{B: 1, Hq: 1, Hkv: 1, Nq: 1 << 20, Nk: 1 << 20, D: 64, Dv: 64, DType: attention.F32, OutDType: attention.F32, Scale: 1, Layout: attention.BHND}
+	least := func() int64 { // of the problem in one chunk
+		o := planFlags{divide: "rows", chunks: 1}
+		o.budget.bytes = 1
+		var no *stream.NoFitError
+		if _, _, err := o.planFor(p, nil, &outFlags{}, []stream.Device{cpu.New(1)}, math.MaxInt64); !errors.As(err, &no) {
+			t.Fatalf("%v, want what would fit", err)
+		}
+		return no.Smallest
+	}()
+	const gib = 1 << 30
+	auto := size{auto: true}
+	for _, x := range []struct {
+		name              string
+		budget            size
+		chunks            int
+		free, total, most int64
+		code              int
+	}{
+		{"memory was taken, one chunk", size{bytes: least}, 1, gib / 4, 80 * gib, gib / 4, exitTemporary},
+		{"memory was taken, any chunks", size{bytes: least}, 0, gib / 4, 80 * gib, gib / 4, 0},
+		{"auto, memory was taken", auto, 1, gib, 80 * gib, gib, exitTemporary},
+		{"auto, memory had been taken", auto, 1, gib, 80 * gib, math.MaxInt64, exitTemporary},
+		{"auto, nearly all is taken", auto, 0, gib / 2, 80 * gib, math.MaxInt64, exitTemporary},
+		{"a share, memory was taken", size{percent: 90}, 1, gib / 4, 80 * gib, gib / 4, exitTemporary},
+		{"a budget too small", size{bytes: least - 1}, 1, 80 * gib, 80 * gib, math.MaxInt64, exitNoFit},
+		{"a GPU too small", size{bytes: 2 * least}, 1, gib / 4, least + gpuContext - 1, gib / 4, exitNoFit},
+		{"auto, a GPU too small", auto, 1, least, least, math.MaxInt64, exitNoFit},
+		{"it fits", size{bytes: least}, 1, 80 * gib, 80 * gib, math.MaxInt64, 0},
+	} {
+		o := planFlags{budget: x.budget, divide: "rows", chunks: x.chunks}
+		_, _, err := o.planFor(p, nil, &outFlags{}, []stream.Device{fakeGPU{cpu.New(1), x.free, x.total}}, x.most)
+		if got := exitCode(err); got != x.code {
+			t.Errorf("%s: exit code %d (%v), want %d", x.name, got, err, x.code)
+		}
+		if x.code == exitTemporary && !strings.Contains(err.Error(), "cuda:0: others have its memory: of 85899345920 bytes ") {
+			t.Errorf("%s: it says %v", x.name, err)
+		}
 	}
 }
 

@@ -245,8 +245,10 @@ func isGPU(dev stream.Device) bool {
 	return ok
 }
 
-// gpuReserve is what auto leaves of a GPU's free memory to others, beside a tenth.
-const gpuReserve = 512 << 20
+const (
+	gpuReserve = 512 << 20 // what auto leaves of a GPU's free memory to others, beside a tenth
+	gpuContext = 1 << 30   // what this process's own context and code take of a GPU, at most
+)
 
 // budgetOf is --mem-budget in bytes. A percentage, and auto, are of the memory in
 // which the device's slots are.
@@ -254,18 +256,45 @@ func (o *planFlags) budgetOf(m hostMemory, devs []stream.Device) (int64, error) 
 	if !isGPU(devs[0]) || !o.budget.auto && o.budget.percent == 0 {
 		return o.budget.resolve(m), nil
 	}
-	free, total := int64(math.MaxInt64), int64(math.MaxInt64) // of the device that has least
+	free, total, err := gpuMemory(devs)
+	if err != nil {
+		return 0, err
+	}
+	budget := o.budgetOn(free, total)
+	if o.budget.auto && budget <= 0 {
+		return 0, classify(errTemporary, fmt.Errorf("%s: others have its memory: of %d bytes %d are free, and --mem-budget auto leaves as many to them", deviceNames(devs), total, free))
+	}
+	return budget, nil
+}
+
+// budgetOn is --mem-budget on GPUs with so much memory, free and in all.
+func (o *planFlags) budgetOn(free, total int64) int64 {
+	if o.budget.auto {
+		return free/10*9 - gpuReserve
+	}
+	return o.budget.resolve(hostMemory{limit: total})
+}
+
+// gpuMemory is that of the GPU that has least.
+func gpuMemory(devs []stream.Device) (free, total int64, err error) {
+	free, total = math.MaxInt64, math.MaxInt64
 	for _, d := range devs {
 		f, t, err := d.(gpuDevice).Memory()
 		if err != nil {
-			return 0, classify(errTemporary, err)
+			return 0, 0, classify(errTemporary, err)
 		}
 		free, total = min(free, f), min(total, t)
 	}
-	if o.budget.auto {
-		return free/10*9 - gpuReserve, nil
+	return free, total, nil
+}
+
+// deviceNames are those of all devices.
+func deviceNames(devs []stream.Device) string {
+	var names []string
+	for _, d := range devs {
+		names = append(names, d.Name())
 	}
-	return o.budget.resolve(hostMemory{limit: total, available: free}), nil
+	return strings.Join(names, ",")
 }
 
 // basis is what predictions rest on.
@@ -274,13 +303,11 @@ type basis struct {
 	threads  int
 	measured time.Time // zero if never
 	model    string    // of a GPU
-	devices  []string
+	names    string    // of all devices
 }
 
 func basisOf(devs []stream.Device, p *stream.Plan) (b basis) {
-	for _, d := range devs {
-		b.devices = append(b.devices, d.Name())
-	}
+	b.names = deviceNames(devs)
 	switch d := devs[0].(type) {
 	case *cpu.Device:
 		b.kernel, b.threads = d.Kernel(), d.Threads()
@@ -292,9 +319,6 @@ func basisOf(devs []stream.Device, p *stream.Plan) (b basis) {
 	}
 	return b
 }
-
-// names are those of all devices.
-func (b basis) names() string { return strings.Join(b.devices, ",") }
 
 func (b basis) text() string {
 	switch {
@@ -341,5 +365,24 @@ func (o *planFlags) planFor(p attention.Problem, in *inputs, to *outFlags, devs 
 	if in != nil {
 		req.Host.Resident = in.q.Cached() + in.k.Cached() + in.v.Cached()
 	}
-	return stream.New(req, devs[0])
+	plan, others, err = stream.New(req, devs[0])
+	if noFit := (*stream.NoFitError)(nil); errors.As(err, &noFit) && isGPU(devs[0]) {
+		err = o.scarcity(noFit, devs)
+	}
+	return plan, others, err
+}
+
+// scarcity tells what would fit if others gave GPUs their memory back, which is temporary,
+// from what never will.
+func (o *planFlags) scarcity(noFit *stream.NoFitError, devs []stream.Device) error {
+	_, total, err := gpuMemory(devs)
+	if err != nil {
+		return err
+	}
+	empty := total - gpuContext
+	if noFit.Smallest > min(empty, o.budgetOn(empty, total)) {
+		return noFit
+	}
+	return classify(errTemporary, fmt.Errorf("%s: others have its memory: of %d bytes the problem takes at least %d, and %d are to be had now",
+		deviceNames(devs), total, noFit.Smallest, noFit.Budget))
 }

@@ -66,7 +66,7 @@ func (l *lineReporter) every() time.Duration { return time.Second / 10 }
 
 func (l *lineReporter) plan(p *stream.Plan, _ []*stream.Plan, from basis) {
 	fmt.Fprintf(l.out, "problem  %s\n", problemLine(p.Problem))
-	fmt.Fprintf(l.out, "device   %s%s\n", from.names(), from.text())
+	fmt.Fprintf(l.out, "device   %s%s\n", from.names, from.text())
 	fmt.Fprintf(l.out, "plan     %s; %s of a budget of %s (%s bytes); %s predicted\n",
 		divisionLine(p), sizeText(p.Memory.Total()), sizeText(p.Budget), grouped(p.Budget), duration(p.Seconds.Total))
 }
