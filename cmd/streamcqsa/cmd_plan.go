@@ -33,8 +33,9 @@ and --dtype no files are needed. A run with the same flags follows this plan.
 
 The budget (--mem-budget) covers everything the device allocates: slots for
 chunks of K and V, slots for chunks of Q with their running state, and the
-threads' scratch. The process itself takes up to 48 MiB more. Mapped files live
-in the page cache, which the kernel takes back when it needs the memory.`,
+threads' scratch. The process itself takes up to 48 MiB more, and with the driver
+of a GPU some hundred. Mapped files live in the page cache, which the kernel takes
+back when it needs the memory.`,
 		Example: `  streamcqsa plan --shape 1,8,1000000,64 --dtype f32 --mem-budget 2GiB
   streamcqsa plan --q q.npy --k k.npy --v v.npy --layout bhnd --causal --json | jq .seconds
   streamcqsa plan --shape 1,1,1048576,128 --dtype bf16 --divide cqs --chunks 13 --svg plan.svg`,
