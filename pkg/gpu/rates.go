@@ -16,9 +16,9 @@ const (
 	hopperClocks = 132 * 1.98e9 // multiprocessors times Hz
 	ampereShare  = 0.5          // of Hopper's rates: what mma.sync reaches of wgmma's
 
-	linkRate   = 50e9  // from page-locked memory to the device, bytes/s
-	workerRate = 7e9   // of one thread of the host that copies
-	outRate    = 6e9   // of results into an output file that is new
+	linkRate   = 50e9 // from page-locked memory to the device, bytes/s
+	workerRate = 7e9  // of one thread of the host that copies
+	outRate    = 20e9
 	stateRate  = 2.5e9 // of states to a file and back
 	launchCost = 12e-6 // of a launch, seconds
 	loadCost   = 60e-6 // of a load beside its copies
