@@ -201,9 +201,7 @@ func (s *session) start() {
 	s.thread(s.completeApplies, nil)
 	s.thread(s.fetch, func() { close(s.landing) })
 	s.thread(s.land, nil)
-	for range registrars {
-		s.thread(s.windows.register, nil)
-	}
+	s.thread(s.windows.register, nil)
 }
 
 // thread runs f on a thread of its own to which the context is current.
@@ -246,7 +244,7 @@ func (s *session) close() error {
 	close(s.loads)
 	close(s.applies)
 	close(s.outputs)
-	// The feeding thread closes the windows' jobs, for which those that register wait.
+	// The feeding thread closes the windows' jobs, for which the one that registers waits.
 	s.threads.Wait()
 	close(s.work)
 	s.workers.Wait()

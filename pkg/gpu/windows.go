@@ -6,20 +6,21 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 	"github.com/streamcqsa/streamcqsa/pkg/gpu/internal/driver"
 )
 
+// Locking and unlocking a window takes longer than copying it twice, and what is
+// submitted to the GPU meanwhile waits for the driver. So rows that are read once or
+// twice are better off in the ring, and windows are small: 16 MiB are locked in little more
+// than a millisecond, for which what is submitted already keeps the GPU busy.
 const (
-	mostWindow  = 256 << 20
+	mostWindow  = 16 << 20
 	leastWindow = 4 << 20
-	registrars  = 2 // threads that register: the kernel pins some 30 GB/s on one
-	// Locking and unlocking a window takes longer than copying it twice, and what is
-	// submitted to the GPU meanwhile waits for the driver. So rows that are read once or
-	// twice are better off in the ring.
-	ringPasses = 2
+	ringPasses  = 2
 )
 
 // windows are the parts of mappings that are page-locked, so that the GPU fetches
@@ -53,7 +54,7 @@ type window struct {
 }
 
 func newWindows(ctx *driver.Context, opt Options) *windows {
-	w := &windows{ctx: ctx, limit: opt.HostMemory, first: opt.LockFirst, table: make(map[windowID]*window), jobs: make(chan *window, 64)}
+	w := &windows{ctx: ctx, limit: opt.HostMemory, first: opt.LockFirst, table: make(map[windowID]*window), jobs: make(chan *window, 4)}
 	w.size = mostWindow
 	for w.size > leastWindow && w.size > w.limit/8 {
 		w.size /= 2
@@ -61,15 +62,20 @@ func newWindows(ctx *driver.Context, opt Options) *windows {
 	return w
 }
 
-// register is the loop of a thread that locks windows.
+// register is the loop of the thread that locks windows. It rests as long as it has
+// worked, so that others get to the driver.
 func (w *windows) register() {
 	for x := range w.jobs {
+		began := time.Now()
 		if resident(x.mem) {
 			x.err = lock(w.ctx, x.mem)
 		} else {
 			x.err = errNotCached
 		}
 		close(x.ready)
+		if !w.first {
+			time.Sleep(time.Since(began))
+		}
 	}
 }
 
@@ -103,7 +109,7 @@ func (w *windows) locked(x *window) bool {
 	x.used = w.tick
 	if x.ready == nil {
 		n := int64(len(x.mem))
-		if !w.first && x.came <= ringPasses*n || !w.makeRoom(n) {
+		if !w.first && (x.came <= ringPasses*n || len(w.jobs) == cap(w.jobs)) || !w.makeRoom(n) {
 			return false
 		}
 		x.ready = make(chan struct{})
