@@ -43,6 +43,7 @@ ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDe
 ap.add_argument("--binary", default=os.path.join(HERE, "..", "bin", "streamcqsa"))
 ap.add_argument("--sizes", default="8192,16384,32768,65536", help="tokens")
 ap.add_argument("--bf16-sizes", default="16384", help="tokens of the bf16 cases")
+ap.add_argument("--queries", type=int, help="so many queries over N keys; default N")
 ap.add_argument("--d", type=int, default=64)
 ap.add_argument("--reps", type=int, default=3)
 ap.add_argument("--threads", type=int, default=os.cpu_count())
@@ -109,8 +110,9 @@ def widen(x, dtype):
 
 
 def sampled(directory, dtype, n):
-    """32 rows of the exact O, in float64 from the files."""
-    rows = np.sort(np.random.default_rng(n).choice(n, 32, replace=False))
+    """Up to 32 rows of the exact O, in float64 from the files."""
+    queries = a.queries or n
+    rows = np.sort(np.random.default_rng(n).choice(queries, min(32, queries), replace=False))
     q, k, v = (load(os.path.join(directory, x + ".npy"), dtype) for x in "qkv")
     s = widen(q[rows], dtype) @ widen(k, dtype).T / np.sqrt(a.d)
     if a.causal:
@@ -139,11 +141,11 @@ def main():
     try:
         for n, dtype in cases:
             d = os.path.join(top, "%s-%d" % (dtype, n))
-            call([a.binary, "gen", "--shape", "1,1,%d,%d" % (n, a.d), "--dtype", dtype, "--seed", 1, "--force", d], child_env())
+            call([a.binary, "gen", "--shape", "1,1,1,%d,%d,%d,%d" % (a.queries or n, n, a.d, a.d), "--dtype", dtype, "--seed", 1, "--force", d], child_env())
             files = [x for t in "qkv" for x in ("--" + t, os.path.join(d, t + ".npy"))]
             budget = a.budget or max(1 << 20, n * a.d * (2 if dtype == "bf16" else 4))
             rows, want = sampled(d, dtype, n)
-            flops = 4 * a.d * (n * (n + 1) / 2 if a.causal else n * n)
+            flops = 4 * a.d * (n * (n + 1) / 2 if a.causal else (a.queries or n) * n)
             found = {name: [] for name in PROGRAMS}
             errors = {}
             for rep in range(a.reps):

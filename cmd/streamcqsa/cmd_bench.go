@@ -142,7 +142,7 @@ func writeBench(w io.Writer, m *cpu.Measurement) error {
 		fmt.Fprintf(&b, "many queries   %8.1f GFLOP/s%s of the multiply-adds  %-4s  D = %d%s\n", r.FLOPS/1e9, share(r.FLOPS, m.Peak), r.DType, r.D, fast)
 	}
 	for _, r := range m.Few {
-		fmt.Fprintf(&b, "four queries   %8.1f GB/s%s of the memory reads  %-4s  D = %-3d  load %.1f GB/s\n", r.Bytes/1e9, share(r.Bytes, m.Read), r.DType, r.D, r.Load/1e9)
+		fmt.Fprintf(&b, "four queries   %8.1f GB/s%s of the memory reads  %-4s  D = %d\n", r.Bytes/1e9, share(r.Bytes, m.Read), r.DType, r.D)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -234,14 +234,12 @@ func better(a, b []cpu.KernelRate) []cpu.KernelRate {
 	for i := range a {
 		b[i].FLOPS, b[i].Bytes = max(a[i].FLOPS, b[i].FLOPS), max(a[i].Bytes, b[i].Bytes)
 		b[i].Load, b[i].Store = max(a[i].Load, b[i].Load), max(a[i].Store, b[i].Store)
-		b[i].Passing = max(a[i].Passing, b[i].Passing)
 	}
 	return b
 }
 
 // one measures one problem: whole for the kernel, and in chunks for loads into slots
-// that were used before. Few queries have work for the kernel in chunks too: as the
-// planner makes them, their slots fit a cache.
+// that were used before. Few queries are measured as the planner divides them.
 func (b kernelBench) one(ctx context.Context, typ attention.DType, fast bool, queries, keys, d int) (row cpu.KernelRate, err error) {
 	p := attention.Problem{B: 1, Hq: 1, Hkv: 1, Nq: queries, Nk: keys, D: d, Dv: d, DType: typ, OutDType: typ, Layout: attention.ND, Scale: attention.DefaultScale(d), Fast: fast}
 	var sources [3]benchSource
@@ -252,22 +250,20 @@ func (b kernelBench) one(ctx context.Context, typ attention.DType, fast bool, qu
 		defer func() { err = errors.Join(err, sources[i].remove()) }()
 	}
 	row = cpu.KernelRate{DType: typ.String(), D: d, Fast: fast}
-	kv := 2 * float64(keys*d*typ.Size())
-	whole, err := b.run(ctx, p, sources, 1)
-	if err != nil {
-		return row, err
-	}
-	row.FLOPS, row.Bytes = p.FLOPs()/whole.apply, kv/whole.apply
-	chunks := min(16, keys)
+	chunks := 1
 	if queries == cpu.MeasuredFew {
 		chunks = 0
 	}
-	parts, err := b.run(ctx, p, sources, chunks)
+	r, err := b.run(ctx, p, sources, chunks)
 	if err != nil {
 		return row, err
 	}
-	row.Load, row.Store, row.Passing = parts.inBytes/parts.in, parts.outBytes/parts.out, kv/parts.apply
-	return row, nil
+	row.FLOPS, row.Bytes = p.FLOPs()/r.apply, 2*float64(keys*d*typ.Size())/r.apply
+	if queries != cpu.MeasuredFew {
+		r, err = b.run(ctx, p, sources, min(16, keys))
+		row.Load, row.Store = r.inBytes/r.in, r.outBytes/r.out
+	}
+	return row, err
 }
 
 // benchRun is a run, in seconds and bytes.

@@ -231,8 +231,7 @@ func (o *planFlags) request(p attention.Problem, to *outFlags, devs []stream.Dev
 			cache = max(0, cache-budget)
 		}
 	}
-	// A GPU outruns any disk: by cold inputs all plans for it would look alike.
-	host := stream.Host{State: to.stateRoom(p), Cache: cache, Disk: defaultDisk, Warm: isGPU(devs[0])}
+	host := stream.Host{State: to.stateRoom(p), Cache: cache, Disk: defaultDisk}
 	return stream.Request{
 		Problem: p, LSE: to.lse != "", Budget: budget, Devices: len(devs),
 		Divide: o.divide, Chunks: o.chunks, Depth: o.depth, Host: host,

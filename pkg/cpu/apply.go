@@ -193,10 +193,7 @@ func (d *Device) path(norm float32, kv keys, k0, k1 int) path {
 	if d.lane == nil {
 		return plain
 	}
-	var k, v float32
-	for i := k0 / keyTile; i*keyTile < k1; i++ {
-		k, v = max(k, kv.norm[i]), max(v, kv.peak[i])
-	}
+	k, v := kv.bounds(k0, k1)
 	if !(v <= largestPeak) || v < smallestPeak && v > 0 {
 		return plain
 	}
@@ -243,7 +240,7 @@ func (d *Device) narrowTile(sc *scratch, t *tile, kv keys, k0, k1 int) bool {
 		used = d.lane.least
 	}
 	if t.pairs != nil && d.lane.scoresBF16 != nil && g.D%2 == 0 {
-		d.lane.scoresBF16(s, &top[0], &t.pairs[0], g.D, used, at[uint16](kv.k[k0*g.D*2:]), g.D*2, n)
+		d.lane.scoresBF16(s, &top[0], &t.pairs[0], g.D, used, at[uint16](kv.kFrom(k0, g.D*2)), g.D*2, n)
 	} else {
 		d.lane.scores(s, &top[0], &t.q[0], g.D, used, sc.keys32(g, kv, k0, d.row), g.D*4, n)
 	}

@@ -89,14 +89,13 @@ func (d *Device) Footprint(g attention.Geometry) attention.Footprint {
 	page := int64(os.Getpagesize())
 	pages := func(n int64) int64 { return (n + page - 1) / page * page }
 	list := attention.Footprint{
-		{Purpose: "kv_slots", Bytes: pages(attention.Product(g.KVSlots, kvBytes(g)))},
 		{Purpose: "query_slots", Bytes: pages(attention.Product(g.QuerySlots, queryBytes(g)))},
 		{Purpose: "scratch", Bytes: pages(attention.Product(d.threads, scratchBytes(g)))},
 	}
-	if fewQueries(g) {
-		list = append(list, attention.Use{Purpose: "partial_states", Bytes: pages(attention.Product(g.KVSlots, partsOf(g), partialFloats(g), 8))})
+	if fewQueries(g) { // which read K and V where they are
+		return append(list, attention.Use{Purpose: "partial_states", Bytes: pages(attention.Product(g.KVSlots, partsOf(g), partialFloats(g), 8))})
 	}
-	return list
+	return append(attention.Footprint{{Purpose: "kv_slots", Bytes: pages(attention.Product(g.KVSlots, kvBytes(g)))}}, list...)
 }
 
 // Reserve takes all memory and starts the queues.

@@ -38,7 +38,7 @@ func TestCanaries(t *testing.T) { eachKernel(t, testCanaries) }
 
 func testCanaries(t *testing.T) {
 	rng := rand.New(rand.NewPCG(31, 32))
-	for _, rows := range []int{1, 15, 16, 17, 127, 128, 129, 150} {
+	for _, rows := range []int{4, 15, 16, 17, 127, 128, 129, 150} { // more than few
 		for _, typ := range dtypes {
 			p := devicetest.Problem(rows, 70)
 			p.Dv, p.Hq, p.Hkv, p.DType, p.Layout = 67, 4, 2, typ, attention.BNHD
@@ -109,7 +109,7 @@ func TestFootprint(t *testing.T) {
 }
 
 func TestReserveFailsCleanly(t *testing.T) {
-	g := attention.Geometry{D: 64, Dv: 64, KVHeads: 1, Group: 1, QueryRows: 8, KeyRows: 8, QuerySlots: 1, KVSlots: 1}
+	g := attention.Geometry{D: 64, Dv: 64, KVHeads: 1, Group: 1, QueryRows: 32, KeyRows: 8, QuerySlots: 1, KVSlots: 1}
 	d := newDevice(2)
 	for _, absurd := range []func(*attention.Geometry){
 		func(g *attention.Geometry) { g.KVSlots = 1 << 40 },
@@ -169,7 +169,8 @@ func TestStatsDuringRelease(t *testing.T) {
 	<-stopped
 }
 
-// Rows may lie gigabytes apart.
+// Rows may lie gigabytes apart: they are put side by side in a slot or, for few queries,
+// in a thread's own memory.
 func TestRowsFarApart(t *testing.T) { eachKernel(t, testRowsFarApart) }
 
 func testRowsFarApart(t *testing.T) {
@@ -181,6 +182,7 @@ func testRowsFarApart(t *testing.T) {
 	must(t, err)
 	defer f.Close()
 	p := devicetest.Problem(6, 2)
+	p.Nq = fewRows + 1
 	x := devicetest.Random(p, rand.New(rand.NewPCG(39, 40)))
 	for i := range 6 {
 		if _, err := f.WriteAt(x.K[i*8:i*8+8], int64(i)*apart); err != nil {
@@ -192,11 +194,17 @@ func testRowsFarApart(t *testing.T) {
 		t.Skipf("no map of the sparse file: %v", err)
 	}
 	defer m.Unmap()
+	k, v := []attention.Rows{{Data: m, Stride: apart, N: 6, Width: 2, DType: p.DType}}, x.Heads(x.V, p.DType, 0, 1, 6, 2, 0, 6)
 	d := reserve(t, 1, devicetest.Way{}.Geometry(p))
-	k := []attention.Rows{{Data: m, Stride: apart, N: 6, Width: 2, DType: p.DType}}
-	must(t, d.LoadKV(0, k, x.Heads(x.V, p.DType, 0, 1, 6, 2, 0, 6)).Wait())
+	must(t, d.LoadKV(0, k, v).Wait())
 	if got := d.kv[0].k[:len(x.K)]; !bytes.Equal(got, x.K) {
 		t.Errorf("loaded %x, want %x", got, x.K)
+	}
+	p.Nq = fewRows
+	d = reserve(t, 1, devicetest.Way{}.Geometry(p))
+	must(t, d.LoadKV(0, k, v).Wait())
+	if kv, err := d.scratch[0].few.window.look(d, &d.kv[0], 0, 0, 6, false); err != nil || !bytes.Equal(kv.k, x.K) || !bytes.Equal(kv.v, x.V) {
+		t.Errorf("for few queries %x and %x, %v; want %x and %x", kv.k, kv.v, err, x.K, x.V)
 	}
 }
 

@@ -10,7 +10,10 @@
 //	kv_slots        KVSlots * h * (C*D*E + C*Dv*E + C/256 * 8)
 //	query_slots     QuerySlots * h * (L * (D*4 + (Dv+2)*8) + L/48 * 4)
 //	scratch         Threads * (a tile of scores, of Q in float64, of K and V in float32)
-//	partial_states  KVSlots * h * C/P * G*R * (Dv+2) * 8, for few queries, in parts of P keys
+//
+// and for few queries, which have no kv_slots,
+//
+//	partial_states  KVSlots * h * C/P * G*R * (Dv+2) * 8, in parts of P keys
 //
 // quotients rounded up, each part to 8 bytes and each purpose to whole pages.
 // bfloat16 has Q a second time, in pairs.
@@ -45,9 +48,11 @@
 //	        fraction in float64, and where the machine has no vector kernels
 //
 // Few query rows over many keys (at most 16 to a KV head) take the time in which K
-// and V come from memory: keys are then cut into parts of 2,048, or of a multiple of
-// that which makes about 128 of a slot. Their partial states are merged in order. What is
-// next is fetched ahead at the pace of the arithmetic. Vectors run along features and
+// and V come from memory: a slot then only tells where the rows are, and Apply reads them
+// there. Keys are cut into parts of 2,048, or of a multiple of
+// that which makes about 128 of a slot. Their partial states are merged in order. A part is
+// walked in windows that leave the second-level cache room for the next one, which is
+// fetched at the pace of the arithmetic. Vectors run along features and
 // keys for one row, and hold 4 or 8 rows with several keys or features of each for more.
 //
 // # Queues and determinism

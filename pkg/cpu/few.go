@@ -8,14 +8,20 @@ import (
 )
 
 // Few query rows over many keys take the time in which K and V come from memory.
-// One tile of rows is then no work for several threads, so that the keys are
+// They are read once, where they lie, and not copied into a slot first. One tile of
+// rows is no work for several threads, so that the keys are
 // cut into parts whose length does not depend on the number of threads; each part
 // fills a partial state from nothing, and partial states are merged in order.
 const (
 	fewRows  = 16   // query rows that share a KV head
 	partKeys = 2048 // of the shortest part
 	mostFull = 128  // parts of a slot, if the shortest were more
-	fewKeys  = 512  // between two updates of a partial state
+	fewKeys  = 512  // between two updates of a partial state, at most
+
+	// windowBytes is what the rows of K and V between two updates may take: they are gone
+	// through twice, while those of the next are fetched, and the second-level cache should
+	// hold both.
+	windowBytes = 128 << 10
 
 	// So few rows that vectors are better along features and keys than along rows.
 	leastRows = 4
@@ -57,21 +63,83 @@ type fewScratch struct {
 	o       []float32 // fewRows x Dv
 	tile    []float64 // the state of a tile of the fewest lanes
 	partial []float64
+	window  fewWindow
+}
+
+// fewWindow is what is known of the keys between two updates, and room for copies of
+// rows that don't lie side by side.
+type fewWindow struct {
+	k, v       []byte
+	norm, peak [fewKeys / keyTile]float32
 }
 
 func partBytes(g attention.Geometry) int {
 	if !fewQueries(g) {
 		return 0
 	}
-	return 4*fewRows*(g.D+g.Dv) + 8*laneStep*(g.Dv+2) + roundUp64(8*partialFloats(g))
+	rows := roundUp64(fewKeysOf(g)*g.D*g.DType.Size()) + roundUp64(fewKeysOf(g)*g.Dv*g.DType.Size())
+	return rows + 4*fewRows*(g.D+g.Dv) + 8*laneStep*(g.Dv+2) + roundUp64(8*partialFloats(g))
 }
 
 func newFewScratch(g attention.Geometry, own []byte) (f fewScratch) {
 	if fewQueries(g) {
+		k, v := roundUp64(fewKeysOf(g)*g.D*g.DType.Size()), roundUp64(fewKeysOf(g)*g.Dv*g.DType.Size())
+		f.window.k, f.window.v, own = own[:k], own[k:][:v], own[k+v:]
 		f.q, f.o = carve[float32](&own, fewRows*g.D), carve[float32](&own, fewRows*g.Dv)
 		f.tile, f.partial = carve[float64](&own, laneStep*(g.Dv+2)), carve[float64](&own, partialFloats(g))
 	}
 	return f
+}
+
+// fewKeysOf is the most keys between two updates.
+func fewKeysOf(g attention.Geometry) int {
+	if fewKeys*(g.D+g.Dv)*g.DType.Size() > windowBytes {
+		return keyTile
+	}
+	return fewKeys
+}
+
+// look finds the rows of keys [k0,k1) of a head, and measures each tile of them. The part
+// that they belong to has more, or not.
+func (f *fewWindow) look(d *Device, s *kvSlot, head, k0, k1 int, more bool) (kv keys, err error) {
+	g := d.geo
+	kv = keys{first: k0, n: k1, norm: f.norm[:], peak: f.peak[:]}
+	if kv.k, kv.kAhead, err = sideBySide(s.kRows[head].Slice(k0, k1), f.k, more); err != nil {
+		return kv, err
+	}
+	if kv.v, kv.vAhead, err = sideBySide(s.vRows[head].Slice(k0, k1), f.v, more); err != nil {
+		return kv, err
+	}
+	for i := 0; d.row != nil && k0+i*keyTile < k1; i++ {
+		j := k0 + i*keyTile
+		n := min(keyTile, k1-j)
+		f.norm[i] = d.norm(kv.kFrom(j, g.D*g.DType.Size()), n, g.D)
+		f.peak[i] = d.peak(kv.vFrom(j, g.Dv*g.DType.Size()), n, g.Dv)
+	}
+	return kv, nil
+}
+
+// fault has the system map the pages of some rows: it does that faster for many at once, and
+// nothing can be fetched ahead from one that is not mapped. What can't be read will be found
+// by who reads it.
+func fault(r attention.Rows, k0, k1 int) {
+	if r.Mapping != nil && r.Contiguous() && k1 > k0 {
+		populate(r.Mapping, r.Slice(k0, k1).Data)
+	}
+}
+
+// sideBySide is the bytes of rows: where they are, or else copied to room. If there are
+// more, they come ahead bytes after these.
+func sideBySide(r attention.Rows, room []byte, more bool) (b []byte, ahead int, err error) {
+	n := r.N * r.RowBytes()
+	aligned := uintptr(unsafe.Pointer(unsafe.SliceData(r.Data)))%uintptr(r.DType.Size()) == 0
+	if !r.Contiguous() || !aligned {
+		return room[:n], 0, r.CopyTo(room[:n])
+	}
+	if more {
+		ahead = n
+	}
+	return r.Data, ahead, nil
 }
 
 // applyParts applies all key chunks of w.
@@ -92,8 +160,7 @@ func (d *Device) applyParts(w attention.Work) error {
 		parts = parts[len(wave):]
 		err := d.spread(d.team.run, d.threads, len(wave), func(thread, i int) error {
 			p := wave[i]
-			d.applyPart(&d.scratch[thread], s, w.Refs[p.ref], p.head, p.k0, d.partials[i*size:][:size])
-			return nil
+			return d.applyPart(&d.scratch[thread], s, w.Refs[p.ref], p.head, p.k0, d.partials[i*size:][:size])
 		})
 		if err != nil {
 			return err
@@ -115,25 +182,30 @@ func (d *Device) applyParts(w attention.Work) error {
 // applyPart applies one part of a chunk to an empty state, which is copied to to.
 // The state itself stays in the cache from part to part: while it came from memory,
 // K and V would not.
-func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head, k0 int, to []float64) {
-	g, t := d.geo, &sc.tiles[0]
+func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head, k0 int, to []float64) error {
+	g, t, slot := d.geo, &sc.tiles[0], &d.kv[ref.Slot]
 	s.tile(g, head, 0, t)
 	t.state = newState(sc.few.tile, t.lanes, g.Dv)
 	way := d.fewWay(t.rows)
 	way.pack(sc.few.q, t, g.D)
 	p := newPartial(sc.few.partial, t.rows, g.Dv)
 	p.clear()
-	kv := d.kv[ref.Slot].head(g, head)
-	t.look(s, 0, ref, kv.n)
+	t.look(s, 0, ref, slot.rows)
 	var pairs int
-	k1 := min(k0+partOf(g), kv.n)
+	k1 := min(k0+partOf(g), slot.rows)
 	for _, see := range t.see[:t.rows] {
 		pairs += min(max(int(see)-k0, 0), k1-k0)
 	}
 	k1 = min(k1, t.most)
+	fault(slot.kRows[head], k0, k1)
+	fault(slot.vRows[head], k0, k1)
 	others := false
 	for ; k0 < k1 && !d.interrupted.Load(); k0 += way.keys {
 		end := min(k0+way.keys, k1)
+		kv, err := sc.few.window.look(d, slot, head, k0, end, end < k1)
+		if err != nil {
+			return err
+		}
 		if way.kind != tiles && d.path(t.norm, kv, k0, end) == narrow && !t.steep && d.applyFew(sc, t, p, &way, kv, k0, end) {
 			continue
 		}
@@ -152,6 +224,7 @@ func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head,
 	}
 	copy(to, sc.few.partial)
 	d.book(func(s *attention.Stats) { s.Pairs += float64(pairs) })
+	return nil
 }
 
 // fewKind is what the kernels for few rows have in a vector.
@@ -179,7 +252,7 @@ type fewWay struct {
 // For float16, which they want widened, features are better as long as rows are few.
 func (d *Device) fewWay(rows int) (w fewWay) {
 	g := d.geo
-	w.keys = fewKeys
+	w.keys = fewKeysOf(g)
 	if d.lane == nil {
 		return w
 	}
@@ -192,7 +265,7 @@ func (d *Device) fewWay(rows int) (w fewWay) {
 	case rows > 1 && d.lane.fewScores != nil && g.D%w.words == 0 && (g.DType != attention.F16 || rows > leastRows):
 		w.kind = blocks
 		w.lay()
-		if g.DType != attention.F32 && !w.pairs {
+		if g.DType == attention.BF16 && !w.pairs {
 			w.keys = keyTile // as many as there is room for in float32
 		}
 	case alongFeatures(g, rows):
@@ -314,10 +387,13 @@ func (d *Device) applyBlocks(sc *scratch, t *tile, p partial, w *fewWay, kv keys
 			p.l[row] += x
 		}
 	}
-	if g.DType == attention.BF16 {
-		d.lane.fewValuesBF16(o, s, w.rows, n, at[uint16](kv.v[k0*g.Dv*2:]), g.Dv*2, g.Dv)
-	} else {
-		d.lane.fewValues(o, s, w.rows, n, sc.values32(g, kv, k0, d.row), g.Dv*4, g.Dv)
+	switch g.DType {
+	case attention.F16:
+		d.lane.fewValuesF16(o, s, w.rows, n, at[uint16](kv.vFrom(k0, g.Dv*2)), g.Dv*2, g.Dv, kv.vAhead)
+	case attention.BF16:
+		d.lane.fewValuesBF16(o, s, w.rows, n, at[uint16](kv.vFrom(k0, g.Dv*2)), g.Dv*2, g.Dv, kv.vAhead)
+	default:
+		d.lane.fewValues(o, s, w.rows, n, at[float32](kv.vFrom(k0, g.Dv*4)), g.Dv*4, g.Dv, kv.vAhead)
 	}
 	return true
 }
@@ -326,10 +402,13 @@ func (d *Device) applyBlocks(sc *scratch, t *tile, p partial, w *fewWay, kv keys
 func (d *Device) blockScores(sc *scratch, t *tile, w *fewWay, kv keys, k0, n, vectors int) (greatest [fewRows]float32) {
 	g, s, top := d.geo, &sc.s[0], sc.top32[:w.lanes]
 	reset(top)
-	if w.pairs {
-		d.lane.fewScoresBF16(s, &top[0], &words(sc.few.q)[0], g.D, w.rows, at[uint16](kv.k[k0*g.D*2:]), g.D*2, n)
-	} else {
-		d.lane.fewScores(s, &top[0], &sc.few.q[0], g.D, w.rows, sc.keys32(g, kv, k0, d.row), g.D*4, n)
+	switch {
+	case w.pairs:
+		d.lane.fewScoresBF16(s, &top[0], &words(sc.few.q)[0], g.D, w.rows, at[uint16](kv.kFrom(k0, g.D*2)), g.D*2, n, kv.kAhead)
+	case g.DType == attention.F16:
+		d.lane.fewScoresF16(s, &top[0], &sc.few.q[0], g.D, w.rows, at[uint16](kv.kFrom(k0, g.D*2)), g.D*2, n, kv.kAhead)
+	default:
+		d.lane.fewScores(s, &top[0], &sc.few.q[0], g.D, w.rows, sc.keys32(g, kv, k0, d.row), g.D*4, n, sc.ahead(kv.kAhead))
 	}
 	if vectors*w.words > n || t.least < k0+n {
 		d.hide(sc, t, w, k0, n, vectors)
@@ -373,28 +452,28 @@ func blind(s []float32, see int) float32 {
 func (d *Device) dots(s, top, q *float32, rows int, kv keys, k0, n int) {
 	g := d.geo
 	stride := g.D * g.DType.Size()
-	k := kv.k[k0*stride:]
+	k := kv.kFrom(k0, stride)
 	switch g.DType {
 	case attention.F16:
-		d.row.dotsF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n)
+		d.row.dotsF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n, kv.kAhead)
 	case attention.BF16:
-		d.row.dotsBF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n)
+		d.row.dotsBF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n, kv.kAhead)
 	default:
-		d.row.dotsF32(s, fewKeys, top, q, g.D, rows, at[float32](k), stride, n)
+		d.row.dotsF32(s, fewKeys, top, q, g.D, rows, at[float32](k), stride, n, kv.kAhead)
 	}
 }
 
 func (d *Device) combine(o, p *float32, rows int, kv keys, k0, n int) {
 	g := d.geo
 	stride := g.Dv * g.DType.Size()
-	v := kv.v[k0*stride:]
+	v := kv.vFrom(k0, stride)
 	switch g.DType {
 	case attention.F16:
-		d.row.combineF16(o, p, fewKeys, rows, at[uint16](v), stride, n, g.Dv)
+		d.row.combineF16(o, p, fewKeys, rows, at[uint16](v), stride, n, g.Dv, kv.vAhead)
 	case attention.BF16:
-		d.row.combineBF16(o, p, fewKeys, rows, at[uint16](v), stride, n, g.Dv)
+		d.row.combineBF16(o, p, fewKeys, rows, at[uint16](v), stride, n, g.Dv, kv.vAhead)
 	default:
-		d.row.combineF32(o, p, fewKeys, rows, at[float32](v), stride, n, g.Dv)
+		d.row.combineF32(o, p, fewKeys, rows, at[float32](v), stride, n, g.Dv, kv.vAhead)
 	}
 }
 

@@ -79,11 +79,13 @@ type laneKernels struct {
 	//
 	// fewScores is scores of a panel q[x/n][i][n], where x counts words: features, or
 	// pairs of them for fewScoresBF16; n divides the number of words. top is of lanes.
-	fewScores     func(s, top *float32, q *float32, d, rows int, k *float32, stride, keys int)
-	fewScoresBF16 func(s, top *float32, q *uint32, d, rows int, k *uint16, stride, keys int)
+	fewScores     func(s, top *float32, q *float32, d, rows int, k *float32, stride, keys, ahead int)
+	fewScoresBF16 func(s, top *float32, q *uint32, d, rows int, k *uint16, stride, keys, ahead int)
+	fewScoresF16  func(s, top *float32, q *float32, d, rows int, k *uint16, stride, keys, ahead int)
 
 	// fewValues computes o[i][x], the sum over j of p[j][i]*v[j][x], in ascending order
 	// by float32 FMA from 0, for dv features.
-	fewValues     func(o, p *float32, rows, keys int, v *float32, stride, dv int)
-	fewValuesBF16 func(o, p *float32, rows, keys int, v *uint16, stride, dv int)
+	fewValues     func(o, p *float32, rows, keys int, v *float32, stride, dv, ahead int)
+	fewValuesBF16 func(o, p *float32, rows, keys int, v *uint16, stride, dv, ahead int)
+	fewValuesF16  func(o, p *float32, rows, keys int, v *uint16, stride, dv, ahead int)
 }

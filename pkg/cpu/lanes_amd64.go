@@ -14,7 +14,8 @@ func laneTiers() (tiers []laneKernels) {
 			rebase: rebaseAVX512, rebaseWide: rebaseWideAVX512,
 			softmax: softmaxAVX512, softmaxWide: softmaxWideAVX512, values: valuesAVX512,
 		}
-		k.fewScores, k.fewValues, k.fewValuesBF16 = fewScoresAVX512, fewValuesAVX512, fewValuesBF16AVX512
+		k.fewScores, k.fewScoresF16 = fewScoresAVX512, fewScoresF16AVX512
+		k.fewValues, k.fewValuesF16, k.fewValuesBF16 = fewValuesAVX512, fewValuesF16AVX512, fewValuesBF16AVX512
 		if x.HasAVX512BF16 && fastDots() {
 			k.scoresBF16, k.pairValues = scoresBF16AVX512, pairValuesAVX512
 			k.fewScoresBF16 = fewScoresBF16AVX512

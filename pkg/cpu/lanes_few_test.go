@@ -16,7 +16,7 @@ func eachFewTier(t *testing.T, f func(t *testing.T, k laneKernels, e rowFormat))
 			continue
 		}
 		for _, e := range rowFormats(rowTiers()[0]) {
-			if e.name == "f32" || e.name == "bf16" && k.fewScoresBF16 != nil {
+			if e.name != "bf16" || k.fewScoresBF16 != nil {
 				t.Run(k.name+"/"+e.name, func(t *testing.T) { f(t, k, e) })
 			}
 		}
@@ -41,13 +41,27 @@ func (w *fewWay) lanesOfKey(key int, f func(row, at int)) {
 	}
 }
 
+func fewScoresOf(k laneKernels, e rowFormat, s, top []float32, q []uint32, d, rows int, m matrix, keys int) {
+	switch q32 := (*float32)(unsafe.Pointer(&q[0])); e.name {
+	case "f32":
+		k.fewScores(&s[0], &top[0], q32, d, rows, (*float32)(m.p), m.stride, keys, 1<<12)
+	case "bf16":
+		k.fewScoresBF16(&s[0], &top[0], &q[0], d, rows, (*uint16)(m.p), m.stride, keys, 1<<12)
+	default:
+		k.fewScoresF16(&s[0], &top[0], q32, d, rows, (*uint16)(m.p), m.stride, keys, 1<<12)
+	}
+}
+
 func TestFewScores(t *testing.T) {
 	eachFewTier(t, func(t *testing.T, k laneKernels, e rowFormat) {
 		r := rand.New(rand.NewPCG(31, 32))
 		fs, fq, fk := newFence(t, 1<<14), newFence(t, 1<<15), newFence(t, 1<<17)
 		for _, rows := range []int{4, 8, 16} {
 			w := fewLay(rows)
-			word := 4 / e.bytes // elements
+			word := 1 // elements
+			if e.name == "bf16" {
+				word = 2
+			}
 			for _, d := range []int{8, 16, 24, 32, 64, 72, 80, 128, 136, 256} {
 				for _, keys := range []int{1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 70} {
 					end, gap := r.IntN(2) == 0, r.IntN(2)*r.IntN(9)
@@ -74,11 +88,7 @@ func TestFewScores(t *testing.T) {
 						top[i] = float32(r.IntN(9) - 4)
 					}
 					want := append([]float32(nil), top...)
-					if word == 1 {
-						k.fewScores(&s[0], &top[0], (*float32)(unsafe.Pointer(&q[0])), d, rows, (*float32)(m.p), m.stride, keys)
-					} else {
-						k.fewScoresBF16(&s[0], &top[0], &q[0], d, rows, (*uint16)(m.p), m.stride, keys)
-					}
+					fewScoresOf(k, e, s, top, q, d, rows, m, keys)
 					for j := range ceilDiv(keys, w.words) * w.words {
 						w.lanesOfKey(j, func(row, at int) {
 							want[at%w.lanes] = max(want[at%w.lanes], s[at])
@@ -121,11 +131,7 @@ func TestFewScoresNaN(t *testing.T) {
 				m := newMatrix(r, fk, e, keys, d, 0, true)
 				e.set(m.at(bad, r.IntN(d)), math.NaN())
 				s, top := make([]float32, ceilDiv(keys, w.words)*w.lanes), make([]float32, w.lanes)
-				if e.bytes == 4 {
-					k.fewScores(&s[0], &top[0], (*float32)(unsafe.Pointer(&q[0])), d, rows, (*float32)(m.p), m.stride, keys)
-				} else {
-					k.fewScoresBF16(&s[0], &top[0], &q[0], d, rows, (*uint16)(m.p), m.stride, keys)
-				}
+				fewScoresOf(k, e, s, top, q, d, rows, m, keys)
 				for j := range keys {
 					w.lanesOfKey(j, func(row, at int) {
 						if (s[at] != s[at]) != (j == bad) || top[at%w.lanes] != top[at%w.lanes] {
@@ -158,10 +164,13 @@ func TestFewValues(t *testing.T) {
 					}
 					m := newMatrix(r, fv, e, keys, dv, gap, end)
 					o := fenced[float32](fo, rows*dv, end)
-					if e.bytes == 4 {
-						k.fewValues(&o[0], &p[0], rows, keys, (*float32)(m.p), m.stride, dv)
-					} else {
-						k.fewValuesBF16(&o[0], &p[0], rows, keys, (*uint16)(m.p), m.stride, dv)
+					switch e.name {
+					case "f32":
+						k.fewValues(&o[0], &p[0], rows, keys, (*float32)(m.p), m.stride, dv, 1<<12)
+					case "bf16":
+						k.fewValuesBF16(&o[0], &p[0], rows, keys, (*uint16)(m.p), m.stride, dv, 1<<12)
+					default:
+						k.fewValuesF16(&o[0], &p[0], rows, keys, (*uint16)(m.p), m.stride, dv, 1<<12)
 					}
 					want := make([]float32, rows*dv)
 					for j := range keys {

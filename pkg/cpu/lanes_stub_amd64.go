@@ -153,33 +153,52 @@ func fmaPeak256(n int)
 // vectors of the rows' n scores, n = 4 of 4 rows and 2 of more; the last key takes the
 // place of those after it. q[x/n][i][n] holds the words x of row i: floats, or
 // pairs of bfloat16. top, of the same lanes, is raised to the greatest of the scores; a
-// NaN does not raise it. stride is in bytes; n divides the words of a row.
+// NaN does not raise it. stride is in bytes; n divides the words of a row. Memory is
+// fetched ahead bytes after what is in work.
 //
 //go:noescape
-func fewScoresAVX512(s *float32, top *float32, q *float32, d int, lanes int, k *float32, stride int, keys int)
+func fewScoresAVX512(s *float32, top *float32, q *float32, d int, lanes int, k *float32, stride int, keys int, ahead int)
 
 // fewScoresBF16AVX512: the scores of few rows, lanes of them: 4, 8 or 16. For every n keys s has
 // vectors of the rows' n scores, n = 4 of 4 rows and 2 of more; the last key takes the
 // place of those after it. q[x/n][i][n] holds the words x of row i: floats, or
 // pairs of bfloat16. top, of the same lanes, is raised to the greatest of the scores; a
-// NaN does not raise it. stride is in bytes; n divides the words of a row.
+// NaN does not raise it. stride is in bytes; n divides the words of a row. Memory is
+// fetched ahead bytes after what is in work.
 //
 //go:noescape
-func fewScoresBF16AVX512(s *float32, top *float32, q *uint32, d int, lanes int, k *uint16, stride int, keys int)
+func fewScoresBF16AVX512(s *float32, top *float32, q *uint32, d int, lanes int, k *uint16, stride int, keys int, ahead int)
+
+// fewScoresF16AVX512: the scores of few rows, lanes of them: 4, 8 or 16. For every n keys s has
+// vectors of the rows' n scores, n = 4 of 4 rows and 2 of more; the last key takes the
+// place of those after it. q[x/n][i][n] holds the words x of row i: floats, or
+// pairs of bfloat16. top, of the same lanes, is raised to the greatest of the scores; a
+// NaN does not raise it. stride is in bytes; n divides the words of a row. Memory is
+// fetched ahead bytes after what is in work.
+//
+//go:noescape
+func fewScoresF16AVX512(s *float32, top *float32, q *float32, d int, lanes int, k *uint16, stride int, keys int, ahead int)
 
 // fewValuesAVX512: o[i][x] = the sum over j of p[j][i]*v[j][x] for dv features of few rows,
 // lanes of them, with p in the order of fewScores: one chain of float32 FMAs from 0,
-// keys ascending. stride is in bytes.
+// keys ascending. stride is in bytes. Memory is fetched ahead bytes after what is in work.
 //
 //go:noescape
-func fewValuesAVX512(o *float32, p *float32, lanes int, keys int, v *float32, stride int, dv int)
+func fewValuesAVX512(o *float32, p *float32, lanes int, keys int, v *float32, stride int, dv int, ahead int)
 
 // fewValuesBF16AVX512: o[i][x] = the sum over j of p[j][i]*v[j][x] for dv features of few rows,
 // lanes of them, with p in the order of fewScores: one chain of float32 FMAs from 0,
-// keys ascending. stride is in bytes.
+// keys ascending. stride is in bytes. Memory is fetched ahead bytes after what is in work.
 //
 //go:noescape
-func fewValuesBF16AVX512(o *float32, p *float32, lanes int, keys int, v *uint16, stride int, dv int)
+func fewValuesBF16AVX512(o *float32, p *float32, lanes int, keys int, v *uint16, stride int, dv int, ahead int)
+
+// fewValuesF16AVX512: o[i][x] = the sum over j of p[j][i]*v[j][x] for dv features of few rows,
+// lanes of them, with p in the order of fewScores: one chain of float32 FMAs from 0,
+// keys ascending. stride is in bytes. Memory is fetched ahead bytes after what is in work.
+//
+//go:noescape
+func fewValuesF16AVX512(o *float32, p *float32, lanes int, keys int, v *uint16, stride int, dv int, ahead int)
 
 // cpuMaker returns the first four letters of the processor's maker: of CPUID's leaf 0, EBX.
 func cpuMaker() uint32

@@ -18,11 +18,16 @@ const (
 
 // LoadKV copies one key chunk into a KV slot: k and v have one entry per KV head.
 // Each of their ranges is read from its start to its end by one thread, as the
-// system's read-ahead expects.
+// system's read-ahead expects. For few queries Apply reads the rows itself.
 func (d *Device) LoadKV(slot int, k, v []attention.Rows, after ...attention.Event) attention.Event {
 	return d.submit(d.in, after, func() error {
 		s := &d.kv[slot]
 		s.heads, s.rows = len(k), k[0].N
+		if fewQueries(d.geo) {
+			s.kRows, s.vRows = append(s.kRows[:0], k...), append(s.vRows[:0], v...)
+			d.bookIn(k, v)
+			return nil
+		}
 		nt := ceilDiv(s.rows, keyTile)
 		err := d.spread(apart, min(d.threads, loadThreads), 2*s.heads, func(_, i int) error {
 			h := i / 2
@@ -34,13 +39,18 @@ func (d *Device) LoadKV(slot int, k, v []attention.Rows, after ...attention.Even
 		if err != nil {
 			return err
 		}
-		var bytes int64
-		for h := range k {
-			bytes += int64(k[h].N) * int64(k[h].RowBytes()+v[h].RowBytes())
-		}
-		d.book(func(st *attention.Stats) { st.InBytes += bytes })
+		d.bookIn(k, v)
 		return nil
 	})
+}
+
+// bookIn counts keys and values that were loaded.
+func (d *Device) bookIn(k, v []attention.Rows) {
+	var bytes int64
+	for h := range k {
+		bytes += int64(k[h].N) * int64(k[h].RowBytes()+v[h].RowBytes())
+	}
+	d.book(func(st *attention.Stats) { st.InBytes += bytes })
 }
 
 // loadRows copies rows side by side and measures each tile of keys.

@@ -73,7 +73,7 @@ func (p *plainScratch) widen(g attention.Geometry, kv keys, k0 int) {
 	size := g.DType.Size()
 	row := p.w[:g.D]
 	for j := range p.n {
-		g.DType.Widen(row, kv.k[(k0+j)*g.D*size:][:g.D*size])
+		g.DType.Widen(row, kv.kFrom(k0+j, g.D*size)[:g.D*size])
 		to := p.k[j*g.D:][:g.D]
 		for x, f := range row {
 			to[x] = float64(f)
@@ -81,7 +81,7 @@ func (p *plainScratch) widen(g attention.Geometry, kv keys, k0 int) {
 	}
 	row = p.w[:g.Dv]
 	for j := range p.n {
-		g.DType.Widen(row, kv.v[(k0+j)*g.Dv*size:][:g.Dv*size])
+		g.DType.Widen(row, kv.vFrom(k0+j, g.Dv*size)[:g.Dv*size])
 		for x, f := range row {
 			p.v[x*plainKeys+j] = float64(f)
 		}

@@ -43,27 +43,28 @@ type KernelRate struct {
 	D     int     `json:"d"`
 	Fast  bool    `json:"fast,omitempty"`
 	FLOPS float64 `json:"flops"`
-	Bytes float64 `json:"kv_bytes"` // of K and V that the kernel goes through, from memory
-	Load  float64 `json:"load_bytes"`
-	Store float64 `json:"store_bytes"`
-	// Passing is Bytes where K and V come in chunks, as the planner makes them: slots
-	// are in a cache, and batches cost what they do beside their work.
-	Passing float64 `json:"kv_passing_bytes"`
+	Bytes float64 `json:"kv_bytes"`    // of K and V that the kernel goes through
+	Load  float64 `json:"load_bytes"`  // into slots; of few queries there is no such thing
+	Store float64 `json:"store_bytes"` // of results
 }
 
 // Calibrate makes predictions count with a measurement of the same kernel, if
 // there is a rate for everything in it. It changes no plan.
 func (d *Device) Calibrate(m *Measurement) {
-	if m != nil && m.Kernel == d.Kernel() && m.Threads > 0 && m.Start > 0 && m.Touch > 0 && m.Sync > 0 && m.Batch > 0 && usable(m.Many) && usable(m.Few) {
+	if m != nil && m.Kernel == d.Kernel() && m.Threads > 0 && m.Start > 0 && m.Touch > 0 && m.Sync > 0 && m.Batch > 0 && usable(m.Many, manyRates) && usable(m.Few, fewRates) {
 		d.measured = m
 	}
 }
 
-// usable says whether predictions can divide by all rates: a measurement comes
+// manyRates and fewRates are what predictions divide by.
+func manyRates(r KernelRate) []float64 { return []float64{float64(r.D), r.FLOPS, r.Load, r.Store} }
+func fewRates(r KernelRate) []float64  { return []float64{float64(r.D), r.Bytes} }
+
+// usable says whether predictions can divide by all of these rates: a measurement comes
 // from a file, which may hold anything.
-func usable(list []KernelRate) bool {
+func usable(list []KernelRate, rates func(KernelRate) []float64) bool {
 	for _, r := range list {
-		for _, x := range []float64{float64(r.D), r.FLOPS, r.Bytes, r.Load, r.Store, r.Passing} {
+		for _, x := range rates(r) {
 			if !(x > 0) {
 				return false
 			}
@@ -79,7 +80,7 @@ func (d *Device) Measured() *Measurement { return d.measured }
 type speed struct {
 	threads   int
 	flops     float64 // many queries
-	few       float64 // bytes/s of K and V, few queries
+	few       float64 // bytes/s of K and V from the page cache, few queries
 	fewRows   int     // so many at most; more cost what their FLOPs do. 0: any
 	in, out   float64
 	batch     float64 // seconds
@@ -93,16 +94,22 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 	rows := g.Group * g.QueryRows
 	flops, tasks := s.flops*float64(rows)/float64(lanesOf(rows)), g.KVHeads*ceilDiv(rows, tileLanes)
 	last := min(rows, tileLanes) * g.KeyRows // pairs of the smallest task
+	most := longest
 	if fewQueries(g) {
 		// 2 (D + Dv) FLOP a row for (D + Dv) elements.
 		flops, tasks = s.few*2*float64(rows)/float64(g.DType.Size()), partsOf(g)
 		if more := rows - s.fewRows; s.fewRows > 0 && more > 0 {
-			flops = 1 / (1/flops + float64(more)/float64(rows)/s.flops)
+			// Half of their time is hidden behind what all wait for.
+			flops = 1 / (1/flops + float64(more)/float64(rows)/s.flops/2)
 		}
 		flops = min(flops, s.flops)
 		last = rows * min(g.KeyRows, partOf(g))
+		most = fewLongest
 	}
-	r := attention.Rates{FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch, Shared: min(1, float64(s.inThreads)/float64(s.threads)), Longest: longest}
+	r := attention.Rates{FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch, Shared: min(1, float64(s.inThreads)/float64(s.threads)), Longest: most}
+	if fewQueries(g) {
+		r.Shared = 0 // there is nothing to copy
+	}
 	switch share := float64(max(tasks, 1)) / float64(s.threads); {
 	case share < 1:
 		r.Idle, r.Launch = 1-share, s.batch*share // fewer to wake
@@ -122,19 +129,29 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 // machine takes ten times as long.
 const longest = 0.5
 
+// fewLongest is the same where K and V are read in place: what a batch reads is asked of
+// the system at once, and should be a small part of the memory.
+const fewLongest = 5e-3
+
+// inPlace is the rate of a load that only tells where rows are.
+const inPlace = 1e18
+
 // nominal is four threads of a current server core.
 const nominal = 4
 
 func (d *Device) nominal(g attention.Geometry) speed {
 	s := speed{threads: nominal, flops: nominal * 4e9, few: nominal * 3e9, in: nominal * 3e9, out: nominal * 0.5e9, batch: 50e-6, inThreads: nominal}
 	if d.lane != nil {
-		s.flops, s.few = nominal*100e9, nominal*10e9
+		s.flops, s.few = nominal*100e9, nominal*6e9
 		switch {
 		case d.roundsWeights(g):
 			s.flops = nominal * 170e9
 		case g.DType == attention.BF16 && d.lane.scoresBF16 != nil:
 			s.flops = nominal * 130e9
 		}
+	}
+	if fewQueries(g) { // the kernel takes the time of the one load, but another costs as much again
+		s.in = s.few
 	}
 	return s
 }
@@ -155,10 +172,10 @@ func (d *Device) Expected(g attention.Geometry) attention.Rates {
 	}
 	many, few := nearest(m.Many, g.DType, g.D, g.Fast), nearest(m.Few, g.DType, g.D, false)
 	scale := float64(d.threads) / float64(m.Threads)
-	s = speed{threads: d.threads, flops: many.FLOPS * scale, few: few.Passing * min(scale, 1), in: few.Load, out: many.Store, batch: m.Batch, read1: m.Read1 / max(m.Read, 1),
+	s = speed{threads: d.threads, flops: many.FLOPS * scale, few: few.Bytes * min(scale, 1), in: many.Load, out: many.Store, batch: m.Batch, read1: m.Read1 / max(m.Read, 1),
 		inThreads: min(d.threads, loadThreads, 2*g.KVHeads)}
 	if fewQueries(g) {
-		s.batch, s.fewRows = 0, MeasuredFew // batches were part of what was measured
+		s.batch, s.in, s.fewRows = 0, inPlace, MeasuredFew // batches were part of what was measured
 	}
 	return s.rates(g)
 }

@@ -13,7 +13,7 @@ func TestCalibrate(t *testing.T) {
 	g := attention.Geometry{D: 64, Dv: 64, DType: attention.F32, OutDType: attention.F32, KVHeads: 1, Group: 1, QueryRows: 4096, KeyRows: 4096, QuerySlots: 1, KVSlots: 1}
 	d := newDevice(2)
 	nominal, expected := d.Rates(g), d.Expected(g)
-	rate := KernelRate{DType: "f32", D: 64, FLOPS: 3e12, Bytes: 1e9, Load: 2e9, Store: 4e9, Passing: 1.5e9}
+	rate := KernelRate{DType: "f32", D: 64, FLOPS: 3e12, Bytes: 1e9, Load: 2e9, Store: 4e9}
 	good := func() *Measurement {
 		return &Measurement{Kernel: d.Kernel(), Threads: 2, Start: 0.01, Touch: 1e9, Sync: 1e9, Batch: 1e-4, Many: []KernelRate{rate}, Few: []KernelRate{rate}}
 	}

@@ -11,13 +11,13 @@ type rowKernels struct {
 
 	// s[i*ldS+j] = the dot product of q[i] and k[j]; top[i] is raised to the
 	// greatest of its scores, and a NaN does not raise it.
-	dotsF32           func(s *float32, ldS int, top, q *float32, d, r int, k *float32, stride, keys int)
-	dotsBF16, dotsF16 func(s *float32, ldS int, top, q *float32, d, r int, k *uint16, stride, keys int)
+	dotsF32           func(s *float32, ldS int, top, q *float32, d, r int, k *float32, stride, keys, ahead int)
+	dotsBF16, dotsF16 func(s *float32, ldS int, top, q *float32, d, r int, k *uint16, stride, keys, ahead int)
 	// s[j] becomes 2^(s[j]*hi + s[j]*lo - base), 0 for -Inf; the sum is returned.
 	weights func(s *float32, n int, base, hi, lo float32) float32
 	// o[i*dv+x] = the sum over j, ascending, of p[i*ldP+j]*v[j][x].
-	combineF32              func(o, p *float32, ldP, r int, v *float32, stride, keys, dv int)
-	combineBF16, combineF16 func(o, p *float32, ldP, r int, v *uint16, stride, keys, dv int)
+	combineF32              func(o, p *float32, ldP, r int, v *float32, stride, keys, dv, ahead int)
+	combineBF16, combineF16 func(o, p *float32, ldP, r int, v *uint16, stride, keys, dv, ahead int)
 	// acc[i] = acc[i]*alpha + o[i].
 	accumulate func(acc *float64, alpha float64, o *float32, n int)
 	// The greatest sum of squares of a row; +Inf if an element is not finite.

@@ -131,10 +131,9 @@ func benchmarkFew(b *testing.B, kernel string, t attention.DType, dim, rows int)
 	if err := d.LoadQuery(0, tensor(0, rows), nil, d.LoadKV(0, tensor(0, n), tensor(size, n))).Wait(); err != nil {
 		b.Fatal(err)
 	}
-	slot := d.arenas[0]
 	read := func() time.Duration {
 		start := time.Now()
-		d.team.run(threads, func(i int) { d.row.readPeak(&slot[i*size], size) })
+		d.team.run(threads, func(i int) { d.row.readPeak(&m[i*size], size) })
 		return time.Since(start)
 	}
 	work := []attention.Work{{Query: 0, Refs: []attention.KVRef{{Slot: 0, Kind: attention.Full}}}}

@@ -4,12 +4,14 @@ package cpu
 
 // dotsF32AVX512: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes.
-func dotsF32AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int)
+// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func dotsF32AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int, ahead int)
 
 // combineF32AVX512: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
-// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.
-func combineF32AVX512(o *float32, p *float32, ldP int, r int, v *float32, stride int, keys int, dv int)
+// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func combineF32AVX512(o *float32, p *float32, ldP int, r int, v *float32, stride int, keys int, dv int, ahead int)
 
 // normF32AVX512: the greatest sum of squares of a row's d elements: +Inf if it overflows or if any
 // element is NaN or infinite. stride is in bytes.
@@ -21,12 +23,14 @@ func peakF32AVX512(p *float32, stride int, rows int, d int) float32
 
 // dotsBF16AVX512: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes.
-func dotsBF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
+// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func dotsBF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int)
 
 // combineBF16AVX512: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
-// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.
-func combineBF16AVX512(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
+// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func combineBF16AVX512(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int, ahead int)
 
 // normBF16AVX512: the greatest sum of squares of a row's d elements: +Inf if it overflows or if any
 // element is NaN or infinite. stride is in bytes.
@@ -41,12 +45,14 @@ func widenBF16AVX512(dst *float32, src *uint16, n int)
 
 // dotsF16AVX512: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes.
-func dotsF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
+// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func dotsF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int)
 
 // combineF16AVX512: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
-// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.
-func combineF16AVX512(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
+// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func combineF16AVX512(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int, ahead int)
 
 // normF16AVX512: the greatest sum of squares of a row's d elements: +Inf if it overflows or if any
 // element is NaN or infinite. stride is in bytes.
@@ -71,12 +77,14 @@ func readPeakAVX512(p *byte, n int)
 
 // dotsF32AVX2: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes.
-func dotsF32AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int)
+// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func dotsF32AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int, ahead int)
 
 // combineF32AVX2: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
-// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.
-func combineF32AVX2(o *float32, p *float32, ldP int, r int, v *float32, stride int, keys int, dv int)
+// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func combineF32AVX2(o *float32, p *float32, ldP int, r int, v *float32, stride int, keys int, dv int, ahead int)
 
 // normF32AVX2: the greatest sum of squares of a row's d elements: +Inf if it overflows or if any
 // element is NaN or infinite. stride is in bytes.
@@ -88,12 +96,14 @@ func peakF32AVX2(p *float32, stride int, rows int, d int) float32
 
 // dotsBF16AVX2: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes.
-func dotsBF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
+// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func dotsBF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int)
 
 // combineBF16AVX2: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
-// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.
-func combineBF16AVX2(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
+// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func combineBF16AVX2(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int, ahead int)
 
 // normBF16AVX2: the greatest sum of squares of a row's d elements: +Inf if it overflows or if any
 // element is NaN or infinite. stride is in bytes.
@@ -108,12 +118,14 @@ func widenBF16AVX2(dst *float32, src *uint16, n int)
 
 // dotsF16AVX2: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes.
-func dotsF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int)
+// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func dotsF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int)
 
 // combineF16AVX2: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
-// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.
-func combineF16AVX2(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int)
+// 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is
+// fetched ahead bytes after what is in work.
+func combineF16AVX2(o *float32, p *float32, ldP int, r int, v *uint16, stride int, keys int, dv int, ahead int)
 
 // normF16AVX2: the greatest sum of squares of a row's d elements: +Inf if it overflows or if any
 // element is NaN or infinite. stride is in bytes.

@@ -93,8 +93,8 @@ type rowFormat struct {
 
 func rowFormats(k rowKernels) []rowFormat {
 	half := func(name string, value func(uint16) float32, inf uint16, random func(r *rand.Rand) uint16,
-		dots func(*float32, int, *float32, *float32, int, int, *uint16, int, int),
-		combine func(*float32, *float32, int, int, *uint16, int, int, int),
+		dots func(*float32, int, *float32, *float32, int, int, *uint16, int, int, int),
+		combine func(*float32, *float32, int, int, *uint16, int, int, int, int),
 		norm, peak func(*uint16, int, int, int) float32, widen func(*float32, *uint16, int)) rowFormat {
 		return rowFormat{
 			name: name, bytes: 2,
@@ -111,10 +111,10 @@ func rowFormats(k rowKernels) []rowFormat {
 				}
 			},
 			dots: func(s *float32, ldS int, top, q *float32, d, r int, k unsafe.Pointer, stride, keys int) {
-				dots(s, ldS, top, q, d, r, (*uint16)(k), stride, keys)
+				dots(s, ldS, top, q, d, r, (*uint16)(k), stride, keys, 1<<12)
 			},
 			combine: func(o, p *float32, ldP, r int, v unsafe.Pointer, stride, keys, dv int) {
-				combine(o, p, ldP, r, (*uint16)(v), stride, keys, dv)
+				combine(o, p, ldP, r, (*uint16)(v), stride, keys, dv, 1<<12)
 			},
 			norm:  func(p unsafe.Pointer, stride, rows, d int) float32 { return norm((*uint16)(p), stride, rows, d) },
 			peak:  func(p unsafe.Pointer, stride, rows, d int) float32 { return peak((*uint16)(p), stride, rows, d) },
@@ -128,10 +128,10 @@ func rowFormats(k rowKernels) []rowFormat {
 			random: func(r *rand.Rand, p unsafe.Pointer) { *(*float32)(p) = float32(r.NormFloat64()) },
 			set:    func(p unsafe.Pointer, x float64) { *(*float32)(p) = float32(x) },
 			dots: func(s *float32, ldS int, top, q *float32, d, r int, kp unsafe.Pointer, stride, keys int) {
-				k.dotsF32(s, ldS, top, q, d, r, (*float32)(kp), stride, keys)
+				k.dotsF32(s, ldS, top, q, d, r, (*float32)(kp), stride, keys, 1<<12)
 			},
 			combine: func(o, p *float32, ldP, r int, v unsafe.Pointer, stride, keys, dv int) {
-				k.combineF32(o, p, ldP, r, (*float32)(v), stride, keys, dv)
+				k.combineF32(o, p, ldP, r, (*float32)(v), stride, keys, dv, 1<<12)
 			},
 			norm: func(p unsafe.Pointer, stride, rows, d int) float32 { return k.normF32((*float32)(p), stride, rows, d) },
 			peak: func(p unsafe.Pointer, stride, rows, d int) float32 { return k.peakF32((*float32)(p), stride, rows, d) },
@@ -319,7 +319,7 @@ func TestRowDotsSpecial(t *testing.T) {
 	})
 	for _, k := range testedRowTiers() { // nothing but NaN leaves top as it is
 		s, q, kv, top := make([]float32, 3), []float32{1}, []float32{nan, nan, nan}, []float32{-7}
-		k.dotsF32(&s[0], 3, &top[0], &q[0], 1, 1, &kv[0], 4, 3)
+		k.dotsF32(&s[0], 3, &top[0], &q[0], 1, 1, &kv[0], 4, 3, 1<<12)
 		if top[0] != -7 {
 			t.Errorf("%s: top %g, want -7", k.name, top[0])
 		}

@@ -107,36 +107,43 @@ func at[T float32 | uint16](b []byte) *T { return (*T)(unsafe.Pointer(unsafe.Sli
 // keys32 returns K from key k0 on as float32: where it is, or converted once for
 // all tiles of a task, which is then a tile of keys.
 func (sc *scratch) keys32(g attention.Geometry, kv keys, k0 int, row *rowKernels) *float32 {
-	return sc.widened(k32, sc.k32, kv.k, g.DType, kv.n, k0, g.D, row)
+	return sc.widened(k32, sc.k32, kv, keys.kFrom, g.DType, k0, g.D, row)
 }
 
 // values32 does the same for V.
 func (sc *scratch) values32(g attention.Geometry, kv keys, k0 int, row *rowKernels) *float32 {
-	return sc.widened(v32, sc.v32, kv.v, g.DType, kv.n, k0, g.Dv, row)
+	return sc.widened(v32, sc.v32, kv, keys.vFrom, g.DType, k0, g.Dv, row)
 }
 
-func (sc *scratch) widened(what content, to []float32, from []byte, t attention.DType, n, key, width int, row *rowKernels) *float32 {
+func (sc *scratch) widened(what content, to []float32, kv keys, from func(keys, int, int) []byte, t attention.DType, key, width int, row *rowKernels) *float32 {
 	if !sc.narrow {
-		return at[float32](from[key*width*t.Size():])
+		return at[float32](from(kv, key, width*t.Size()))
 	}
-	k0 := sc.k0
 	if !sc.claim(what) {
-		from = from[k0*width*t.Size():]
-		n = min(sc.keys, n-k0) * width
+		rows, n := at[uint16](from(kv, sc.k0, width*t.Size())), min(sc.keys, kv.n-sc.k0)*width
 		if t == attention.BF16 {
-			row.widenBF16(&to[0], at[uint16](from), n)
+			row.widenBF16(&to[0], rows, n)
 		} else {
-			row.widenF16(&to[0], at[uint16](from), n)
+			row.widenF16(&to[0], rows, n)
 		}
 	}
-	return &to[(key-k0)*width]
+	return &to[(key-sc.k0)*width]
+}
+
+// ahead is how far after a row in float32 one that will be wanted next is: nowhere, if
+// rows have to be widened.
+func (sc *scratch) ahead(bytes int) int {
+	if sc.narrow {
+		return 0
+	}
+	return bytes
 }
 
 // valuePairs is the tile of V in bfloat16, two keys to a word.
 func (sc *scratch) valuePairs(g attention.Geometry, kv keys, lane *laneKernels) *uint32 {
 	to := (*uint32)(unsafe.Pointer(&sc.v32[0]))
 	if !sc.claim(vPairs) {
-		lane.pairValues(to, at[uint16](kv.v[sc.k0*g.Dv*2:]), g.Dv*2, min(sc.keys, kv.n-sc.k0), g.Dv)
+		lane.pairValues(to, at[uint16](kv.vFrom(sc.k0, g.Dv*2)), g.Dv*2, min(sc.keys, kv.n-sc.k0), g.Dv)
 	}
 	return to
 }

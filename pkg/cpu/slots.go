@@ -20,15 +20,19 @@ func ceilDiv(a, b int) int { return (a + b - 1) / b }
 
 // kvSlot holds one key chunk of a head group: K and V of each head as rows of
 // the tensor's own type, and what the vector kernels must know of each tile of
-// keys.
+// keys. For few queries it only tells where the rows are.
 type kvSlot struct {
-	k, v       []byte
-	norm, peak []float32 // per head and tile: largest |k|^2, largest |v|
-	heads      int
-	rows       int
+	k, v         []byte
+	norm, peak   []float32 // per head and tile: largest |k|^2, largest |v|
+	kRows, vRows []attention.Rows
+	heads        int
+	rows         int
 }
 
 func kvBytes(g attention.Geometry) int {
+	if fewQueries(g) {
+		return 0
+	}
 	return g.KVHeads * (roundUp8(g.KeyRows*g.D*g.DType.Size()) + roundUp8(g.KeyRows*g.Dv*g.DType.Size()) + 8*ceilDiv(g.KeyRows, keyTile))
 }
 
@@ -36,6 +40,9 @@ func roundUp8(n int) int  { return (n + 7) &^ 7 }
 func roundUp64(n int) int { return (n + 63) &^ 63 }
 
 func newKVSlot(g attention.Geometry, b []byte) (s kvSlot) {
+	if fewQueries(g) {
+		return s
+	}
 	k, v := g.KVHeads*roundUp8(g.KeyRows*g.D*g.DType.Size()), g.KVHeads*roundUp8(g.KeyRows*g.Dv*g.DType.Size())
 	s.k, s.v = b[:k:k], b[k:k+v:k+v]
 	tiles := g.KVHeads * ceilDiv(g.KeyRows, keyTile)
@@ -44,11 +51,27 @@ func newKVSlot(g attention.Geometry, b []byte) (s kvSlot) {
 	return s
 }
 
-// keys are the rows of one head in a KV slot.
+// keys are rows of one head of a key chunk, from key first on, a multiple of
+// keyTile, to key n.
 type keys struct {
-	n          int
+	first, n   int
 	k, v       []byte
 	norm, peak []float32
+	// Of few queries: how far after a row in work, in bytes, is one that will be wanted next.
+	kAhead, vAhead int
+}
+
+// kFrom and vFrom are the rows of K and V from a key on.
+func (kv keys) kFrom(key, rowBytes int) []byte { return kv.k[(key-kv.first)*rowBytes:] }
+func (kv keys) vFrom(key, rowBytes int) []byte { return kv.v[(key-kv.first)*rowBytes:] }
+
+// bounds are the largest |k|^2 and |v| of the tiles in which keys [k0,k1) are.
+func (kv keys) bounds(k0, k1 int) (k, v float32) {
+	for i := k0 / keyTile; i*keyTile < k1; i++ {
+		at := i - kv.first/keyTile
+		k, v = max(k, kv.norm[at]), max(v, kv.peak[at])
+	}
+	return k, v
 }
 
 func (s *kvSlot) head(g attention.Geometry, h int) keys {

@@ -16,7 +16,8 @@ import (
 // operation after the events it is given. An operation that depends on one that
 // failed fails with the same error.
 //
-// Host memory passed to an operation must stay valid until its event is done.
+// Host memory passed to an operation must stay valid until its event is done; that of
+// LoadKV until the last Apply that uses the slot is: it may be read then.
 type Device interface {
 	// Name identifies the device to people: cpu, cuda:0.
 	Name() string

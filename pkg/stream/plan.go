@@ -30,10 +30,6 @@ type Host struct {
 	State int64   // bytes of disk that states may take; 0: any number
 	Cache int64   // bytes of page cache that the inputs may occupy
 	Disk  float64 // sequential read rate, bytes/s; 0: reading takes no time
-	// Warm says that plans are chosen for inputs that are in the page cache when the run
-	// begins, as far as they fit: reading them once then counts only where nothing
-	// overlaps it.
-	Warm bool
 
 	// Only predicted seconds count with these, not the choice between plans.
 	MeasuredDisk float64 // bytes/s; 0: Disk

@@ -42,7 +42,7 @@ func (s *search) price(c candidate) (*Plan, error) {
 	plan.Subproblems = plan.division.Len()
 	s.traffic(plan)
 	rates := s.dev.Rates(g)
-	nominal := s.predict(plan, c, rates, s.req.Host.Disk, s.req.Host.Warm)
+	nominal := s.predict(plan, c, rates, s.req.Host.Disk, true)
 	plan.patient = patience(g, plan.Active.KV, rates) > 1
 	// Among plans that one link holds up, the one that leaves the others more
 	// slack is better: predictions are not exact.
@@ -243,7 +243,8 @@ func (c *counter) states() (bytes float64) {
 // predict predicts time per link and in all. Links that overlap cost the
 // slowest of them; what cannot overlap, and what transfers take from the
 // kernel's own cores, is added. Where inputs are warm, reading them once costs nothing
-// but what nothing overlaps.
+// but what nothing overlaps: plans are chosen so, since by cold inputs all would look alike
+// to a device that outruns the disk.
 func (s *search) predict(plan *Plan, c candidate, r attention.Rates, disk float64, warm bool) Prediction {
 	t := plan.Traffic
 	batches := plan.ChunkPairs / float64(plan.Active.Query*plan.Active.KV)

@@ -275,11 +275,17 @@ func (r *runner) land() error {
 	if err := f.applied.Wait(); err != nil {
 		return err
 	}
-	for _, x := range f.read {
-		x.from.DontNeed(x.lo, x.hi)
+	if r.managed() {
+		for _, x := range f.read {
+			x.from.DontNeed(x.lo, x.hi)
+		}
 	}
 	return nil
 }
+
+// managed says whether the system is told what will be read and what was. It costs as
+// much as some passes over the data, and is of no use where all inputs are in memory.
+func (r *runner) managed() bool { return r.plan.Traffic.Disk > 0 }
 
 // settle waits for everything submitted and returns the first error.
 func (r *runner) settle() error {
@@ -324,8 +330,8 @@ func (r *runner) submit(steps []step) error {
 	return nil
 }
 
-// announce lists rows of some heads and asks the kernel to read them ahead.
-func announce(v view, u0, u1, lo, hi int) (rows []attention.Rows, read []readRange) {
+// announce lists rows of some heads and asks the system to read them ahead.
+func (r *runner) announce(v view, u0, u1, lo, hi int) (rows []attention.Rows, read []readRange) {
 	for u := u0; u < u1; u++ {
 		rows = append(rows, v.rows(u, lo, hi))
 		a, b := v.span(u, lo, hi)
@@ -335,8 +341,10 @@ func announce(v view, u0, u1, lo, hi int) (rows []attention.Rows, read []readRan
 		}
 		read = append(read, readRange{v.advisor, a, b})
 	}
-	for _, x := range read {
-		x.from.WillNeed(x.lo, x.hi)
+	if r.managed() {
+		for _, x := range read {
+			x.from.WillNeed(x.lo, x.hi)
+		}
 	}
 	return rows, read
 }
@@ -344,8 +352,8 @@ func announce(v view, u0, u1, lo, hi int) (rows []attention.Rows, read []readRan
 func (r *runner) loadKV(s step) []readRange {
 	u0, u1 := r.plan.kvHeads(s.group)
 	lo, hi := r.sched.key.Range(s.chunk)
-	k, readK := announce(r.views.k, u0, u1, lo, hi)
-	v, readV := announce(r.views.v, u0, u1, lo, hi)
+	k, readK := r.announce(r.views.k, u0, u1, lo, hi)
+	v, readV := r.announce(r.views.v, u0, u1, lo, hi)
 	slot := &r.kv[s.slot]
 	slot.loaded = r.dev.LoadKV(s.slot, k, v, slot.used...)
 	slot.used = nil
@@ -355,7 +363,7 @@ func (r *runner) loadKV(s step) []readRange {
 func (r *runner) loadQuery(s step) []readRange {
 	u0, u1 := r.plan.queryHeads(s.group)
 	lo, hi := r.sched.query.Range(s.chunk)
-	q, read := announce(r.views.q, u0, u1, lo, hi)
+	q, read := r.announce(r.views.q, u0, u1, lo, hi)
 	slot := &r.query[s.slot]
 	if s.fresh {
 		slot.loaded = r.dev.LoadQuery(s.slot, q, nil, slot.used...)

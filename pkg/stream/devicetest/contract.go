@@ -260,9 +260,12 @@ func (s suite) sources(t *testing.T) {
 	if testing.Short() {
 		n = 700
 	}
-	for _, layout := range []attention.Layout{attention.BHND, attention.BNHD} {
-		p := Problem(n, 72)
-		p.Hq, p.Hkv, p.Layout, p.DType = 6, 3, layout, attention.BF16
+	for _, c := range []struct {
+		layout attention.Layout
+		nq     int
+	}{{attention.BHND, n}, {attention.BNHD, n}, {attention.BHND, 3}, {attention.BNHD, 3}} {
+		p, layout := Problem(n, 72), c.layout
+		p.Hq, p.Hkv, p.Nq, p.Layout, p.DType = 6, 3, c.nq, layout, attention.BF16
 		x := Random(p, rng)
 		pad := make([]byte, header)
 		q, k, v := writeFile(t, slices.Concat(pad, x.Q)), writeFile(t, slices.Concat(pad, x.K)), writeFile(t, slices.Concat(pad, x.V))
@@ -281,7 +284,7 @@ func (s suite) sources(t *testing.T) {
 			if want == nil {
 				want = r.O
 			} else if !bytes.Equal(want, r.O) {
-				t.Errorf("%v: rows from %+v differ from those in memory", layout, from)
+				t.Errorf("%v, %d queries: rows from %+v differ from those in memory", layout, p.Nq, from)
 			}
 		}
 	}
@@ -336,5 +339,22 @@ func (s suite) fault(t *testing.T) {
 		}
 		must(t, d.LoadKV(0, rows(whole), rows(whole)).Wait())
 		must(t, d.Release())
+		s.faultOfFew(t, p, rows(whole), rows(short))
 	}
+}
+
+// With few queries a device may leave rows where they are, until they are applied.
+func (s suite) faultOfFew(t *testing.T, p attention.Problem, whole, short []attention.Rows) {
+	p.Nq = 3
+	d := s.reserve(t, 4, Way{}.Geometry(p))
+	for name, kv := range map[string][2][]attention.Rows{"K": {short, whole}, "V": {whole, short}} {
+		query := []attention.Rows{whole[0].Slice(0, p.Nq)}
+		e := d.Apply([]attention.Work{{Query: 0, Refs: []attention.KVRef{{Slot: 0, Kind: attention.Full}}}},
+			d.LoadQuery(0, query, nil), d.LoadKV(0, kv[0], kv[1]))
+		var fault *attention.Fault
+		if err := e.Wait(); !stderrors.As(err, &fault) {
+			t.Errorf("%v %s under a truncated map, few queries: %v", p.DType, name, err)
+		}
+	}
+	must(t, d.Release())
 }

@@ -35,11 +35,19 @@ func (f few) place(key, row int) int {
 	return 64*v + 4*(4*row+key)
 }
 
+// wordBytes is the size of a word of a key.
+func wordBytes(n number) int {
+	if n == half {
+		return 2
+	}
+	return 4
+}
+
 // fewScores walks blocks of keys.
 func fewScores(n number) {
 	t := emit.AVX512
 	name := "fewScores" + n.infix + t.Suffix
-	TEXT(name, attrs, fmt.Sprintf("func(s, top *float32, q *%s, d, lanes int, k *%s, stride, keys int)", n.query, n.key))
+	TEXT(name, attrs, fmt.Sprintf("func(s, top *float32, q *%s, d, lanes int, k *%s, stride, keys, ahead int)", n.query, n.key))
 	Pragma("noescape")
 	doc(name, fewScoresDoc)
 	left, last := AllocLocal(8), AllocLocal(8)
@@ -108,19 +116,20 @@ func (b fewBlock) loop(label string, left, last Mem) {
 		SHRQ(U8(1), RDX)
 	}
 	if b.whole() { // a cache line of every key, while as many others are fetched
-		LEAQ(Mem{Base: RBX, Disp: keysAhead}, RCX)
+		arg("ahead", RCX)
+		ADDQ(RBX, RCX)
 		SUBQ(U8(16), RDX)
 		JLT(LabelRef(label + "rest"))
 		Label(label + "lines")
-		steps := 16 / b.words
+		steps, lines := 16/b.words, b.keys*wordBytes(b.n)/4
 		for u := range steps {
-			for i := range b.keys / steps {
-				PREFETCHT0(Mem{Base: RCX, Disp: 64 * (u*b.keys/steps + i)})
+			for i := u * lines / steps; i < (u+1)*lines/steps; i++ {
+				PREFETCHT1(Mem{Base: RCX, Disp: 64 * i})
 			}
 			b.step(u)
 		}
 		b.forward(steps)
-		ADDQ(U32(64*b.keys), RCX)
+		ADDQ(U32(64*lines), RCX)
 		SUBQ(U8(16), RDX)
 		JGE(LabelRef(label + "lines"))
 		Label(label + "rest")
@@ -169,7 +178,7 @@ func (b *fewBlock) begin(last Mem) {
 func (b fewBlock) forward(steps int) {
 	ADDQ(U32(64*b.vectors*steps), RDI)
 	for _, p := range b.at {
-		ADDQ(U8(4*b.words*steps), p)
+		ADDQ(U8(wordBytes(b.n)*b.words*steps), p)
 	}
 }
 
@@ -186,10 +195,19 @@ func (b fewBlock) step(u int) {
 			m = rowAt(b.at[i/8], i%8)
 		}
 		to := fewBroadcast + i%8
-		if b.words == 2 {
-			VBROADCASTSD(m.Offset(8*u), b.t.V(to))
-		} else {
-			VBROADCASTF32X4(m.Offset(16*u), b.t.V(to))
+		m = m.Offset(wordBytes(b.n) * b.words * u)
+		switch {
+		case b.n == half && b.words == 2:
+			VPBROADCASTD(m, b.t.Half(to))
+		case b.n == half:
+			VPBROADCASTQ(m, b.t.Half(to))
+		case b.words == 2:
+			VBROADCASTSD(m, b.t.V(to))
+		default:
+			VBROADCASTF32X4(m, b.t.V(to))
+		}
+		if b.n == half {
+			VCVTPH2PS(b.t.Half(to), b.t.V(to))
 		}
 		for v := range b.vectors {
 			if b.n == bf16 {
@@ -223,24 +241,17 @@ func (b fewBlock) fold(key, v int) Physical {
 	return sum(0)
 }
 
-// How far ahead memory is fetched, in bytes: of keys, and of values after the block
-// that is in work. Hardware foresees neither walk well enough.
-const (
-	keysAhead   = 8 << 10
-	valuesAhead = 4 << 10
-)
-
 // fewValues keeps the sums of up to 8 rows and two vectors of columns in registers
 // over a block of keys, and in o from block to block. Memory is fetched in its own
 // order meanwhile, whatever the order of the columns.
 func fewValues(n number) {
 	t := emit.AVX512
 	name := "fewValues" + n.infix + t.Suffix
-	TEXT(name, attrs, "func(o, p *float32, lanes, keys int, v *"+n.key+", stride, dv int)")
+	TEXT(name, attrs, "func(o, p *float32, lanes, keys int, v *"+n.key+", stride, dv, ahead int)")
 	Pragma("noescape")
 	doc(name, fewValuesDoc)
 	c := columns{t: t, n: n, size: 4, keys: 16, done: AllocLocal(8), block: AllocLocal(8)}
-	if n == short {
+	if n != f32 {
 		c.size, c.keys = 2, 64
 	}
 	dispatch([]int{16, 8, 4}, func(rows int) {
@@ -311,7 +322,8 @@ func (c columns) all() {
 	ADDQ(RBX, R15)
 	MOVQ(RBX, R12)
 	MOVQ(R15, RBX)
-	ADDQ(U32(valuesAhead), R15)
+	arg("ahead", R15)
+	ADDQ(R12, R15)
 	arg("o", RAX)
 	arg("dv", RSI)
 	SUBQ(U8(width), RSI)
@@ -425,6 +437,10 @@ func (r group) key(key, fetch int) {
 			VPMOVZXWD_Z(at, mask, v)
 		case r.n == short:
 			VPMOVZXWD(at, v)
+		case r.n == half && r.masked:
+			VCVTPH2PS_Z(at, mask, v)
+		case r.n == half:
+			VCVTPH2PS(at, v)
 		case r.masked:
 			VMOVUPS_Z(at, mask, v)
 		default:
@@ -436,7 +452,7 @@ func (r group) key(key, fetch int) {
 	}
 	for at := key * fetch; at < (key+1)*fetch; at += 32 {
 		if at%64 == 0 {
-			PREFETCHT0(Mem{Base: R15, Disp: at})
+			PREFETCHT1(Mem{Base: R15, Disp: at})
 		}
 	}
 	for i := range r.rows {

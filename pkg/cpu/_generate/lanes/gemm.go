@@ -25,6 +25,8 @@ var (
 	f64  = number{"Wide", "float64", "float32", "float64", 8}
 	// short is float32 weights times bfloat16 values, which fewValues widens on the way.
 	short = number{"BF16", "float32", "uint16", "float32", 4}
+	// half is float32 times float16, which the kernels for few rows widen on the way.
+	half = number{"F16", "float32", "uint16", "float32", 4}
 )
 
 // block is the register block of a tile: every vector of a part of the lanes, for

@@ -32,10 +32,10 @@ func main() {
 		}
 		fmaPeak(t)
 	}
-	for _, n := range []number{f32, bf16} {
+	for _, n := range []number{f32, bf16, half} {
 		fewScores(n)
 	}
-	for _, n := range []number{f32, short} {
+	for _, n := range []number{f32, short, half} {
 		fewValues(n)
 	}
 	maker()
@@ -102,12 +102,13 @@ var (
 		"vectors of the rows' n scores, n = 4 of 4 rows and 2 of more; the last key takes the",
 		"place of those after it. q[x/n][i][n] holds the words x of row i: floats, or",
 		"pairs of bfloat16. top, of the same lanes, is raised to the greatest of the scores; a",
-		"NaN does not raise it. stride is in bytes; n divides the words of a row.",
+		"NaN does not raise it. stride is in bytes; n divides the words of a row. Memory is",
+		"fetched ahead bytes after what is in work.",
 	}
 	fewValuesDoc = []string{
 		"o[i][x] = the sum over j of p[j][i]*v[j][x] for dv features of few rows,",
 		"lanes of them, with p in the order of fewScores: one chain of float32 FMAs from 0,",
-		"keys ascending. stride is in bytes.",
+		"keys ascending. stride is in bytes. Memory is fetched ahead bytes after what is in work.",
 	}
 	pairValuesDoc = []string{
 		"to[j/2][x] = v[j][x] | v[j+1][x]<<16 for even j; after the last",

@@ -21,9 +21,10 @@ func columnBlocks(t tier, e element, rows int) []int {
 }
 
 func combine(t tier, e element) {
-	text("combine"+e.name, t, fmt.Sprintf("func(o, p *float32, ldP, r int, v *%s, stride, keys, dv int)", e.goType),
+	text("combine"+e.name, t, fmt.Sprintf("func(o, p *float32, ldP, r int, v *%s, stride, keys, dv, ahead int)", e.goType),
 		"o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,",
-		"1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes.")
+		"1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is",
+		"fetched ahead bytes after what is in work.")
 	r := load("r")
 	var names []string
 	for n := 2; n <= 4; n++ {
@@ -139,8 +140,9 @@ func (c sums) pass(rows, n int, tl *tail) {
 	build.CMOVQGT(most, left)
 	again := label("key")
 	build.Label(again)
+	ahead := load("ahead")
 	for x := 0; x < n*c.lanes*c.e.bytes; x += 64 {
-		build.PREFETCHT0(at(v, nil, x+ahead))
+		build.PREFETCHT1(operand.Mem{Base: v, Index: ahead, Scale: 1, Disp: x})
 	}
 	c.key(acc, v, p, split, tl)
 	build.ADDQ(param("stride"), v)

@@ -18,6 +18,7 @@ type walker struct {
 	tail    tail
 	slot    operand.Mem
 	advance func(bytes int) // moves what the caller reads beside the rows
+	far     bool            // memory is fetched as far ahead as the parameter says
 }
 
 // step gives what a vector of features is computed from.
@@ -70,7 +71,7 @@ func (w walker) group(body func(step)) {
 			beside := u * w.lanes * 4
 			if u*vector%64 == 0 {
 				for _, r := range w.rows {
-					build.PREFETCHT0(at(r, nil, u*vector+ahead))
+					w.fetch(r, u*vector)
 				}
 			}
 			body(step{
@@ -115,18 +116,29 @@ func (t tier) loop(x reg.GPVirtual, vectors int, body func()) {
 	build.ADDQ(operand.I32(vectors*t.lanes), x)
 }
 
-// ahead is how far ahead memory is fetched, in bytes: some hardware does not foresee
-// enough by itself, and takes half as long again.
-const ahead = 12 << 10
+// near is how far ahead memory is fetched by what has no parameter for that, in bytes: some
+// hardware does not foresee enough by itself, and takes half as long again.
+const near = 12 << 10
+
+// fetch fetches the line that is as far after one in work as the caller says.
+func (w walker) fetch(r reg.GPVirtual, offset int) {
+	if !w.far {
+		build.PREFETCHT0(at(r, nil, offset+near))
+		return
+	}
+	ahead := load("ahead")
+	build.PREFETCHT1(operand.Mem{Base: r, Index: ahead, Scale: 1, Disp: offset})
+}
 
 // longRow is the size from which on rows are read one after the other, in bytes.
 const longRow = 256
 
 func dots(t tier, e element) {
-	text("dots"+e.name, t, fmt.Sprintf("func(s *float32, ldS int, top, q *float32, d, r int, k *%s, stride, keys int)", e.goType),
+	text("dots"+e.name, t, fmt.Sprintf("func(s *float32, ldS int, top, q *float32, d, r int, k *%s, stride, keys, ahead int)", e.goType),
 		"s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys",
 		"and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN",
-		"does not raise it. The order of a sum depends on d alone. stride is in bytes.")
+		"does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is",
+		"fetched ahead bytes after what is in work.")
 	r := load("r")
 	var names []string
 	for n := 2; n <= 4; n++ {
@@ -155,6 +167,7 @@ func dotRows(t tier, e element, rows, group int) {
 	per := t.lanes / []int{1, 2, 4, 4}[rows-1] // keys of a block
 	group = min(per, group)
 	w := newWalker(t, e, "k", "keys", group)
+	w.far = true
 	var q reg.GPVirtual
 	var d4, d12 reg.GPVirtual // bytes of a row, and of three, of q
 	if rows > 1 {
