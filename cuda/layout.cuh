@@ -25,6 +25,11 @@ constexpr int kGroupRows = 8;
 constexpr int kPanel = 64;           // features of a panel
 constexpr int kPanelBytes = 1024;    // of one group
 
+// pieceAt is where the piece of a column is, in a row of a group.
+__device__ __forceinline__ int pieceAt(int row, int column) {
+    return column / kPanel * kPanelBytes + row * 128 + (column / 8 % 8 ^ row) * 16;
+}
+
 // TileInfo describes a tile of K and the tile of V beside it, or a tile of Q.
 struct TileInfo {
     float scale;  // of K (or Q): a packed element is the true one times 1/scale; kRaw of a raw tile
@@ -69,7 +74,8 @@ struct Ref {
 struct Batch {
     int32_t works, heads, splits, refs;  // heads: query heads
     int32_t wide;                        // set by an attention kernel that left tiles for the wide kernel; 0 before
-    int32_t pad[3];
+    int32_t pad;
+    uint64_t counts;                     // address of how many pairs each warp of the wide kernel has computed, 64 bits each
 
     __device__ const Work* work() const { return (const Work*)(this + 1); }
     __device__ const Ref* ref() const { return (const Ref*)(work() + works); }

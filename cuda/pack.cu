@@ -61,7 +61,7 @@ constexpr float kRest = 1048576.f;  // factor of the third plane
 // store writes eight elements to a group of a tile: one plane, or two, and the rest
 // to a group of its own if there is a place for it.
 __device__ __forceinline__ void store(uint8_t* group, uint8_t* rest, int r, int column, int panels, int planes, const float (&x)[8], float f) {
-    const int at = column / kPanel * kPanelBytes + r * 128 + (column / 8 % 8 ^ r) * 16;
+    const int at = pieceAt(r, column);
     uint32_t hi[4], low[4], third[4];
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -80,7 +80,7 @@ __device__ __forceinline__ void store(uint8_t* group, uint8_t* rest, int r, int 
 
 // storeRaw writes eight elements of a raw tile.
 __device__ __forceinline__ void storeRaw(uint8_t* group, int r, int column, int panels, int planes, int type, const float (&x)[8]) {
-    const int at = column / kPanel * kPanelBytes + r * 128 + (column / 8 % 8 ^ r) * 16;
+    const int at = pieceAt(r, column);
     uint32_t high[4], low[4];
 #pragma unroll
     for (int j = 0; j < 4; j++) {

@@ -1,8 +1,8 @@
 // Attention in float64, for the tiles of keys that the other kernels leave out: those
 // whose scores may be so large that float32 is too coarse for them, and those with
 // elements that are not finite, which must reach the rows that see them and no
-// other, or too far apart in size for float16 planes. Such tiles are rare, so this kernel is simple: products of scores run on
-// the tensor cores in float64, eight keys at a time.
+// other, or too far apart in size for float16 planes. Such tiles are rare, so this kernel
+// is simple: products of scores run on the tensor cores in float64, eight keys at a time.
 #include "item.cuh"
 #include "ptx.cuh"
 #include "state.cuh"
@@ -27,8 +27,7 @@ struct Packed {
     // at is element (row, column) of the tensor, in a tile of that scale.
     __device__ __forceinline__ double at(int64_t row, int column, float scale) const {
         const int64_t group = row / kGroupRows;
-        const int r = row % kGroupRows;
-        const int offset = column / kPanel * kPanelBytes + r * 128 + (column / 8 % 8 ^ r) * 16 + column % 8 * 2;
+        const int offset = pieceAt(row % kGroupRows, column) + column % 8 * 2;
         const uint8_t* g = tiles + group * planes * panels * kPanelBytes + offset;
         if (scale == kRaw) {  // its bits, in one plane or two
             if (type == 1) return element(g);
@@ -51,8 +50,8 @@ struct Packed {
 // 4g+t columns 2t and 2t+1 of every 8 of row g.
 struct Sums {
     double acc[kMostColumns / 8][2];
-    double m, l;  // l of the lane's own keys
-    bool met;     // whether the row saw a key
+    double m, l;   // l of the lane's own keys
+    int64_t seen;  // keys, by the row
 };
 
 // Shared holds Q, and eight keys, in float64. Strides keep fragments off each other's
@@ -83,7 +82,7 @@ __device__ __forceinline__ void applyKeys(const Shared& sm, Sums& z, const doubl
     const double m = fmax(z.m, ceil(top)), from = m == -INFINITY ? 0 : m;
     const double f = z.m == -INFINITY ? 0 : exp2(z.m - m);
     const double p[2] = {see0 ? exp2(s[0] - from) : 0, see1 ? exp2(s[1] - from) : 0};
-    z.m = m, z.met |= see > 0;
+    z.m = m, z.seen += min(see, kKeys);
     z.l = z.l * f + p[0] + p[1];
 #pragma unroll
     for (int n = 0; n < kMostColumns / 8; n++) {
@@ -119,7 +118,7 @@ __device__ __forceinline__ void add(const Pool* pool, uint8_t* head, const Sums&
     // A row whose scores are all NaN or -inf has met keys, whatever its maximum, and perhaps
     // a NaN among their values.
     constexpr double kLowest = -1.7976931348623157e308;
-    const double m = z.m != -INFINITY ? z.m : isnan(l) ? 0 : z.met ? kLowest : kNoKey;
+    const double m = z.m != -INFINITY ? z.m : isnan(l) ? 0 : z.seen > 0 ? kLowest : kNoKey;
     for (int block = 0; block < pool->valueBlocks; block++) {
         const State<Two> to(head, pool, block);
         const double old = to.m[row];
@@ -142,6 +141,14 @@ __device__ __forceinline__ void add(const Pool* pool, uint8_t* head, const Sums&
     }
 }
 
+// count adds the pairs of a warp's rows, if a row is one, to the warp's count.
+__device__ __forceinline__ void count(const Batch* batch, const Sums& z, bool exists) {
+    const int lane = threadIdx.x & 31, warp = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
+    int64_t pairs = exists && (lane & 3) == 0 ? z.seen : 0;
+    for (int x = 4; x < 32; x *= 2) pairs += __shfl_xor_sync(~0u, pairs, x);
+    if (lane == 0) ((int64_t*)batch->counts)[warp] += pairs;
+}
+
 // Block is what a block of threads works on: kRows rows of a tile of Q.
 struct Block {
     const Pool* pool;
@@ -162,7 +169,7 @@ struct Block {
             const int r = e / pool->features, d = e % pool->features;
             sm.q[r * sm.strideQ + d] = query.at(row0 + r, d, q.scale);
         }
-        z.m = -INFINITY, z.l = 0, z.met = false;
+        z.m = -INFINITY, z.l = 0, z.seen = 0;
 #pragma unroll
         for (int n = 0; n < kMostColumns / 8; n++) z.acc[n][0] = z.acc[n][1] = 0;
     }
@@ -228,7 +235,10 @@ __device__ __forceinline__ void attend(const Pool* pool, const Batch* batch) {
         Block b = {pool, batch, it, Shared(dynamic, pool->features, columns), row0, ((const TileInfo*)(it.query + pool->qInfo))[it.row0 / pool->tileRows], columns};
         b.begun = false;
         for (int i = 0; i < it.work.count; i++) b.scan(batch->ref()[it.work.first + i]);
-        if (b.begun) add<Two>(pool, (uint8_t*)it.query, b.z, row0 + threadIdx.x / 32 * 8 + (threadIdx.x & 31) / 4);
+        if (!b.begun) continue;
+        const int row = row0 + threadIdx.x / 32 * 8 + (threadIdx.x & 31) / 4;
+        add<Two>(pool, (uint8_t*)it.query, b.z, row);
+        count(batch, b.z, row < it.row1);
     }
 }
 

@@ -110,6 +110,9 @@ func (l *lineReporter) summary(p *stream.Plan, r *stream.Report, peak int64, com
 	if r.Recomputed > 0 {
 		fmt.Fprintf(l.out, "         %d query %s that a checkpoint had made safe, and that %s damaged, computed again\n", r.Recomputed, plural(r.Recomputed, "chunk"), map[bool]string{true: "was", false: "were"}[r.Recomputed == 1])
 	}
+	if s.Float64 > 0 {
+		fmt.Fprintf(l.out, "         %.3g%% of pairs took the slow way, in float64: scores too large for float32, or elements of Q, K or V too far apart\n", 100*s.Float64/s.Pairs)
+	}
 	if s.Path != "" {
 		fmt.Fprintf(l.out, "         inputs by %s; page-locked host memory %s; first kernel after %s\n", s.Path, sizeText(s.Pinned), duration(s.First.Sub(began).Seconds()))
 	}
@@ -233,6 +236,7 @@ type summaryDoc struct {
 	Anonymous int64           `json:"peak_anonymous_memory"`
 	State     int64           `json:"state_disk"`
 
+	Float64     float64 `json:"float64"`               // share of the pairs for which float32 would not do: they take longer, on a GPU by far
 	Resumed     float64 `json:"resumed"`               // share of the pairs that an earlier run had done
 	Recomputed  int     `json:"recomputed"`            // query chunks of which what a checkpoint had made safe was damaged
 	Newer       int     `json:"lost_since_checkpoint"` // those of which something written down later was not there: no damage
@@ -257,6 +261,7 @@ func (j *jsonReporter) summary(p *stream.Plan, r *stream.Report, peak int64, com
 		Memory: r.Memory, Total: r.Memory.Total(), Anonymous: peak, State: r.State,
 		Path: s.Path, Pinned: s.Pinned,
 		Resumed: r.Resumed, Recomputed: r.Recomputed, Newer: r.Newer, Checkpoints: r.Checkpoints, Saving: r.Saving,
+		Float64: s.Float64 / max(s.Pairs, 1),
 	}
 	if !s.First.IsZero() {
 		doc.First = s.First.Sub(began).Seconds()

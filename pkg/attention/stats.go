@@ -11,6 +11,9 @@ type Stats struct {
 
 	Batches int64
 	Pairs   float64 // (query row, key) pairs applied, over all query heads
+	// Float64 is those of Pairs for which float32 would not do, and which took longer, on a
+	// GPU by far; there it is those of query chunks that are finished.
+	Float64 float64
 
 	// Of devices with memory of their own.
 	First  time.Time // when the first launch was submitted

@@ -125,7 +125,16 @@ func (d *Device) do(sc *scratch, task task) {
 			}
 		}
 	}
-	d.book(func(s *attention.Stats) { s.Pairs += float64(pairs) })
+	d.bookPairs(sc, pairs)
+}
+
+// bookPairs counts what a thread has done.
+func (d *Device) bookPairs(sc *scratch, pairs int) {
+	d.book(func(s *attention.Stats) {
+		s.Pairs += float64(pairs)
+		s.Float64 += sc.float64
+	})
+	sc.float64 = 0
 }
 
 // tileKeys is the number of keys that are applied to a tile at once.
@@ -220,6 +229,11 @@ func (d *Device) applyTile(sc *scratch, t *tile, kv keys, k0, k1 int) {
 		t.steep, how = true, wide // and for the rest of the chunk
 	}
 	sc.ran[how]++
+	if how != narrow && d.lane != nil { // the portable kernel does nothing else
+		for _, see := range t.see[:t.rows] {
+			sc.float64 += float64(min(max(int(see)-k0, 0), k1-k0))
+		}
+	}
 	switch how {
 	case plain:
 		d.plainTile(sc, t, kv, k0, k1)

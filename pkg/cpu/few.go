@@ -223,7 +223,7 @@ func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head,
 		p.add(t.state)
 	}
 	copy(to, sc.few.partial)
-	d.book(func(s *attention.Stats) { s.Pairs += float64(pairs) })
+	d.bookPairs(sc, pairs)
 	return nil
 }
 

@@ -30,7 +30,8 @@ type scratch struct {
 	plain plainScratch
 	few   fewScratch
 
-	ran [paths]int // tiles of keys
+	ran     [paths]int // tiles of keys
+	float64 float64    // pairs of a task or part for which float32 would not do
 }
 
 // content says which of a tile's keys and values have been converted.

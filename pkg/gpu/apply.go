@@ -98,7 +98,7 @@ func (s *session) launchPart(list []attention.Work, first, n int) error {
 			refs = append(refs, ref{Slot: int32(r.Slot), Keys: int32(s.kvRows[r.Slot]), Offset: offsetOf(r)})
 		}
 	}
-	head := batchHead{Works: int32(len(works)), Heads: int32(heads), Splits: int32(s.l.splits(heads)), Refs: int32(len(refs))}
+	head := batchHead{Works: int32(len(works)), Heads: int32(heads), Splits: int32(s.l.splits(heads)), Refs: int32(len(refs)), Counts: uint64(s.countsAt)}
 	// The strides of partial states depend on how many there are.
 	p := make([]byte, poolBytes)
 	s.pool.PSplit = uint64(heads*len(works)) * s.pool.PHead
@@ -143,6 +143,9 @@ const (
 	wideKeys    = 8
 )
 
+// wideBlocks is how many blocks go through the tiles that are left to the wide kernel.
+func wideBlocks(sms int) int { return 2 * sms }
+
 // wideShared is the dynamic shared memory of the wide kernel; see wide.cu.
 func (l *layout) wideShared() int {
 	return 8 * ((wideRows+wideKeys)*(int(l.kernel.Features)+4) + wideKeys*(int(l.pool.Columns8)+2))
@@ -155,7 +158,7 @@ func (s *session) launchWide(args []driver.Arg) error {
 	if s.kernel.Two != 0 {
 		wide = s.d.units.wideTwo
 	}
-	return wide.Launch(s.compute, driver.Dim{X: 2 * s.l.sms}, driver.Dim{X: wideThreads}, s.l.wideShared(), args...)
+	return wide.Launch(s.compute, driver.Dim{X: wideBlocks(s.l.sms)}, driver.Dim{X: wideThreads}, s.l.wideShared(), args...)
 }
 
 // offsetOf is the offset of a Ref: that of a full pair is beyond all keys.

@@ -48,7 +48,8 @@ type (
 	batchHead struct {
 		Works, Heads, Splits, Refs int32
 		Wide                       int32
-		_                          [3]int32
+		_                          int32
+		Counts                     uint64
 	}
 	work struct{ Slot, Rows, First, Count int32 }
 	ref  struct{ Slot, Keys, Offset, _ int32 }
@@ -103,6 +104,7 @@ type layout struct {
 	kv, query               int64 // bytes of all slots
 	stagingAll, partialsAll int64
 	uploads                 int64
+	counts                  int64 // bytes of the wide kernel's counts, part of uploads
 }
 
 // newLayout lays a geometry out. Sizes beyond any memory come out as sizes beyond
@@ -144,7 +146,8 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 	l.partialsAll = attention.Product(l.partials, int(p.PHead))
 	l.refs = max(mostRefs, works)
 	l.batchBytes = poolBytes + align(int64(unsafe.Sizeof(batchHead{}))+attention.Product(works, int(unsafe.Sizeof(work{})))+attention.Product(l.refs, int(unsafe.Sizeof(ref{}))))
-	l.uploads = poolBytes + uploadSlots*(l.batchBytes+l.packBytes()+l.finishBytes())
+	l.counts = align(int64(wideBlocks(sms)) * wideThreads / 32 * 8)
+	l.uploads = poolBytes + l.counts + uploadSlots*(l.batchBytes+l.packBytes()+l.finishBytes())
 	return l
 }
 

@@ -3,6 +3,7 @@
 package gpu
 
 import (
+	"encoding/binary"
 	"io"
 	"sync/atomic"
 
@@ -108,6 +109,9 @@ func (s *session) land() {
 			if t, e := x.out.end.Since(x.out.start); e == nil {
 				x.out.seconds = t.Seconds()
 			}
+			if err == nil && x.out.state == nil {
+				s.bookWide()
+			}
 			s.arrive(x.out)
 			continue
 		}
@@ -211,7 +215,16 @@ func (s *session) finish(o *output) error {
 			return err
 		}
 	}
-	return nil
+	return s.out.CopyOut(s.counts, s.countsAt)
+}
+
+// bookWide books the pairs that the wide kernel has computed so far.
+func (s *session) bookWide() {
+	var n int64
+	for i := 0; i < len(s.counts); i += 8 {
+		n += int64(binary.LittleEndian.Uint64(s.counts[i:]))
+	}
+	s.d.book(func(st *attention.Stats) { st.Float64 = float64(n) })
 }
 
 // copyRows submits the copies of rows that lie pitch bytes apart on the device.

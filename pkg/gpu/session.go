@@ -38,6 +38,9 @@ type session struct {
 	poolAt driver.Ptr
 	host   []byte // page-locked
 
+	countsAt driver.Ptr // of pairs, by warp of the wide kernel
+	counts   []byte     // the same when a query chunk was finished last
+
 	copyIn, packing, upload, compute, out driver.Stream
 	streams                               []driver.Stream
 	marks                                 marks
@@ -121,7 +124,7 @@ func (s *session) reserve() error {
 		s.stage = append(s.stage, staging{at: driver.Ptr(take(l.staging + l.packBytes()))})
 	}
 	s.pool.Partial = take(l.partialsAll)
-	s.poolAt = driver.Ptr(take(poolBytes))
+	s.poolAt, s.countsAt = driver.Ptr(take(poolBytes)), driver.Ptr(take(l.counts))
 	if err := s.makeStreams(); err != nil {
 		return err
 	}
@@ -154,7 +157,7 @@ func (s *session) reserveHost(take func(int64) uint64) error {
 	piece := min(mostPiece, l.staging, align(l.stateBytes(l.geo.QueryRows, l.geo.QueryHeads())))
 	buffersIn := ringBuffers(l.staging)
 	bufferIn := l.staging + packs // which travel behind the rows
-	total := int64(buffersIn)*bufferIn + outBuffers*piece + uploadSlots*(packs+finishes+batches) + poolBytes
+	total := int64(buffersIn)*bufferIn + outBuffers*piece + uploadSlots*(packs+finishes+batches) + poolBytes + l.counts
 	var err error
 	if s.host, err = s.d.ctx.AllocHost(total); err != nil {
 		return err
@@ -175,6 +178,11 @@ func (s *session) reserveHost(take func(int64) uint64) error {
 	p := cut(poolBytes)
 	copy(p, bytesOf([]pool{s.pool}))
 	if err := s.copyIn.CopyIn(s.poolAt, p); err != nil {
+		return err
+	}
+	s.counts = cut(l.counts)
+	clear(s.counts)
+	if err := s.copyIn.CopyIn(s.countsAt, s.counts); err != nil {
 		return err
 	}
 	return s.copyIn.Synchronize()

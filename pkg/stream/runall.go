@@ -167,6 +167,7 @@ func joined(list []*runner) *Report {
 		a.InBytes, a.OutBytes = a.InBytes+b.InBytes, a.OutBytes+b.OutBytes
 		a.InSeconds, a.ApplySeconds, a.OutSeconds = max(a.InSeconds, b.InSeconds), max(a.ApplySeconds, b.ApplySeconds), max(a.OutSeconds, b.OutSeconds)
 		a.Batches, a.Pairs, a.Pinned = a.Batches+b.Batches, a.Pairs+b.Pairs, a.Pinned+b.Pinned
+		a.Float64 += b.Float64
 		if !b.First.IsZero() && (a.First.IsZero() || b.First.Before(a.First)) {
 			a.First = b.First
 		}

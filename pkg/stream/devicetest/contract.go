@@ -134,6 +134,28 @@ func (s suite) stats(t *testing.T) {
 	}
 }
 
+// Pairs that are computed in float64 are counted, and no others.
+func (s suite) float64(t *testing.T) {
+	rng := rand.New(rand.NewPCG(51, 52))
+	for _, n := range []int{5, 150} { // few queries, and many
+		for _, steep := range []bool{false, true} {
+			p := Problem(150, 16)
+			p.Nq, p.Causal = n, attention.TopLeft
+			if steep {
+				p.Scale = 1000
+			}
+			x := Random(p, rng)
+			want := 0.
+			if steep && !s.Once { // or else float64 is nothing special
+				want = p.Pairs()
+			}
+			if got := s.Compute(t, x, Way{QueryChunk: 64, KeyChunk: 40}).Float64; got != want {
+				t.Errorf("%d queries, scale %v: %v of %v pairs in float64, want %v", n, p.Scale, got, p.Pairs(), want)
+			}
+		}
+	}
+}
+
 func (s suite) interrupt(t *testing.T) {
 	p := Problem(64, 8)
 	x := Random(p, rand.New(rand.NewPCG(37, 38)))

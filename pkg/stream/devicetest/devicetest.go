@@ -64,6 +64,7 @@ func Run(t *testing.T, subject Subject) {
 		{"Footprint", s.footprint},
 		{"Events", s.events},
 		{"Stats", s.stats},
+		{"Float64", s.float64},
 		{"Interrupt", s.interrupt},
 		{"States", s.states},
 		{"ShortState", s.shortState},

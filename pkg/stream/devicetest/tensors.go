@@ -93,6 +93,8 @@ func b2i(b bool) int {
 type Result struct {
 	O   []byte // in the problem's layout and output type
 	LSE []byte // (B, Hq, Nq) float32
+
+	Float64 float64 // pairs, as the device counts them
 }
 
 // Geometry of the pool: two query slots, so that a state can change slots, and
@@ -132,6 +134,7 @@ func (s Subject) Compute(t testing.TB, x Tensors, w Way) Result {
 			}
 		}
 	}
+	res.Float64 = d.Stats().Float64
 	return res
 }
 
