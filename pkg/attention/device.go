@@ -76,6 +76,8 @@ type Rates struct {
 	Idle   float64 // share of its cores that the kernel leaves to transfers anyway
 	Shared float64 // share of a transfer's seconds in which the kernel loses all its cores; 0 where copies have engines of their own
 
+	// InPlace says that Apply reads K and V itself, where they are.
+	InPlace bool
 	// State is the rate of states to their file and back, bytes/s, where that is slower
 	// than other transfers and batches wait for it; 0 where it is like them.
 	State float64

@@ -119,15 +119,6 @@ func (f *fewWindow) look(d *Device, s *kvSlot, head, k0, k1 int, more bool) (kv 
 	return kv, nil
 }
 
-// fault has the system map the pages of some rows: it does that faster for many at once, and
-// nothing can be fetched ahead from one that is not mapped. What can't be read will be found
-// by who reads it.
-func fault(r attention.Rows, k0, k1 int) {
-	if r.Mapping != nil && r.Contiguous() && k1 > k0 {
-		populate(r.Mapping, r.Slice(k0, k1).Data)
-	}
-}
-
 // sideBySide is the bytes of rows: where they are, or else copied to room. If there are
 // more, they come ahead bytes after these.
 func sideBySide(r attention.Rows, room []byte, more bool) (b []byte, ahead int, err error) {
@@ -197,8 +188,6 @@ func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head,
 		pairs += min(max(int(see)-k0, 0), k1-k0)
 	}
 	k1 = min(k1, t.most)
-	fault(slot.kRows[head], k0, k1)
-	fault(slot.vRows[head], k0, k1)
 	others := false
 	for ; k0 < k1 && !d.interrupted.Load(); k0 += way.keys {
 		end := min(k0+way.keys, k1)

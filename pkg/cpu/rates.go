@@ -108,7 +108,7 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 	}
 	r := attention.Rates{FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch, Shared: min(1, float64(s.inThreads)/float64(s.threads)), Longest: most}
 	if fewQueries(g) {
-		r.Shared = 0 // there is nothing to copy
+		r.Shared, r.InPlace = 0, true // there is nothing to copy
 	}
 	switch share := float64(max(tasks, 1)) / float64(s.threads); {
 	case share < 1:

@@ -1,11 +1,6 @@
 package cpu
 
-import (
-	"os"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // preferHuge asks for huge pages, which a system may do without. Small ones cost
 // a fifth of the rate at which K and V can be read, and a fault for every 4 KiB
@@ -14,12 +9,6 @@ func preferHuge(b []byte) {
 	if len(b) > 0 {
 		_ = unix.Madvise(b, unix.MADV_HUGEPAGE)
 	}
-}
-
-// populate maps the pages of a part of a mapping, where the system can do that (Linux 5.14).
-func populate(mapping, part []byte) {
-	from := int(uintptr(unsafe.Pointer(unsafe.SliceData(part))) - uintptr(unsafe.Pointer(unsafe.SliceData(mapping))))
-	_ = unix.Madvise(mapping[from/os.Getpagesize()*os.Getpagesize():from+len(part)], unix.MADV_POPULATE_READ)
 }
 
 // allowedCPUs are those that the process may use.

@@ -2,7 +2,6 @@
 
 package cpu
 
-func preferHuge([]byte)             {}
-func populate(mapping, part []byte) {}
-func allowedCPUs() []int            { return nil }
-func stayOn(int)                    {}
+func preferHuge([]byte)  {}
+func allowedCPUs() []int { return nil }
+func stayOn(int)         {}

@@ -99,6 +99,7 @@ type Plan struct {
 	division *divide.Division
 	cost     float64 // seconds by which plans are compared
 	patient  bool    // a batch takes longer than it should
+	fits     bool    // the page cache holds all inputs
 }
 
 // Choice is all that a plan decided: with the same request it makes the same plan.

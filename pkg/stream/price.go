@@ -127,7 +127,7 @@ func (s *search) traffic(plan *Plan) {
 	}
 	inputs := inputBytes(p)
 	t.Disk = inputs
-	if inputs > s.req.Host.Cache {
+	if plan.fits = inputs <= s.req.Host.Cache; !plan.fits {
 		t.Disk = max(inputs, t.In-t.StateIn)
 	}
 	if plan.StateDisk > s.req.Host.Cache-inputs { // states are written once for each chunk in work, and read back

@@ -330,8 +330,10 @@ func (r *runner) submit(steps []step) error {
 	return nil
 }
 
-// announce lists rows of some heads and asks the system to read them ahead.
-func (r *runner) announce(v view, u0, u1, lo, hi int) (rows []attention.Rows, read []readRange) {
+// announce lists rows of some heads and asks the system to read them ahead. Where it has to
+// make room for them first, whoever asks does that alone: rows that several threads will read
+// in order, in place, are then better left to what the system reads ahead by itself.
+func (r *runner) announce(v view, inPlace bool, u0, u1, lo, hi int) (rows []attention.Rows, read []readRange) {
 	for u := u0; u < u1; u++ {
 		rows = append(rows, v.rows(u, lo, hi))
 		a, b := v.span(u, lo, hi)
@@ -341,7 +343,7 @@ func (r *runner) announce(v view, u0, u1, lo, hi int) (rows []attention.Rows, re
 		}
 		read = append(read, readRange{v.advisor, a, b})
 	}
-	if r.managed() {
+	if r.managed() && (r.plan.fits || !inPlace || !rows[0].Contiguous()) {
 		for _, x := range read {
 			x.from.WillNeed(x.lo, x.hi)
 		}
@@ -352,8 +354,9 @@ func (r *runner) announce(v view, u0, u1, lo, hi int) (rows []attention.Rows, re
 func (r *runner) loadKV(s step) []readRange {
 	u0, u1 := r.plan.kvHeads(s.group)
 	lo, hi := r.sched.key.Range(s.chunk)
-	k, readK := r.announce(r.views.k, u0, u1, lo, hi)
-	v, readV := r.announce(r.views.v, u0, u1, lo, hi)
+	inPlace := r.dev.Rates(r.plan.Geometry).InPlace
+	k, readK := r.announce(r.views.k, inPlace, u0, u1, lo, hi)
+	v, readV := r.announce(r.views.v, inPlace, u0, u1, lo, hi)
 	slot := &r.kv[s.slot]
 	slot.loaded = r.dev.LoadKV(s.slot, k, v, slot.used...)
 	slot.used = nil
@@ -363,7 +366,7 @@ func (r *runner) loadKV(s step) []readRange {
 func (r *runner) loadQuery(s step) []readRange {
 	u0, u1 := r.plan.queryHeads(s.group)
 	lo, hi := r.sched.query.Range(s.chunk)
-	q, read := r.announce(r.views.q, u0, u1, lo, hi)
+	q, read := r.announce(r.views.q, false, u0, u1, lo, hi)
 	slot := &r.query[s.slot]
 	if s.fresh {
 		slot.loaded = r.dev.LoadQuery(s.slot, q, nil, slot.used...)
