@@ -55,6 +55,8 @@ ap.add_argument("--quick", action="store_true", help="small sizes, one repetitio
 ap.add_argument("--dir", help="where to put the files (default: a temporary directory)")
 ap.add_argument("--json", help="write every measurement to this file, a line each")
 a = ap.parse_args()
+if a.queries and a.causal:
+    ap.error("--causal is of as many queries as keys: leave --queries out")
 if a.quick:
     a.sizes, a.bf16_sizes, a.reps = "2048,4096", "2048", 1
 
@@ -109,10 +111,14 @@ def widen(x, dtype):
     return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64) if dtype == "bf16" else x.astype(np.float64)
 
 
+def queries(n):
+    return a.queries or n
+
+
 def sampled(directory, dtype, n):
     """Up to 32 rows of the exact O, in float64 from the files."""
-    queries = a.queries or n
-    rows = np.sort(np.random.default_rng(n).choice(queries, min(32, queries), replace=False))
+    q = queries(n)
+    rows = np.sort(np.random.default_rng(n).choice(q, min(32, q), replace=False))
     q, k, v = (load(os.path.join(directory, x + ".npy"), dtype) for x in "qkv")
     s = widen(q[rows], dtype) @ widen(k, dtype).T / np.sqrt(a.d)
     if a.causal:
@@ -141,11 +147,11 @@ def main():
     try:
         for n, dtype in cases:
             d = os.path.join(top, "%s-%d" % (dtype, n))
-            call([a.binary, "gen", "--shape", "1,1,1,%d,%d,%d,%d" % (a.queries or n, n, a.d, a.d), "--dtype", dtype, "--seed", 1, "--force", d], child_env())
+            call([a.binary, "gen", "--shape", "1,1,1,%d,%d,%d,%d" % (queries(n), n, a.d, a.d), "--dtype", dtype, "--seed", 1, "--force", d], child_env())
             files = [x for t in "qkv" for x in ("--" + t, os.path.join(d, t + ".npy"))]
             budget = a.budget or max(1 << 20, n * a.d * (2 if dtype == "bf16" else 4))
             rows, want = sampled(d, dtype, n)
-            flops = 4 * a.d * (n * (n + 1) / 2 if a.causal else (a.queries or n) * n)
+            flops = 4 * a.d * (n * (n + 1) / 2 if a.causal else queries(n) * n)
             found = {name: [] for name in PROGRAMS}
             errors = {}
             for rep in range(a.reps):

@@ -250,8 +250,8 @@ func (b kernelBench) one(ctx context.Context, typ attention.DType, fast bool, qu
 		defer func() { err = errors.Join(err, sources[i].remove()) }()
 	}
 	row = cpu.KernelRate{DType: typ.String(), D: d, Fast: fast}
-	chunks := 1
-	if queries == cpu.MeasuredFew {
+	few, chunks := queries < keys, 1
+	if few {
 		chunks = 0
 	}
 	r, err := b.run(ctx, p, sources, chunks)
@@ -259,7 +259,7 @@ func (b kernelBench) one(ctx context.Context, typ attention.DType, fast bool, qu
 		return row, err
 	}
 	row.FLOPS, row.Bytes = p.FLOPs()/r.apply, 2*float64(keys*d*typ.Size())/r.apply
-	if queries != cpu.MeasuredFew {
+	if !few {
 		r, err = b.run(ctx, p, sources, min(16, keys))
 		row.Load, row.Store = r.inBytes/r.in, r.outBytes/r.out
 	}

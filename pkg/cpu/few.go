@@ -77,18 +77,24 @@ func partBytes(g attention.Geometry) int {
 	if !fewQueries(g) {
 		return 0
 	}
-	rows := roundUp64(fewKeysOf(g)*g.D*g.DType.Size()) + roundUp64(fewKeysOf(g)*g.Dv*g.DType.Size())
-	return rows + 4*fewRows*(g.D+g.Dv) + 8*laneStep*(g.Dv+2) + roundUp64(8*partialFloats(g))
+	k, v := windowRoom(g)
+	return k + v + 4*fewRows*(g.D+g.Dv) + 8*laneStep*(g.Dv+2) + roundUp64(8*partialFloats(g))
 }
 
 func newFewScratch(g attention.Geometry, own []byte) (f fewScratch) {
 	if fewQueries(g) {
-		k, v := roundUp64(fewKeysOf(g)*g.D*g.DType.Size()), roundUp64(fewKeysOf(g)*g.Dv*g.DType.Size())
+		k, v := windowRoom(g)
 		f.window.k, f.window.v, own = own[:k], own[k:][:v], own[k+v:]
 		f.q, f.o = carve[float32](&own, fewRows*g.D), carve[float32](&own, fewRows*g.Dv)
 		f.tile, f.partial = carve[float64](&own, laneStep*(g.Dv+2)), carve[float64](&own, partialFloats(g))
 	}
 	return f
+}
+
+// windowRoom is the room that a window has for rows of K and of V.
+func windowRoom(g attention.Geometry) (k, v int) {
+	n := fewKeysOf(g) * g.DType.Size()
+	return roundUp64(n * g.D), roundUp64(n * g.Dv)
 }
 
 // fewKeysOf is the most keys between two updates.
@@ -238,7 +244,7 @@ type fewWay struct {
 }
 
 // fewWay chooses blocks where there are kernels for them, and they divide a row of K.
-// For float16, which they want widened, features are better as long as rows are few.
+// For float16, which has to be widened, features are better as long as rows are few.
 func (d *Device) fewWay(rows int) (w fewWay) {
 	g := d.geo
 	w.keys = fewKeysOf(g)
@@ -396,8 +402,10 @@ func (d *Device) blockScores(sc *scratch, t *tile, w *fewWay, kv keys, k0, n, ve
 		d.lane.fewScoresBF16(s, &top[0], &words(sc.few.q)[0], g.D, w.rows, at[uint16](kv.kFrom(k0, g.D*2)), g.D*2, n, kv.kAhead)
 	case g.DType == attention.F16:
 		d.lane.fewScoresF16(s, &top[0], &sc.few.q[0], g.D, w.rows, at[uint16](kv.kFrom(k0, g.D*2)), g.D*2, n, kv.kAhead)
-	default:
-		d.lane.fewScores(s, &top[0], &sc.few.q[0], g.D, w.rows, sc.keys32(g, kv, k0, d.row), g.D*4, n, sc.ahead(kv.kAhead))
+	case g.DType == attention.F32:
+		d.lane.fewScores(s, &top[0], &sc.few.q[0], g.D, w.rows, at[float32](kv.kFrom(k0, g.D*4)), g.D*4, n, kv.kAhead)
+	default: // bfloat16, widened: what is wanted next is not beside it
+		d.lane.fewScores(s, &top[0], &sc.few.q[0], g.D, w.rows, sc.keys32(g, kv, k0, d.row), g.D*4, n, 0)
 	}
 	if vectors*w.words > n || t.least < k0+n {
 		d.hide(sc, t, w, k0, n, vectors)

@@ -44,11 +44,11 @@ func (w *fewWay) lanesOfKey(key int, f func(row, at int)) {
 func fewScoresOf(k laneKernels, e rowFormat, s, top []float32, q []uint32, d, rows int, m matrix, keys int) {
 	switch q32 := (*float32)(unsafe.Pointer(&q[0])); e.name {
 	case "f32":
-		k.fewScores(&s[0], &top[0], q32, d, rows, (*float32)(m.p), m.stride, keys, 1<<12)
+		k.fewScores(&s[0], &top[0], q32, d, rows, (*float32)(m.p), m.stride, keys, anyAhead)
 	case "bf16":
-		k.fewScoresBF16(&s[0], &top[0], &q[0], d, rows, (*uint16)(m.p), m.stride, keys, 1<<12)
+		k.fewScoresBF16(&s[0], &top[0], &q[0], d, rows, (*uint16)(m.p), m.stride, keys, anyAhead)
 	default:
-		k.fewScoresF16(&s[0], &top[0], q32, d, rows, (*uint16)(m.p), m.stride, keys, 1<<12)
+		k.fewScoresF16(&s[0], &top[0], q32, d, rows, (*uint16)(m.p), m.stride, keys, anyAhead)
 	}
 }
 
@@ -166,11 +166,11 @@ func TestFewValues(t *testing.T) {
 					o := fenced[float32](fo, rows*dv, end)
 					switch e.name {
 					case "f32":
-						k.fewValues(&o[0], &p[0], rows, keys, (*float32)(m.p), m.stride, dv, 1<<12)
+						k.fewValues(&o[0], &p[0], rows, keys, (*float32)(m.p), m.stride, dv, anyAhead)
 					case "bf16":
-						k.fewValuesBF16(&o[0], &p[0], rows, keys, (*uint16)(m.p), m.stride, dv, 1<<12)
+						k.fewValuesBF16(&o[0], &p[0], rows, keys, (*uint16)(m.p), m.stride, dv, anyAhead)
 					default:
-						k.fewValuesF16(&o[0], &p[0], rows, keys, (*uint16)(m.p), m.stride, dv, 1<<12)
+						k.fewValuesF16(&o[0], &p[0], rows, keys, (*uint16)(m.p), m.stride, dv, anyAhead)
 					}
 					want := make([]float32, rows*dv)
 					for j := range keys {

@@ -104,12 +104,9 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 		}
 		flops = min(flops, s.flops)
 		last = rows * min(g.KeyRows, partOf(g))
-		most = fewLongest
+		most, s.inThreads = fewLongest, 0 // there is nothing to copy
 	}
-	r := attention.Rates{FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch, Shared: min(1, float64(s.inThreads)/float64(s.threads)), Longest: most}
-	if fewQueries(g) {
-		r.Shared, r.InPlace = 0, true // there is nothing to copy
-	}
+	r := attention.Rates{FLOPS: flops, In: s.in, Out: s.out, Launch: s.batch, Shared: min(1, float64(s.inThreads)/float64(s.threads)), Longest: most, InPlace: fewQueries(g)}
 	switch share := float64(max(tasks, 1)) / float64(s.threads); {
 	case share < 1:
 		r.Idle, r.Launch = 1-share, s.batch*share // fewer to wake

@@ -91,6 +91,9 @@ type rowFormat struct {
 	widen   func(dst *float32, src *uint16, n int)
 }
 
+// anyAhead is how far ahead memory is fetched in tests: no result depends on it.
+const anyAhead = 1 << 12
+
 func rowFormats(k rowKernels) []rowFormat {
 	half := func(name string, value func(uint16) float32, inf uint16, random func(r *rand.Rand) uint16,
 		dots func(*float32, int, *float32, *float32, int, int, *uint16, int, int, int),
@@ -111,10 +114,10 @@ func rowFormats(k rowKernels) []rowFormat {
 				}
 			},
 			dots: func(s *float32, ldS int, top, q *float32, d, r int, k unsafe.Pointer, stride, keys int) {
-				dots(s, ldS, top, q, d, r, (*uint16)(k), stride, keys, 1<<12)
+				dots(s, ldS, top, q, d, r, (*uint16)(k), stride, keys, anyAhead)
 			},
 			combine: func(o, p *float32, ldP, r int, v unsafe.Pointer, stride, keys, dv int) {
-				combine(o, p, ldP, r, (*uint16)(v), stride, keys, dv, 1<<12)
+				combine(o, p, ldP, r, (*uint16)(v), stride, keys, dv, anyAhead)
 			},
 			norm:  func(p unsafe.Pointer, stride, rows, d int) float32 { return norm((*uint16)(p), stride, rows, d) },
 			peak:  func(p unsafe.Pointer, stride, rows, d int) float32 { return peak((*uint16)(p), stride, rows, d) },
@@ -128,10 +131,10 @@ func rowFormats(k rowKernels) []rowFormat {
 			random: func(r *rand.Rand, p unsafe.Pointer) { *(*float32)(p) = float32(r.NormFloat64()) },
 			set:    func(p unsafe.Pointer, x float64) { *(*float32)(p) = float32(x) },
 			dots: func(s *float32, ldS int, top, q *float32, d, r int, kp unsafe.Pointer, stride, keys int) {
-				k.dotsF32(s, ldS, top, q, d, r, (*float32)(kp), stride, keys, 1<<12)
+				k.dotsF32(s, ldS, top, q, d, r, (*float32)(kp), stride, keys, anyAhead)
 			},
 			combine: func(o, p *float32, ldP, r int, v unsafe.Pointer, stride, keys, dv int) {
-				k.combineF32(o, p, ldP, r, (*float32)(v), stride, keys, dv, 1<<12)
+				k.combineF32(o, p, ldP, r, (*float32)(v), stride, keys, dv, anyAhead)
 			},
 			norm: func(p unsafe.Pointer, stride, rows, d int) float32 { return k.normF32((*float32)(p), stride, rows, d) },
 			peak: func(p unsafe.Pointer, stride, rows, d int) float32 { return k.peakF32((*float32)(p), stride, rows, d) },
@@ -319,7 +322,7 @@ func TestRowDotsSpecial(t *testing.T) {
 	})
 	for _, k := range testedRowTiers() { // nothing but NaN leaves top as it is
 		s, q, kv, top := make([]float32, 3), []float32{1}, []float32{nan, nan, nan}, []float32{-7}
-		k.dotsF32(&s[0], 3, &top[0], &q[0], 1, 1, &kv[0], 4, 3, 1<<12)
+		k.dotsF32(&s[0], 3, &top[0], &q[0], 1, 1, &kv[0], 4, 3, anyAhead)
 		if top[0] != -7 {
 			t.Errorf("%s: top %g, want -7", k.name, top[0])
 		}

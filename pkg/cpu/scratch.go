@@ -131,15 +131,6 @@ func (sc *scratch) widened(what content, to []float32, kv keys, from func(keys, 
 	return &to[(key-sc.k0)*width]
 }
 
-// ahead is how far after a row in float32 one that will be wanted next is: nowhere, if
-// rows have to be widened.
-func (sc *scratch) ahead(bytes int) int {
-	if sc.narrow {
-		return 0
-	}
-	return bytes
-}
-
 // valuePairs is the tile of V in bfloat16, two keys to a word.
 func (sc *scratch) valuePairs(g attention.Geometry, kv keys, lane *laneKernels) *uint32 {
 	to := (*uint32)(unsafe.Pointer(&sc.v32[0]))

@@ -100,6 +100,7 @@ type Plan struct {
 	cost     float64 // seconds by which plans are compared
 	patient  bool    // a batch takes longer than it should
 	fits     bool    // the page cache holds all inputs
+	inPlace  bool    // the device reads K and V where they are
 }
 
 // Choice is all that a plan decided: with the same request it makes the same plan.

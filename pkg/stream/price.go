@@ -44,6 +44,7 @@ func (s *search) price(c candidate) (*Plan, error) {
 	rates := s.dev.Rates(g)
 	nominal := s.predict(plan, c, rates, s.req.Host.Disk, true)
 	plan.patient = patience(g, plan.Active.KV, rates) > 1
+	plan.inPlace = rates.InPlace
 	// Among plans that one link holds up, the one that leaves the others more
 	// slack is better: predictions are not exact.
 	const slack = 1. / 20

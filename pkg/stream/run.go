@@ -354,9 +354,8 @@ func (r *runner) announce(v view, inPlace bool, u0, u1, lo, hi int) (rows []atte
 func (r *runner) loadKV(s step) []readRange {
 	u0, u1 := r.plan.kvHeads(s.group)
 	lo, hi := r.sched.key.Range(s.chunk)
-	inPlace := r.dev.Rates(r.plan.Geometry).InPlace
-	k, readK := r.announce(r.views.k, inPlace, u0, u1, lo, hi)
-	v, readV := r.announce(r.views.v, inPlace, u0, u1, lo, hi)
+	k, readK := r.announce(r.views.k, r.plan.inPlace, u0, u1, lo, hi)
+	v, readV := r.announce(r.views.v, r.plan.inPlace, u0, u1, lo, hi)
 	slot := &r.kv[s.slot]
 	slot.loaded = r.dev.LoadKV(s.slot, k, v, slot.used...)
 	slot.used = nil
