@@ -16,7 +16,7 @@ for pkg in cmd/streamcqsa $(cd pkg && find gpu -name '*_test.go' -printf 'pkg/%h
   go test -c -tags cuda -trimpath -o "$out/$pkg/tests" "./$pkg"
   [ ! -d "$pkg/testdata" ] || cp -r "$pkg/testdata" "$out/$pkg"
 done
-cp -r testdata "$out"
+cp -r testdata docs "$out" # what they read
 cp pkg/gpu/internal/driver/symbols.h "$out/pkg/gpu/internal/driver"
 
 cat > "$out/run.sh" <<'RUN'

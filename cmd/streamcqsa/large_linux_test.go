@@ -246,7 +246,7 @@ func TestMoreThan2To16(t *testing.T) {
 			for _, x := range []string{"q", "k", "v"} {
 				problem = append(problem, "--"+x, filepath.Join(dir, x+".npy"))
 			}
-			m := measure(t, nil, append([]string{"streamcqsa", "run", "--json", "-o", out, "--mem-budget", "1MiB"}, problem...)...)
+			m := measure(t, nil, append([]string{"streamcqsa", "run", "--json", "-o", out, "--mem-budget", "1MiB", "--threads", "2"}, problem...)...)
 			t.Logf("%.2f s", m.seconds)
 			v := measure(t, nil, append([]string{"streamcqsa", "verify", "--json", "--o", out, "--rows", "2000"}, problem...)...)
 			var verdict verdict

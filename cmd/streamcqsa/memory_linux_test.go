@@ -190,8 +190,9 @@ func TestMemoryStaysWithinBudget(t *testing.T) {
 			for _, x := range []string{"q", "k", "v"} {
 				problem = append(problem, "--"+x, filepath.Join(dir, x+".npy"))
 			}
+			threads := []string{"--threads", "2"} // each takes memory
 			var plan planDoc
-			resident := append([]string{bin, "plan", "--json", "--divide", "cqs", "--chunks", "1", "--mem-budget", "64GiB"}, problem...)
+			resident := append([]string{bin, "plan", "--json", "--divide", "cqs", "--chunks", "1", "--mem-budget", "64GiB"}, append(threads, problem...)...)
 			if err := json.Unmarshal(measure(t, nil, resident...).stdout, &plan); err != nil {
 				t.Fatal(err)
 			}
@@ -200,7 +201,7 @@ func TestMemoryStaysWithinBudget(t *testing.T) {
 			for _, f := range fractions {
 				budget := plan.Total / f
 				out := filepath.Join(dir, "o.npy")
-				args := append([]string{bin, "run", "--json", "-o", out, "--mem-budget", fmt.Sprintf("%dB", budget)}, problem...)
+				args := append([]string{bin, "run", "--json", "-o", out, "--mem-budget", fmt.Sprintf("%dB", budget)}, append(threads, problem...)...)
 				if f == 1 {
 					args = append(args, "--divide", "cqs", "--chunks", "1")
 				}

@@ -4,8 +4,15 @@ package gpu
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"math"
+	"os"
+	"path/filepath"
 	"testing"
+	"testing/iotest"
+
+	"github.com/edsrzf/mmap-go"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 )
@@ -218,10 +225,10 @@ func TestParcels(t *testing.T) {
 				t.Fatalf("%+v: a parcel of %d bytes", c, bytesIn(p))
 			}
 			jobs := 0
+			if err := gather(p, buffer, 0, c.size); err != nil {
+				t.Fatal(err)
+			}
 			for _, x := range p {
-				if err := x.gather(buffer); err != nil {
-					t.Fatal(err)
-				}
 				jobs += x.span.heads
 				if x.rows.N%tile != 0 && x.tile*tile+x.rows.N != c.n {
 					t.Errorf("%+v: %d rows in the middle of a chunk", c, x.rows.N)
@@ -251,34 +258,87 @@ func TestParcels(t *testing.T) {
 	}
 }
 
-// What workers gather, share by share, is the parcel.
-func TestShares(t *testing.T) {
+// What workers gather, part by part, is the parcel, and no byte comes twice.
+func TestGather(t *testing.T) {
 	const tile, size = 16, 5000
 	for _, interleaved := range []bool{false, true} {
-		for _, most := range []int64{1, 50, 256, 1000, size} { // a row has at most 5 heads of 24 bytes
+		for _, step := range []int64{1, 50, 256, 1000, size} { // a row has at most 5 heads of 24 bytes
 			list := spansOf(tensor(5, 77, 12, interleaved), false, tile, size/2)
 			for p := range parcels(list, tile, size, 512) {
-				want, got := make([]byte, bytesIn(p)), make([]byte, bytesIn(p))
-				for _, x := range p {
-					if err := x.gather(want); err != nil {
+				n := bytesIn(p)
+				want, sum := make([]byte, n), make([]byte, n)
+				if err := gather(p, want, 0, n); err != nil {
+					t.Fatal(err)
+				}
+				for lo := int64(0); lo < n; lo += step {
+					part := make([]byte, n)
+					if err := gather(p, part, lo, min(lo+step, n)); err != nil {
 						t.Fatal(err)
 					}
-				}
-				for _, x := range shares(p, most) {
-					if n := int64(x.rows.N * x.rows.RowBytes()); n > most && x.rows.N > 1 {
-						t.Errorf("most %d: a share of %d bytes", most, n)
-					}
-					if err := x.gather(got); err != nil {
-						t.Fatal(err)
+					for i, b := range part {
+						sum[i] += b
 					}
 				}
-				if !bytes.Equal(got, want) {
-					t.Errorf("most %d, interleaved %v: shares differ from the parcel of %d bytes", most, interleaved, len(want))
+				if !bytes.Equal(sum, want) {
+					t.Errorf("step %d, interleaved %v: parts differ from the parcel of %d bytes", step, interleaved, n)
 				}
 			}
 		}
 	}
 }
+
+// Rows in the page cache are copied from the mapping; what isn't there any more is an error.
+func TestCopyRows(t *testing.T) {
+	const n = 100_000
+	data := make([]byte, n)
+	for i := range data {
+		data[i] = byte(i*i>>8 ^ i)
+	}
+	f, err := os.Create(filepath.Join(t.TempDir(), "tensor"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	m, err := mmap.Map(f, mmap.RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Unmap()
+	rows := func(lo, hi int, file io.ReaderAt) attention.Rows {
+		return attention.Rows{Data: m[lo:hi], Stride: 2, N: (hi - lo) / 2, Width: 1, DType: attention.F16, File: file, At: int64(lo), Mapping: m}
+	}
+	unread := iotest.ErrReader(errors.New("was read"))
+	for _, lo := range []int{0, 2, 64, 4094, 8192} {
+		for _, size := range []int{2, 512, 4096, 16382, 16384, 16386, 3*16384 + 514} {
+			r := rows(lo, lo+size, readerAt{unread})
+			if !cached(r) {
+				t.Fatalf("%d bytes at %d: written, and not in the page cache", size, lo)
+			}
+			got := make([]byte, size+1)
+			if err := copyRows(got[:size], r); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got[:size], data[lo:lo+size]) || got[size] != 0 {
+				t.Errorf("%d bytes at %d differ", size, lo)
+			}
+		}
+	}
+	if err := f.Truncate(20_000); err != nil {
+		t.Fatal(err)
+	}
+	cut := rows(10_000, 50_000, f)
+	err = gather([]piece{{span: &span{heads: 1}, rows: cut}}, make([]byte, 40_000), 0, 40_000)
+	if fault := (*attention.Fault)(nil); !errors.Is(err, io.ErrUnexpectedEOF) && !errors.As(err, &fault) {
+		t.Errorf("rows that were cut off: %v", err)
+	}
+}
+
+type readerAt struct{ io.Reader }
+
+func (r readerAt) ReadAt(b []byte, _ int64) (int, error) { return r.Read(b) }
 
 // Copies of rows cover them, and none crosses into another window.
 func TestRuns(t *testing.T) {

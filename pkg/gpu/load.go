@@ -5,6 +5,7 @@ package gpu
 import (
 	"io"
 	"math"
+	"sync/atomic"
 
 	"github.com/streamcqsa/streamcqsa/pkg/attention"
 	"github.com/streamcqsa/streamcqsa/pkg/gpu/internal/driver"
@@ -37,12 +38,15 @@ type parcel struct {
 	state   bool
 	at      int64 // in the state
 	bytes   int64
-	buffer  *buffer    // of the ring, if it goes that way
-	parts   int        // of the buffer, each filled by one worker
-	filled  chan error // one for each part
 	windows [][]*window
 	err     error // why the load can't go on
 	last    bool
+
+	// Of those that go through the ring.
+	buffer      *buffer
+	begun, left atomic.Int32 // parts that workers have begun, and that are not filled
+	fillErr     atomic.Pointer[error]
+	filled      chan struct{} // closed when all are
 }
 
 // copied is what a copy on the way in holds until it is done.
@@ -74,11 +78,7 @@ func (s *session) feedOne(o *load) error {
 			s.viaMap.Store(true)
 		} else {
 			s.viaRing.Store(true)
-			var parts []func([]byte) error
-			for _, x := range shares(list, workerBytes) {
-				parts = append(parts, x.gather)
-			}
-			s.fill(p, parts)
+			s.in.fill(p)
 		}
 		s.parcels <- p
 	}
@@ -104,26 +104,6 @@ func (s *session) hold(p *parcel) bool {
 	return true
 }
 
-// fill takes a buffer of the ring and has workers fill it, part by part: the buffer that
-// is wanted next is done soonest when they share it, and few buffers are enough.
-func (s *session) fill(p *parcel, parts []func([]byte) error) {
-	p.buffer, p.parts, p.filled = s.in.take(), len(parts), make(chan error, len(parts))
-	b := p.buffer.b[:p.bytes]
-	for _, f := range parts {
-		s.work <- func() { p.filled <- f(b) }
-	}
-}
-
-// wait waits until a parcel's buffer is filled, if it has one.
-func (p *parcel) wait() (first error) {
-	for range p.parts {
-		if err := <-p.filled; err != nil && first == nil {
-			first = err
-		}
-	}
-	return first
-}
-
 // feedState reads a saved state. Whatever wrote it must be done.
 func (s *session) feedState(o *load) error {
 	for _, a := range o.after {
@@ -139,12 +119,7 @@ func (s *session) feedState(o *load) error {
 			return err
 		}
 		p := &parcel{load: o, state: true, at: at, bytes: min(s.l.staging, total-at)}
-		var parts []func([]byte) error
-		for lo := int64(0); lo < p.bytes; lo += workerBytes {
-			hi := min(lo+workerBytes, p.bytes)
-			parts = append(parts, func(b []byte) error { return attention.ReadFull(o.state, b[lo:hi], at+lo) })
-		}
-		s.fill(p, parts)
+		s.in.fill(p)
 		s.parcels <- p
 	}
 	return nil

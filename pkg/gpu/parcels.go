@@ -98,22 +98,6 @@ func parcels(spans []span, tileRows int, size int64, jobs int) iter.Seq[[]piece]
 	}
 }
 
-// shares cuts pieces into parts of at most so many bytes, though no less than a row, that
-// several workers can gather in one buffer.
-func shares(list []piece, most int64) (parts []piece) {
-	for _, x := range list {
-		row := int64(x.rows.RowBytes())
-		step := int(max(1, most/row))
-		for lo := 0; lo < x.rows.N; lo += step {
-			part := x
-			part.rows = x.rows.Slice(lo, min(lo+step, x.rows.N))
-			part.at += int64(lo) * row
-			parts = append(parts, part)
-		}
-	}
-	return parts
-}
-
 // bytesOfRows is how much of a file they are.
 func bytesOfRows(list []piece) (n int64) {
 	for _, p := range list {
@@ -128,10 +112,52 @@ func bytesIn(list []piece) int64 {
 	return last.at + int64(last.rows.N)*int64(last.rows.RowBytes())
 }
 
-// gather copies the rows of a piece into a buffer, side by side.
-func (p piece) gather(buffer []byte) error {
-	dst := buffer[p.at:][:p.rows.N*p.rows.RowBytes()]
-	return attention.GuardFaults(func() error { return p.rows.CopyTo(dst) })
+// gather copies those rows of pieces that begin in bytes [lo, hi) of a buffer to where
+// they lie in it.
+func gather(list []piece, buffer []byte, lo, hi int64) error {
+	return attention.GuardFaults(func() error {
+		for _, p := range list {
+			row := p.rows.RowBytes()
+			before := func(end int64) int { // rows of p that begin before it
+				return int(max(0, min((end-p.at+int64(row)-1)/int64(row), int64(p.rows.N))))
+			}
+			from, to := before(lo), before(hi)
+			if from == to {
+				continue
+			}
+			if err := copyRows(buffer[p.at+int64(from*row):p.at+int64(to*row)], p.rows.Slice(from, to)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// copyRows copies rows, side by side. Those in the page cache come from the mapping:
+// reading them copies page after page, and a processor that reads several at once waits
+// less for memory.
+func copyRows(dst []byte, r attention.Rows) error {
+	if r.Contiguous() && r.Mapping != nil && cached(r) {
+		copyPages(dst, r.Data)
+		return nil
+	}
+	return r.CopyTo(dst)
+}
+
+// copyPages copies src, as long as dst, some pages at once and a few cache lines of each
+// in turn.
+func copyPages(dst, src []byte) {
+	const page, most, lines = 4 << 10, 16 << 10, 512
+	for len(dst) >= most {
+		d, s := (*[most]byte)(dst), (*[most]byte)(src)
+		for line := 0; line < page; line += lines {
+			for at := line; at < most; at += page {
+				copy(d[at:at+lines], s[at:at+lines])
+			}
+		}
+		dst, src = dst[most:], src[most:]
+	}
+	copy(dst, src)
 }
 
 // runs cuts n rows, at an offset in a mapping and so many bytes apart, into copies

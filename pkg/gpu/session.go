@@ -16,9 +16,6 @@ const (
 	queueDepth = 256 // operations that may wait in a queue; hazards are ordered by events
 	outBuffers = 8
 	mostPiece  = 4 << 20 // bytes of a buffer on the way out
-
-	workerBytes = 1 << 20 // that a worker puts into a buffer on the way in at once
-	moreBuffers = 4       // on the way in than workers can fill: they wait or are being copied
 )
 
 // session is the device between Reserve and Release.
@@ -49,8 +46,8 @@ type session struct {
 	stage   []staging
 	next    int
 	windows *windows
-	in      *ring // buffers on the way in, and out
-	outward *ring
+	in      inward
+	outward outward
 
 	packJobs, batches, finishes *uploader
 
@@ -155,7 +152,7 @@ func (s *session) reserveHost(take func(int64) uint64) error {
 	l := s.l
 	packs, finishes, batches := l.packBytes(), l.finishBytes(), l.batchBytes
 	piece := min(mostPiece, l.staging, align(l.stateBytes(l.geo.QueryRows, l.geo.QueryHeads())))
-	buffersIn := ringBuffers(l.staging)
+	buffersIn := inwardBuffers(l.staging)
 	bufferIn := l.staging + packs // which travel behind the rows
 	total := int64(buffersIn)*bufferIn + outBuffers*piece + uploadSlots*(packs+finishes+batches) + poolBytes + l.counts
 	var err error
@@ -164,7 +161,13 @@ func (s *session) reserveHost(take func(int64) uint64) error {
 	}
 	rest := s.host
 	cut := func(n int64) []byte { b := rest[:n:n]; rest = rest[n:]; return b }
-	s.in, s.outward = newRing(buffersIn, func() []byte { return cut(bufferIn) }), newRing(outBuffers, func() []byte { return cut(piece) })
+	for range buffersIn {
+		s.in.free = append(s.in.free, &buffer{cut(bufferIn)})
+	}
+	s.outward = outward{free: make(chan *buffer, outBuffers), size: piece}
+	for range outBuffers {
+		s.outward.give(&buffer{cut(piece)})
+	}
 	for _, u := range []struct {
 		to    **uploader
 		bytes int64
@@ -193,7 +196,8 @@ func (s *session) start() {
 	s.loads, s.applies, s.outputs = make(chan *load, queueDepth), make(chan *apply, queueDepth), make(chan *output, queueDepth)
 	s.parcels, s.loaded, s.copied = make(chan *parcel, 64), make(chan *load, queueDepth), make(chan copied, queueDepth)
 	s.applied, s.landing = make(chan *apply, queueDepth), make(chan landed, outBuffers)
-	s.work = make(chan func(), 64)
+	s.work = make(chan func(), queueDepth)
+	s.in.work, s.in.stopped = s.work, s.stopped
 	for range workersOf() {
 		s.workers.Go(func() {
 			for f := range s.work {
@@ -286,36 +290,6 @@ func (s *session) free() (err error) {
 	}
 	return err
 }
-
-// ringBuffers is how many buffers of a size the ring has on the way in. More than it takes
-// to keep the link busy make it slower: less of it is in the processor's cache.
-func ringBuffers(size int64) int {
-	parts := ceilDiv(int(size), workerBytes)
-	return ceilDiv(workersOf(), parts) + moreBuffers
-}
-
-// ring is page-locked buffers, in use or free.
-type ring struct {
-	free chan *buffer
-	size int64 // of a buffer
-}
-
-type buffer struct{ b []byte }
-
-func newRing(n int, take func() []byte) *ring {
-	r := &ring{free: make(chan *buffer, n)}
-	for range n {
-		b := take()
-		r.size = int64(len(b))
-		r.free <- &buffer{b: b}
-	}
-	return r
-}
-
-// take returns a free buffer; it waits for one.
-func (r *ring) take() *buffer { return <-r.free }
-
-func (r *ring) give(b *buffer) { r.free <- b }
 
 // uploader sends what launches are told, from page-locked memory that stays as it is
 // until the launch is done. It belongs to one thread.

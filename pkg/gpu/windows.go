@@ -3,7 +3,6 @@
 package gpu
 
 import (
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -255,12 +254,4 @@ func unlock(ctx *driver.Context, mem []byte) error {
 	}
 	delete(locks.holders, at)
 	return ctx.UnregisterHost(mem)
-}
-
-// resident reports whether nearly all of a mapping is in the page cache. Locking it
-// would else read it page by page.
-func resident(b []byte) bool {
-	page := os.Getpagesize()
-	in, err := inCore(b, page)
-	return err != nil || in >= len(b)/page*15/16
 }
