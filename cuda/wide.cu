@@ -106,6 +106,32 @@ __device__ __forceinline__ void applyKeys(const Shared& sm, Sums& z, const doubl
     }
 }
 
+// makeRoom raises the reference of a row where its sums would come close to the largest
+// float: those of V near it have room for some thousand keys only. x are the sums relative
+// to r.f1; their factor is returned.
+template <bool Two>
+__device__ __forceinline__ double makeRoom(const Pool* pool, uint8_t* head, const Sums& z, double unit, int row, bool was, Rebase& r) {
+    constexpr double kFull = 0x1p120, kMore = 64;
+    const int t = threadIdx.x & 3;
+    const State<Two> to(head, pool, 0);
+    double most = 0;
+#pragma unroll
+    for (int n = 0; n < kMostColumns / 8; n++) {
+        const int column = 8 * n + 2 * t;
+        if (column >= pool->dv) continue;
+        for (int i = 0; i < 2; i++) {
+            const double sum = fabs(z.acc[n][i] * unit) * r.f1 + (was ? fabsf(to.acc[(int64_t)row * to.dv + column + i]) * (double)r.f0 : 0);
+            if (isfinite(sum)) most = fmax(most, sum);
+        }
+    }
+    most = fmax(most, __shfl_xor_sync(~0u, most, 1));
+    most = fmax(most, __shfl_xor_sync(~0u, most, 2));
+    if (most < kFull) return 1;
+    const double raised = r.m + kMore, f = exp2(r.m - raised);  // of an m beyond 2^53, by more or not at all
+    r.m = raised, r.f0 *= (float)f;
+    return f;
+}
+
 // add adds a warp's sums to the state of its rows, for all blocks of columns.
 template <bool Two>
 __device__ __forceinline__ void add(const Pool* pool, uint8_t* head, const Sums& z, int row) {
@@ -119,15 +145,17 @@ __device__ __forceinline__ void add(const Pool* pool, uint8_t* head, const Sums&
     // a NaN among their values.
     constexpr double kLowest = -1.7976931348623157e308;
     const double m = z.m != -INFINITY ? z.m : isnan(l) ? 0 : z.seen > 0 ? kLowest : kNoKey;
+    const double old = State<Two>(head, pool, 0).m[row];  // as in all blocks
+    const bool was = old != kNoKey;
+    Rebase r(old, m);
+    const double f = makeRoom<Two>(pool, head, z, unit, row, was, r);
+    l *= f;
     for (int block = 0; block < pool->valueBlocks; block++) {
         const State<Two> to(head, pool, block);
-        const double old = to.m[row];
-        const Rebase r(old, m);
-        const bool was = old != kNoKey;
 #pragma unroll
         for (int n = 0; n < kMostColumns / 8; n++) {
             if (8 * n / pool->columns != block || 8 * n >= pool->dv) continue;
-            const double x = z.acc[n][0] * unit, y = z.acc[n][1] * unit;
+            const double x = z.acc[n][0] * unit * f, y = z.acc[n][1] * unit * f;
             const float2 hi[1] = {{(float)x, (float)y}}, low[1] = {{(float)(x - hi[0].x), (float)(y - hi[0].y)}};
             to.addColumns(row, 8 * n + 2 * t, hi, r.f1, r, was);
             if (Two && isfinite(hi[0].x) && isfinite(hi[0].y)) to.addColumns(row, 8 * n + 2 * t, low, r.f1, Rebase(0, 0), true);

@@ -58,6 +58,7 @@ func Run(t *testing.T, subject Subject) {
 		{"ManyHeads", s.manyHeads},
 		{"SpecialValues", s.specialValues},
 		{"FarApart", s.farApart},
+		{"LargestValues", s.largestValues},
 		{"NaNDoesNotCrossTheCausalEdge", s.nanDoesNotCrossTheCausalEdge},
 		{"ScoresAllMinusInfinity", s.scoresAllMinusInfinity},
 		{"InfinityTimesVanishingWeight", s.infinityTimesVanishingWeight},

@@ -129,6 +129,31 @@ func (s suite) farApart(t *testing.T) {
 	}
 }
 
+// Means of elements near the largest that there are do not overflow, however many keys they
+// are of, alone or among ordinary ones.
+func (s suite) largestValues(t *testing.T) {
+	rng := rand.New(rand.NewPCG(51, 52))
+	for n := range 8 {
+		p := Problem(20, 16)
+		p.Nk, p.Dv = 20_000, []int{24, 160}[n%2]
+		largest := math.MaxFloat32
+		if n/2%2 == 1 {
+			p.DType, largest = attention.BF16, 0x1.fep127
+		}
+		x := Random(p, rng)
+		among := n/4 == 1
+		x.V = Fill(p, 1, p.Nk, p.Dv, func(_, _, i, _ int) float64 {
+			if among && i/500%3 == 1 {
+				return rng.NormFloat64()
+			}
+			return largest * (1 - rng.Float64()/4)
+		})
+		for _, w := range []Way{{}, {KeyChunk: 4500}, {KeyChunk: 4500, Batch: 2, Save: true}} {
+			s.Check(t, fmt.Sprintf("%+v, %+v, among ordinary ones %v", p, w, among), Compare(t, x, s.Compute(t, x, w), 1), p.OutDType)
+		}
+	}
+}
+
 // Each key of a causal problem in turn is NaN: rows before it must not notice,
 // in the same block of rows, the same tile of keys, or the next chunk.
 func (s suite) nanDoesNotCrossTheCausalEdge(t *testing.T) {
