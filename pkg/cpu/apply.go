@@ -200,9 +200,15 @@ const (
 
 func (d *Device) path(norm float32, kv keys, k0, k1 int) path {
 	if d.lane == nil {
-		return plain
+		return plain // and nothing is measured
 	}
 	k, v := kv.bounds(k0, k1)
+	return d.pathOf(norm, k, v)
+}
+
+// pathOf is the path of rows whose |q|^2 is at most norm, and keys whose |k|^2 and |v| are
+// at most k and v.
+func (d *Device) pathOf(norm, k, v float32) path {
 	if !(v <= largestPeak) || v < smallestPeak && v > 0 {
 		return plain
 	}

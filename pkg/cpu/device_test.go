@@ -203,7 +203,7 @@ func testRowsFarApart(t *testing.T) {
 	p.Nq = fewRows
 	d = reserve(t, 1, devicetest.Way{}.Geometry(p))
 	must(t, d.LoadKV(0, k, v).Wait())
-	if kv, err := d.scratch[0].few.window.look(d, &d.kv[0], 0, 0, 6, false); err != nil || !bytes.Equal(kv.k, x.K) || !bytes.Equal(kv.v, x.V) {
+	if kv, err := d.scratch[0].few.window.look(d.geo, &d.kv[0], 0, 0, 6, false); err != nil || !bytes.Equal(kv.k, x.K) || !bytes.Equal(kv.v, x.V) {
 		t.Errorf("for few queries %x and %x, %v; want %x and %x", kv.k, kv.v, err, x.K, x.V)
 	}
 }

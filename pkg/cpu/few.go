@@ -25,6 +25,8 @@ const (
 
 	// So few rows that vectors are better along features and keys than along rows.
 	leastRows = 4
+
+	blockWords = 2 // of each row in a vector, and keys to a vector of scores, where there are more
 )
 
 func fewQueries(g attention.Geometry) bool { return g.Group*g.QueryRows <= fewRows }
@@ -71,6 +73,8 @@ type fewScratch struct {
 type fewWindow struct {
 	k, v       []byte
 	norm, peak [fewKeys / keyTile]float32
+
+	keysMeasured, valuesMeasured bool
 }
 
 func partBytes(g attention.Geometry) int {
@@ -105,24 +109,36 @@ func fewKeysOf(g attention.Geometry) int {
 	return fewKeys
 }
 
-// look finds the rows of keys [k0,k1) of a head, and measures each tile of them. The part
-// that they belong to has more, or not.
-func (f *fewWindow) look(d *Device, s *kvSlot, head, k0, k1 int, more bool) (kv keys, err error) {
-	g := d.geo
+// look finds the rows of keys [k0,k1) of a head. The part that they belong to has more, or not.
+func (f *fewWindow) look(g attention.Geometry, s *kvSlot, head, k0, k1 int, more bool) (kv keys, err error) {
+	f.keysMeasured, f.valuesMeasured = false, false
 	kv = keys{first: k0, n: k1, norm: f.norm[:], peak: f.peak[:]}
 	if kv.k, kv.kAhead, err = sideBySide(s.kRows[head].Slice(k0, k1), f.k, more); err != nil {
 		return kv, err
 	}
-	if kv.v, kv.vAhead, err = sideBySide(s.vRows[head].Slice(k0, k1), f.v, more); err != nil {
-		return kv, err
+	kv.v, kv.vAhead, err = sideBySide(s.vRows[head].Slice(k0, k1), f.v, more)
+	return kv, err
+}
+
+// measureKeys measures K of each tile of a window, once, and returns the largest |k|^2.
+func (f *fewWindow) measureKeys(d *Device, kv keys) (largest float32) {
+	for i, j := 0, kv.first; d.row != nil && j < kv.n; i, j = i+1, j+keyTile {
+		if !f.keysMeasured {
+			f.norm[i] = d.norm(kv.kFrom(j, d.geo.D*d.geo.DType.Size()), min(keyTile, kv.n-j), d.geo.D)
+		}
+		largest = max(largest, f.norm[i])
 	}
-	for i := 0; d.row != nil && k0+i*keyTile < k1; i++ {
-		j := k0 + i*keyTile
-		n := min(keyTile, k1-j)
-		f.norm[i] = d.norm(kv.kFrom(j, g.D*g.DType.Size()), n, g.D)
-		f.peak[i] = d.peak(kv.vFrom(j, g.Dv*g.DType.Size()), n, g.Dv)
+	f.keysMeasured = true
+	return largest
+}
+
+// measure measures K and V.
+func (f *fewWindow) measure(d *Device, kv keys) {
+	f.measureKeys(d, kv)
+	for i, j := 0, kv.first; d.row != nil && j < kv.n && !f.valuesMeasured; i, j = i+1, j+keyTile {
+		f.peak[i] = d.peak(kv.vFrom(j, d.geo.Dv*d.geo.DType.Size()), min(keyTile, kv.n-j), d.geo.Dv)
 	}
-	return kv, nil
+	f.valuesMeasured = true
 }
 
 // sideBySide is the bytes of rows: where they are, or else copied to room. If there are
@@ -197,11 +213,11 @@ func (d *Device) applyPart(sc *scratch, s *querySlot, ref attention.KVRef, head,
 	others := false
 	for ; k0 < k1 && !d.interrupted.Load(); k0 += way.keys {
 		end := min(k0+way.keys, k1)
-		kv, err := sc.few.window.look(d, slot, head, k0, end, end < k1)
+		kv, err := sc.few.window.look(g, slot, head, k0, end, end < k1 && !way.foreseen)
 		if err != nil {
 			return err
 		}
-		if way.kind != tiles && d.path(t.norm, kv, k0, end) == narrow && !t.steep && d.applyFew(sc, t, p, &way, kv, k0, end) {
+		if d.applyFew(sc, t, p, &way, kv, k0, end) {
 			continue
 		}
 		if !others {
@@ -235,36 +251,34 @@ const (
 type fewWay struct {
 	kind  fewKind
 	keys  int  // between two updates of the state
-	rows  int  // of a block: 4, 8 or 16
-	words int  // of each row in a vector, and keys to a vector of scores
+	rows  int  // of a block: 8 or 16
 	pairs bool // words are pairs of bfloat16, not float32
+
+	foreseen bool // what memory holds next need not be asked for
 
 	lanes    int // of the vectors for words keys
 	row, key [tileLanes]uint8
 }
 
-// fewWay chooses blocks where there are kernels for them, and they divide a row of K.
-// For float16, which has to be widened, features are better as long as rows are few.
+// fewWay chooses vectors along features for rows so few, and blocks for more where there
+// are kernels for them, and they divide a row of K.
 func (d *Device) fewWay(rows int) (w fewWay) {
 	g := d.geo
 	w.keys = fewKeysOf(g)
-	if d.lane == nil {
-		return w
-	}
-	w.rows, w.words = 4, 4
-	for ; w.rows < rows; w.rows *= 2 {
-		w.words = 2
-	}
-	w.pairs = g.DType == attention.BF16 && d.lane.fewScoresBF16 != nil && g.D%(2*w.words) == 0
 	switch {
-	case rows > 1 && d.lane.fewScores != nil && g.D%w.words == 0 && (g.DType != attention.F16 || rows > leastRows):
-		w.kind = blocks
+	case d.lane == nil:
+	case rows <= leastRows:
+		w.kind, w.foreseen = features, rows <= d.row.foreseen
+	case d.lane.fewScores != nil && g.D%blockWords == 0:
+		w.kind, w.rows = blocks, 8
+		if rows > w.rows {
+			w.rows = 16
+		}
+		w.pairs = g.DType == attention.BF16 && d.lane.fewScoresBF16 != nil && g.D%(2*blockWords) == 0
 		w.lay()
 		if g.DType == attention.BF16 && !w.pairs {
 			w.keys = keyTile // as many as there is room for in float32
 		}
-	case alongFeatures(g, rows):
-		w.kind = features
 	}
 	return w
 }
@@ -272,20 +286,10 @@ func (d *Device) fewWay(rows int) (w fewWay) {
 // lay says which row and which key the lanes hold: the order in which sums over
 // neighbouring lanes leave them.
 func (w *fewWay) lay() {
-	w.lanes = w.rows * w.words
+	w.lanes = w.rows * blockWords
 	for lane := range w.lanes {
-		row, key := lane/4, lane%4
-		if w.words == 2 {
-			row, key = lane/4*2+lane%2, lane/2%2
-		}
-		w.row[lane], w.key[lane] = uint8(row), uint8(key)
+		w.row[lane], w.key[lane] = uint8(lane/4*2+lane%2), uint8(lane/2%2)
 	}
-}
-
-// alongFeatures says whether vectors along features are better than rows in lanes:
-// with three rows and four they are not if rows of K are long.
-func alongFeatures(g attention.Geometry, rows int) bool {
-	return rows <= 2 || rows <= leastRows && g.D*g.DType.Size() <= 256
 }
 
 // pack puts the rows of a tile in the order that the kernels want: one after the
@@ -310,24 +314,38 @@ func words(q []float32) []uint32 { return unsafe.Slice((*uint32)(unsafe.Pointer(
 
 // packBlocks packs a panel of 16 lanes.
 func packBlocks[T float32 | uint32](to, from []T, w *fewWay) {
-	for x := 0; x*laneStep < len(from); x += w.words {
-		for i := range w.words {
+	for x := 0; x*laneStep < len(from); x += blockWords {
+		for i := range blockWords {
 			block := to[x*w.rows+i:]
 			for row, word := range from[(x+i)*laneStep:][:w.rows] {
-				block[row*w.words] = word
+				block[row*blockWords] = word
 			}
 		}
 	}
 }
 
-// applyFew applies keys to a partial state. It reports false, and has done nothing,
-// if the scores are too large.
+// applyFew applies a window of keys to a partial state. It reports false, and has done
+// nothing but measure the keys, if that takes other kernels.
+//
+// Measuring V, and K where there are other ways, would take as long as half of the rest:
+// what comes of the products tells nearly always that float32 does.
 func (d *Device) applyFew(sc *scratch, t *tile, p partial, w *fewWay, kv keys, k0, k1 int) bool {
 	sc.next(k0, w.keys)
-	if w.kind == features {
-		d.applyFeatures(sc, t, p, kv, k0, k1-k0)
-	} else if !d.applyBlocks(sc, t, p, w, kv, k0, k1-k0) {
-		t.steep = true // for the rest of the chunk
+	var m, l [fewRows]float64
+	copy(m[:], p.m)
+	copy(l[:], p.l)
+	done := false
+	switch {
+	case t.steep:
+	case w.kind == features:
+		done = d.applyFeatures(sc, t, p, kv, k0, k1-k0)
+	case w.kind == blocks:
+		done = d.applyBlocks(sc, t, p, w, kv, k0, k1-k0)
+	}
+	if !done || !d.sumsDo(sc, t, p, kv, k0, k1) {
+		copy(p.m, m[:])
+		copy(p.l, l[:])
+		sc.few.window.measure(d, kv)
 		return false
 	}
 	sc.ran[few]++
@@ -337,11 +355,27 @@ func (d *Device) applyFew(sc *scratch, t *tile, p partial, w *fewWay, kv keys, k
 	return true
 }
 
+// sumsDo says whether float32 will do for V, given the products. A sum is not finite if an
+// element is not, or if it has overflowed; and where all elements are too small no sum is
+// larger than this.
+func (d *Device) sumsDo(sc *scratch, t *tile, p partial, kv keys, k0, k1 int) bool {
+	sum := d.row.peakF32(&sc.few.o[0], 4*p.dv, t.rows, p.dv)
+	if sum <= math.MaxFloat32 && sum >= smallestPeak*fewKeys {
+		return true
+	}
+	sc.few.window.measure(d, kv)
+	return d.path(t.norm, kv, k0, k1) == narrow
+}
+
 // applyFeatures leaves the products with V in o, and the factors for what the state
-// has so far in alpha.
-func (d *Device) applyFeatures(sc *scratch, t *tile, p partial, kv keys, k0, n int) {
+// has so far in alpha. It reports false, and has done nothing, if float32 does not do for
+// the scores.
+func (d *Device) applyFeatures(sc *scratch, t *tile, p partial, kv keys, k0, n int) bool {
 	reset(sc.top32[:t.rows])
-	d.dots(&sc.s[0], &sc.top32[0], &sc.few.q[0], t.rows, kv, k0, n)
+	norm := d.dots(&sc.s[0], &sc.top32[0], &sc.few.q[0], t.rows, kv, k0, n)
+	if d.pathOf(t.norm, norm, 1) != narrow && d.pathOf(t.norm, sc.few.window.measureKeys(d, kv), 1) != narrow {
+		return false
+	}
 	for i := range t.rows {
 		s := sc.s[i*fewKeys:][:n]
 		if see := int(t.see[i]) - k0; see < n {
@@ -352,15 +386,20 @@ func (d *Device) applyFeatures(sc *scratch, t *tile, p partial, kv keys, k0, n i
 		p.l[i] = p.l[i]*alpha + float64(d.row.weights(&s[0], n, float32(base), d.exp.hi, d.exp.lo))
 	}
 	d.combine(&sc.few.o[0], &sc.s[0], t.rows, kv, k0, n)
+	return true
 }
 
 // applyBlocks does the same with vectors of rows and keys.
 func (d *Device) applyBlocks(sc *scratch, t *tile, p partial, w *fewWay, kv keys, k0, n int) bool {
 	g, s, o := d.geo, &sc.s[0], &sc.few.o[0]
-	vectors := ceilDiv(n, w.words)
+	if d.pathOf(t.norm, sc.few.window.measureKeys(d, kv), 1) != narrow {
+		return false
+	}
+	vectors := ceilDiv(n, blockWords)
 	greatest := d.blockScores(sc, t, w, kv, k0, n, vectors)
 	for _, x := range greatest[:t.rows] {
 		if x > d.exp.top || x < -d.exp.top && x > float32(math.Inf(-1)) {
+			t.steep = true // for the rest of the chunk
 			return false
 		}
 	}
@@ -407,7 +446,7 @@ func (d *Device) blockScores(sc *scratch, t *tile, w *fewWay, kv keys, k0, n, ve
 	default: // bfloat16, widened: what is wanted next is not beside it
 		d.lane.fewScores(s, &top[0], &sc.few.q[0], g.D, w.rows, sc.keys32(g, kv, k0, d.row), g.D*4, n, 0)
 	}
-	if vectors*w.words > n || t.least < k0+n {
+	if vectors*blockWords > n || t.least < k0+n {
 		d.hide(sc, t, w, k0, n, vectors)
 	}
 	reset(greatest[:])
@@ -426,7 +465,7 @@ func (d *Device) hide(sc *scratch, t *tile, w *fewWay, k0, n, vectors int) {
 		if row < t.rows {
 			see = min(max(int(t.see[row])-k0, 0), n)
 		}
-		sc.see[lane] = int32(ceilDiv(max(see-int(w.key[lane]), 0), w.words))
+		sc.see[lane] = int32(ceilDiv(max(see-int(w.key[lane]), 0), blockWords))
 	}
 	reset(sc.top32[:w.lanes])
 	d.lane.mask(&sc.s[0], &sc.top32[0], w.lanes, vectors, &sc.see[0])
@@ -446,17 +485,17 @@ func blind(s []float32, see int) float32 {
 	return top
 }
 
-func (d *Device) dots(s, top, q *float32, rows int, kv keys, k0, n int) {
+func (d *Device) dots(s, top, q *float32, rows int, kv keys, k0, n int) (norm float32) {
 	g := d.geo
 	stride := g.D * g.DType.Size()
 	k := kv.kFrom(k0, stride)
 	switch g.DType {
 	case attention.F16:
-		d.row.dotsF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n, kv.kAhead)
+		return d.row.dotsF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n, kv.kAhead)
 	case attention.BF16:
-		d.row.dotsBF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n, kv.kAhead)
+		return d.row.dotsBF16(s, fewKeys, top, q, g.D, rows, at[uint16](k), stride, n, kv.kAhead)
 	default:
-		d.row.dotsF32(s, fewKeys, top, q, g.D, rows, at[float32](k), stride, n, kv.kAhead)
+		return d.row.dotsF32(s, fewKeys, top, q, g.D, rows, at[float32](k), stride, n, kv.kAhead)
 	}
 }
 

@@ -72,13 +72,12 @@ type laneKernels struct {
 	// count as 0.
 	valuesPairs func(acc, alpha *float64, lanes int, p *uint32, pairs int, v *uint32, dv int)
 
-	// Few rows: 4, 8 or 16. For every n keys there are vectors of the rows' n scores or
-	// weights, in the order that fewWay.lay tells, n = 4 of 4 rows and 2 of more; what
-	// lies there for keys after the last may be anything. They are nil where there is
-	// nothing better than 16 lanes.
+	// Few rows: 8 or 16. For every two keys there are vectors of the rows' scores or
+	// weights, in the order that fewWay.lay tells; what lies there for a key after the last
+	// may be anything. They are nil where there is nothing better than 16 lanes.
 	//
-	// fewScores is scores of a panel q[x/n][i][n], where x counts words: features, or
-	// pairs of them for fewScoresBF16; n divides the number of words. top is of lanes.
+	// fewScores is scores of a panel q[x/2][i][2], where x counts words: features, or
+	// pairs of them for fewScoresBF16; the number of words is even. top is of lanes.
 	fewScores     func(s, top *float32, q *float32, d, rows int, k *float32, stride, keys, ahead int)
 	fewScoresBF16 func(s, top *float32, q *uint32, d, rows int, k *uint16, stride, keys, ahead int)
 	fewScoresF16  func(s, top *float32, q *float32, d, rows int, k *uint16, stride, keys, ahead int)

@@ -24,10 +24,7 @@ func eachFewTier(t *testing.T, f func(t *testing.T, k laneKernels, e rowFormat))
 }
 
 func fewLay(rows int) (w fewWay) {
-	w.rows, w.words = rows, 2
-	if rows == 4 {
-		w.words = 4
-	}
+	w.rows = rows
 	w.lay()
 	return w
 }
@@ -35,8 +32,8 @@ func fewLay(rows int) (w fewWay) {
 // lanesOfKey calls f with the row of every lane of a key and its place in the scores.
 func (w *fewWay) lanesOfKey(key int, f func(row, at int)) {
 	for lane := range w.lanes {
-		if int(w.key[lane]) == key%w.words {
-			f(int(w.row[lane]), key/w.words*w.lanes+lane)
+		if int(w.key[lane]) == key%blockWords {
+			f(int(w.row[lane]), key/blockWords*w.lanes+lane)
 		}
 	}
 }
@@ -56,7 +53,7 @@ func TestFewScores(t *testing.T) {
 	eachFewTier(t, func(t *testing.T, k laneKernels, e rowFormat) {
 		r := rand.New(rand.NewPCG(31, 32))
 		fs, fq, fk := newFence(t, 1<<14), newFence(t, 1<<15), newFence(t, 1<<17)
-		for _, rows := range []int{4, 8, 16} {
+		for _, rows := range []int{8, 16} {
 			w := fewLay(rows)
 			word := 1 // elements
 			if e.name == "bf16" {
@@ -73,7 +70,7 @@ func TestFewScores(t *testing.T) {
 					for i, v := range values {
 						row, x := i/d, i%d/word
 						bits := math.Float32bits(v)
-						if at := &q[x/w.words*w.lanes+row*w.words+x%w.words]; word == 1 {
+						if at := &q[x/blockWords*w.lanes+row*blockWords+x%blockWords]; word == 1 {
 							*at = bits
 						} else if i%2 == 0 {
 							*at = bits >> 16
@@ -82,14 +79,14 @@ func TestFewScores(t *testing.T) {
 						}
 					}
 					m := newMatrix(r, fk, e, keys, d, gap, end)
-					s := fenced[float32](fs, ceilDiv(keys, w.words)*w.lanes, end)
+					s := fenced[float32](fs, ceilDiv(keys, blockWords)*w.lanes, end)
 					top := make([]float32, w.lanes)
 					for i := range top {
 						top[i] = float32(r.IntN(9) - 4)
 					}
 					want := append([]float32(nil), top...)
 					fewScoresOf(k, e, s, top, q, d, rows, m, keys)
-					for j := range ceilDiv(keys, w.words) * w.words {
+					for j := range ceilDiv(keys, blockWords) * blockWords {
 						w.lanesOfKey(j, func(row, at int) {
 							want[at%w.lanes] = max(want[at%w.lanes], s[at])
 							var sum, size float64
@@ -125,12 +122,12 @@ func TestFewScoresNaN(t *testing.T) {
 		for i := range q {
 			q[i] = 0x3f803f80 // two ones, or one and a bit
 		}
-		for _, rows := range []int{4, 8, 16} {
+		for _, rows := range []int{8, 16} {
 			w := fewLay(rows)
 			for bad := range keys {
 				m := newMatrix(r, fk, e, keys, d, 0, true)
 				e.set(m.at(bad, r.IntN(d)), math.NaN())
-				s, top := make([]float32, ceilDiv(keys, w.words)*w.lanes), make([]float32, w.lanes)
+				s, top := make([]float32, ceilDiv(keys, blockWords)*w.lanes), make([]float32, w.lanes)
 				fewScoresOf(k, e, s, top, q, d, rows, m, keys)
 				for j := range keys {
 					w.lanesOfKey(j, func(row, at int) {
@@ -149,12 +146,12 @@ func TestFewValues(t *testing.T) {
 	eachFewTier(t, func(t *testing.T, k laneKernels, e rowFormat) {
 		r := rand.New(rand.NewPCG(35, 36))
 		fo, fp, fv := newFence(t, 1<<15), newFence(t, 1<<14), newFence(t, 1<<18)
-		for _, rows := range []int{4, 8, 16} {
+		for _, rows := range []int{8, 16} {
 			w := fewLay(rows)
 			for _, dv := range []int{1, 5, 15, 16, 17, 31, 32, 33, 64, 79, 80, 128, 200} {
 				for _, keys := range []int{1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 66, 67, 131} {
 					end, gap := r.IntN(2) == 0, r.IntN(2)*r.IntN(9)
-					p := fenced[float32](fp, ceilDiv(keys, w.words)*w.lanes, end)
+					p := fenced[float32](fp, ceilDiv(keys, blockWords)*w.lanes, end)
 					nan := float32(math.NaN())
 					for i := range p {
 						p[i] = nan // of keys after the last

@@ -149,31 +149,31 @@ func valuesAVX2(acc *float64, alpha *float64, lanes int, p *float32, keys int, v
 // fmaPeak256 runs n >= 1 iterations of 12 independent FMAs on registers.
 func fmaPeak256(n int)
 
-// fewScoresAVX512: the scores of few rows, lanes of them: 4, 8 or 16. For every n keys s has
-// vectors of the rows' n scores, n = 4 of 4 rows and 2 of more; the last key takes the
-// place of those after it. q[x/n][i][n] holds the words x of row i: floats, or
+// fewScoresAVX512: the scores of few rows, lanes of them: 8 or 16. For every two keys s has
+// vectors of the rows' two scores; the last key takes the
+// place of one after it. q[x/2][i][2] holds the words x of row i: floats, or
 // pairs of bfloat16. top, of the same lanes, is raised to the greatest of the scores; a
-// NaN does not raise it. stride is in bytes; n divides the words of a row. Memory is
+// NaN does not raise it. stride is in bytes; a row has an even number of words. Memory is
 // fetched ahead bytes after what is in work.
 //
 //go:noescape
 func fewScoresAVX512(s *float32, top *float32, q *float32, d int, lanes int, k *float32, stride int, keys int, ahead int)
 
-// fewScoresBF16AVX512: the scores of few rows, lanes of them: 4, 8 or 16. For every n keys s has
-// vectors of the rows' n scores, n = 4 of 4 rows and 2 of more; the last key takes the
-// place of those after it. q[x/n][i][n] holds the words x of row i: floats, or
+// fewScoresBF16AVX512: the scores of few rows, lanes of them: 8 or 16. For every two keys s has
+// vectors of the rows' two scores; the last key takes the
+// place of one after it. q[x/2][i][2] holds the words x of row i: floats, or
 // pairs of bfloat16. top, of the same lanes, is raised to the greatest of the scores; a
-// NaN does not raise it. stride is in bytes; n divides the words of a row. Memory is
+// NaN does not raise it. stride is in bytes; a row has an even number of words. Memory is
 // fetched ahead bytes after what is in work.
 //
 //go:noescape
 func fewScoresBF16AVX512(s *float32, top *float32, q *uint32, d int, lanes int, k *uint16, stride int, keys int, ahead int)
 
-// fewScoresF16AVX512: the scores of few rows, lanes of them: 4, 8 or 16. For every n keys s has
-// vectors of the rows' n scores, n = 4 of 4 rows and 2 of more; the last key takes the
-// place of those after it. q[x/n][i][n] holds the words x of row i: floats, or
+// fewScoresF16AVX512: the scores of few rows, lanes of them: 8 or 16. For every two keys s has
+// vectors of the rows' two scores; the last key takes the
+// place of one after it. q[x/2][i][2] holds the words x of row i: floats, or
 // pairs of bfloat16. top, of the same lanes, is raised to the greatest of the scores; a
-// NaN does not raise it. stride is in bytes; n divides the words of a row. Memory is
+// NaN does not raise it. stride is in bytes; a row has an even number of words. Memory is
 // fetched ahead bytes after what is in work.
 //
 //go:noescape

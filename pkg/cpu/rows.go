@@ -8,11 +8,15 @@ package cpu
 // call.
 type rowKernels struct {
 	name string
+	// Up to so many query rows leave the processor the time to foresee by itself what
+	// memory they want next, and faster than by being told.
+	foreseen int
 
 	// s[i*ldS+j] = the dot product of q[i] and k[j]; top[i] is raised to the
-	// greatest of its scores, and a NaN does not raise it.
-	dotsF32           func(s *float32, ldS int, top, q *float32, d, r int, k *float32, stride, keys, ahead int)
-	dotsBF16, dotsF16 func(s *float32, ldS int, top, q *float32, d, r int, k *uint16, stride, keys, ahead int)
+	// greatest of its scores, and a NaN does not raise it. A bound on the sums of squares
+	// of keys is returned; +Inf if an element is not finite.
+	dotsF32           func(s *float32, ldS int, top, q *float32, d, r int, k *float32, stride, keys, ahead int) float32
+	dotsBF16, dotsF16 func(s *float32, ldS int, top, q *float32, d, r int, k *uint16, stride, keys, ahead int) float32
 	// s[j] becomes 2^(s[j]*hi + s[j]*lo - base), 0 for -Inf; the sum is returned.
 	weights func(s *float32, n int, base, hi, lo float32) float32
 	// o[i*dv+x] = the sum over j, ascending, of p[i*ldP+j]*v[j][x].

@@ -9,8 +9,9 @@ func rowTiers() (tiers []rowKernels) {
 	x := &cpu.X86
 	if x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL && x.HasBMI2 {
 		tiers = append(tiers, rowKernels{
-			name:    "avx512",
-			dotsF32: dotsF32AVX512, dotsBF16: dotsBF16AVX512, dotsF16: dotsF16AVX512,
+			name:     "avx512",
+			foreseen: 2,
+			dotsF32:  dotsF32AVX512, dotsBF16: dotsBF16AVX512, dotsF16: dotsF16AVX512,
 			weights: weightsAVX512, accumulate: accumulateAVX512,
 			combineF32: combineF32AVX512, combineBF16: combineBF16AVX512, combineF16: combineF16AVX512,
 			normF32: normF32AVX512, normBF16: normBF16AVX512, normF16: normF16AVX512,

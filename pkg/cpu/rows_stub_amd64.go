@@ -4,9 +4,10 @@ package cpu
 
 // dotsF32AVX512: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
-// fetched ahead bytes after what is in work.
-func dotsF32AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int, ahead int)
+// does not raise it. The order of a sum depends on d alone. Returned is a bound on the sum of
+// squares of a key, that of the greatest of neighbours, place by place: +Inf if any element is
+// NaN or infinite. stride is in bytes. Memory is fetched ahead bytes after what is in work.
+func dotsF32AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int, ahead int) float32
 
 // combineF32AVX512: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
 // 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is
@@ -23,9 +24,10 @@ func peakF32AVX512(p *float32, stride int, rows int, d int) float32
 
 // dotsBF16AVX512: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
-// fetched ahead bytes after what is in work.
-func dotsBF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int)
+// does not raise it. The order of a sum depends on d alone. Returned is a bound on the sum of
+// squares of a key, that of the greatest of neighbours, place by place: +Inf if any element is
+// NaN or infinite. stride is in bytes. Memory is fetched ahead bytes after what is in work.
+func dotsBF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int) float32
 
 // combineBF16AVX512: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
 // 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is
@@ -45,9 +47,10 @@ func widenBF16AVX512(dst *float32, src *uint16, n int)
 
 // dotsF16AVX512: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
-// fetched ahead bytes after what is in work.
-func dotsF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int)
+// does not raise it. The order of a sum depends on d alone. Returned is a bound on the sum of
+// squares of a key, that of the greatest of neighbours, place by place: +Inf if any element is
+// NaN or infinite. stride is in bytes. Memory is fetched ahead bytes after what is in work.
+func dotsF16AVX512(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int) float32
 
 // combineF16AVX512: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
 // 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is
@@ -77,9 +80,10 @@ func readPeakAVX512(p *byte, n int)
 
 // dotsF32AVX2: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
-// fetched ahead bytes after what is in work.
-func dotsF32AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int, ahead int)
+// does not raise it. The order of a sum depends on d alone. Returned is a bound on the sum of
+// squares of a key, that of the greatest of neighbours, place by place: +Inf if any element is
+// NaN or infinite. stride is in bytes. Memory is fetched ahead bytes after what is in work.
+func dotsF32AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *float32, stride int, keys int, ahead int) float32
 
 // combineF32AVX2: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
 // 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is
@@ -96,9 +100,10 @@ func peakF32AVX2(p *float32, stride int, rows int, d int) float32
 
 // dotsBF16AVX2: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
-// fetched ahead bytes after what is in work.
-func dotsBF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int)
+// does not raise it. The order of a sum depends on d alone. Returned is a bound on the sum of
+// squares of a key, that of the greatest of neighbours, place by place: +Inf if any element is
+// NaN or infinite. stride is in bytes. Memory is fetched ahead bytes after what is in work.
+func dotsBF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int) float32
 
 // combineBF16AVX2: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
 // 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is
@@ -118,9 +123,10 @@ func widenBF16AVX2(dst *float32, src *uint16, n int)
 
 // dotsF16AVX2: s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys
 // and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN
-// does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is
-// fetched ahead bytes after what is in work.
-func dotsF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int)
+// does not raise it. The order of a sum depends on d alone. Returned is a bound on the sum of
+// squares of a key, that of the greatest of neighbours, place by place: +Inf if any element is
+// NaN or infinite. stride is in bytes. Memory is fetched ahead bytes after what is in work.
+func dotsF16AVX2(s *float32, ldS int, top *float32, q *float32, d int, r int, k *uint16, stride int, keys int, ahead int) float32
 
 // combineF16AVX2: o[i*dv+x] = the sum over j < keys of p[i*ldP+j]*v[j][x], for x < dv and r rows,
 // 1 to 4: one chain of float32 FMAs from 0, keys ascending. stride is in bytes. Memory is

@@ -84,7 +84,7 @@ type rowFormat struct {
 	value   func(p unsafe.Pointer) float32
 	random  func(r *rand.Rand, p unsafe.Pointer)
 	set     func(p unsafe.Pointer, special float64) // NaN or an infinity
-	dots    func(s *float32, ldS int, top, q *float32, d, r int, k unsafe.Pointer, stride, keys int)
+	dots    func(s *float32, ldS int, top, q *float32, d, r int, k unsafe.Pointer, stride, keys int) float32
 	combine func(o, p *float32, ldP, r int, v unsafe.Pointer, stride, keys, dv int)
 	norm    func(p unsafe.Pointer, stride, rows, d int) float32
 	peak    func(p unsafe.Pointer, stride, rows, d int) float32
@@ -96,7 +96,7 @@ const anyAhead = 1 << 12
 
 func rowFormats(k rowKernels) []rowFormat {
 	half := func(name string, value func(uint16) float32, inf uint16, random func(r *rand.Rand) uint16,
-		dots func(*float32, int, *float32, *float32, int, int, *uint16, int, int, int),
+		dots func(*float32, int, *float32, *float32, int, int, *uint16, int, int, int) float32,
 		combine func(*float32, *float32, int, int, *uint16, int, int, int, int),
 		norm, peak func(*uint16, int, int, int) float32, widen func(*float32, *uint16, int)) rowFormat {
 		return rowFormat{
@@ -113,8 +113,8 @@ func rowFormats(k rowKernels) []rowFormat {
 					*(*uint16)(p) = inf | 1
 				}
 			},
-			dots: func(s *float32, ldS int, top, q *float32, d, r int, k unsafe.Pointer, stride, keys int) {
-				dots(s, ldS, top, q, d, r, (*uint16)(k), stride, keys, anyAhead)
+			dots: func(s *float32, ldS int, top, q *float32, d, r int, k unsafe.Pointer, stride, keys int) float32 {
+				return dots(s, ldS, top, q, d, r, (*uint16)(k), stride, keys, anyAhead)
 			},
 			combine: func(o, p *float32, ldP, r int, v unsafe.Pointer, stride, keys, dv int) {
 				combine(o, p, ldP, r, (*uint16)(v), stride, keys, dv, anyAhead)
@@ -130,8 +130,8 @@ func rowFormats(k rowKernels) []rowFormat {
 			value:  func(p unsafe.Pointer) float32 { return *(*float32)(p) },
 			random: func(r *rand.Rand, p unsafe.Pointer) { *(*float32)(p) = float32(r.NormFloat64()) },
 			set:    func(p unsafe.Pointer, x float64) { *(*float32)(p) = float32(x) },
-			dots: func(s *float32, ldS int, top, q *float32, d, r int, kp unsafe.Pointer, stride, keys int) {
-				k.dotsF32(s, ldS, top, q, d, r, (*float32)(kp), stride, keys, anyAhead)
+			dots: func(s *float32, ldS int, top, q *float32, d, r int, kp unsafe.Pointer, stride, keys int) float32 {
+				return k.dotsF32(s, ldS, top, q, d, r, (*float32)(kp), stride, keys, anyAhead)
 			},
 			combine: func(o, p *float32, ldP, r int, v unsafe.Pointer, stride, keys, dv int) {
 				k.combineF32(o, p, ldP, r, (*float32)(v), stride, keys, dv, anyAhead)
@@ -216,7 +216,18 @@ func TestRowDots(t *testing.T) {
 					for i := range s {
 						s[i] = canary
 					}
-					e.dots(&s[0], ldS, &top[0], &q[0], d, rows, k.p, k.stride, keys)
+					norm := float64(e.dots(&s[0], ldS, &top[0], &q[0], d, rows, k.p, k.stride, keys))
+					var largest, all float64
+					for j := range keys {
+						var squares float64
+						for x := range d {
+							squares += k.value(j, x) * k.value(j, x)
+						}
+						largest, all = max(largest, squares), all+squares
+					}
+					if rounding := float64(d+8) * 6e-8; !(norm >= largest*(1-rounding) && norm <= min(2*all, 16*largest)*(1+rounding)) { // the last key may count twice
+						t.Fatalf("d %d keys %d rows %d: a bound of %g, the largest is %g, all together %g", d, keys, rows, norm, largest, all)
+					}
 					for i := range rows {
 						want := before[i]
 						for j := range ldS {
@@ -299,7 +310,9 @@ func TestRowDotsSpecial(t *testing.T) {
 					}
 					top := []float32{-inf, -inf, -inf, -inf}
 					s := make([]float32, rows*keys)
-					e.dots(&s[0], keys, &top[0], &q[0], d, rows, k.p, k.stride, keys)
+					if norm := e.dots(&s[0], keys, &top[0], &q[0], d, rows, k.p, k.stride, keys); norm != inf {
+						t.Fatalf("d %d: a bound of %g, with %g at %d", d, norm, what, bad)
+					}
 					for i := range rows {
 						want := -inf
 						for j := range keys {

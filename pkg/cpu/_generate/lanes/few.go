@@ -10,29 +10,24 @@ import (
 	"github.com/streamcqsa/streamcqsa/pkg/cpu/_generate/emit"
 )
 
-// Few rows fill a vector of 16 lanes with several words of their features, floats or
-// pairs of bfloat16, side by side: a broadcast of as many words of a key meets them
-// all. Two vectors of 4 rows or of 8 share it, for a load takes as long as a product.
-type few struct {
-	words   int // of a row in a vector, and keys to a vector of weights
-	vectors int
-}
+// Few rows fill a vector of 16 lanes with two words of their features, floats or pairs of
+// bfloat16, side by side: a broadcast of as many words of a key meets them all. Two vectors
+// of 8 rows share it, for a load takes as long as a product.
+type few struct{ vectors int }
 
-func fewOf(rows int) few {
-	if rows == 4 {
-		return few{words: 4, vectors: 1}
-	}
-	return few{words: 2, vectors: rows / 8}
-}
+// rowWords is the words of a row in a vector, and the keys to a vector of weights.
+const rowWords = 2
+
+// fewRows are the rows that there are kernels for.
+var fewRows = []int{16, 8}
+
+func fewOf(rows int) few { return few{vectors: rows / 8} }
 
 // place is where the weight of a row lies, in bytes, and of one of the keys that share
 // vectors with it: where the sums over neighbouring lanes leave them.
-func (f few) place(key, row int) int {
-	v, row := row/(16/f.words), row%(16/f.words)
-	if f.words == 2 {
-		return 64*v + 4*(row/2*4+2*key+row%2)
-	}
-	return 64*v + 4*(4*row+key)
+func place(key, row int) int {
+	v, row := row/8, row%8
+	return 64*v + 4*(row/2*4+2*key+row%2)
 }
 
 // wordBytes is the size of a word of a key.
@@ -51,7 +46,7 @@ func fewScores(n number) {
 	Pragma("noescape")
 	doc(name, fewScoresDoc)
 	left, last := AllocLocal(8), AllocLocal(8)
-	dispatch([]int{16, 8, 4}, func(rows int) {
+	dispatch(fewRows, func(rows int) {
 		f := fewOf(rows)
 		arg("stride", stride)
 		multiples()
@@ -67,7 +62,7 @@ func fewScores(n number) {
 		IMULQ(stride, RDX)
 		ADDQ(RBX, RDX)
 		MOVQ(RDX, last)
-		for _, keys := range []int{16 / f.vectors, f.words} {
+		for _, keys := range []int{16 / f.vectors, rowWords} {
 			b := fewBlock{few: f, t: t, n: n, keys: keys}
 			b.loop(fmt.Sprintf("scores%dkeys%d", rows, keys), left, last)
 		}
@@ -96,7 +91,7 @@ type fewBlock struct {
 
 // whole says whether the block is of as many keys as fill the registers. The other
 // takes what is left, and the last key in place of those that are not there.
-func (b fewBlock) whole() bool { return b.keys > b.words }
+func (b fewBlock) whole() bool { return b.keys > rowWords }
 
 func (b fewBlock) loop(label string, left, last Mem) {
 	Label(label)
@@ -121,7 +116,7 @@ func (b fewBlock) loop(label string, left, last Mem) {
 		SUBQ(U8(16), RDX)
 		JLT(LabelRef(label + "rest"))
 		Label(label + "lines")
-		steps, lines := 16/b.words, b.keys*wordBytes(b.n)/4
+		steps, lines := 16/rowWords, b.keys*wordBytes(b.n)/4
 		for u := range steps {
 			for i := u * lines / steps; i < (u+1)*lines/steps; i++ {
 				PREFETCHT1(Mem{Base: RCX, Disp: 64 * i})
@@ -139,17 +134,17 @@ func (b fewBlock) loop(label string, left, last Mem) {
 	Label(label + "words")
 	b.step(0)
 	b.forward(1)
-	SUBQ(U8(b.words), RDX)
+	SUBQ(U8(rowWords), RDX)
 	JNZ(LabelRef(label + "words"))
 	Label(label + "summed")
-	for i := range b.keys / b.words {
+	for i := range b.keys / rowWords {
 		for v := range b.vectors {
-			sum := b.fold(i*b.words, v)
+			sum := b.fold(i*rowWords, v)
 			VMOVUPS(sum, Mem{Base: RAX, Disp: 64 * (i*b.vectors + v)})
 			VMAXPS(b.t.V(fewTop+v), sum, b.t.V(fewTop+v)) // a NaN loses
 		}
 	}
-	ADDQ(U32(64*(b.keys/b.words)*b.vectors), RAX)
+	ADDQ(U32(64*(b.keys/rowWords)*b.vectors), RAX)
 	advance(RBX, b.keys)
 	SUBQ(U8(b.keys), left)
 	JMP(LabelRef(label))
@@ -178,7 +173,7 @@ func (b *fewBlock) begin(last Mem) {
 func (b fewBlock) forward(steps int) {
 	ADDQ(U32(64*b.vectors*steps), RDI)
 	for _, p := range b.at {
-		ADDQ(U8(wordBytes(b.n)*b.words*steps), p)
+		ADDQ(U8(wordBytes(b.n)*rowWords*steps), p)
 	}
 }
 
@@ -195,19 +190,13 @@ func (b fewBlock) step(u int) {
 			m = rowAt(b.at[i/8], i%8)
 		}
 		to := fewBroadcast + i%8
-		m = m.Offset(wordBytes(b.n) * b.words * u)
+		m = m.Offset(wordBytes(b.n) * rowWords * u)
 		switch {
-		case b.n == half && b.words == 2:
-			VPBROADCASTD(m, b.t.Half(to))
 		case b.n == half:
-			VPBROADCASTQ(m, b.t.Half(to))
-		case b.words == 2:
-			VBROADCASTSD(m, b.t.V(to))
-		default:
-			VBROADCASTF32X4(m, b.t.V(to))
-		}
-		if b.n == half {
+			VPBROADCASTD(m, b.t.Half(to))
 			VCVTPH2PS(b.t.Half(to), b.t.V(to))
+		default:
+			VBROADCASTSD(m, b.t.V(to))
 		}
 		for v := range b.vectors {
 			if b.n == bf16 {
@@ -222,26 +211,15 @@ func (b fewBlock) step(u int) {
 // fold sums over the words of each row: of as many keys as there are words, one
 // vector is left.
 func (b fewBlock) fold(key, v int) Physical {
-	sum := func(k int) Physical { return b.t.V(b.sum(key+k, v)) }
-	x, y := b.t.V(fewBroadcast), b.t.V(fewBroadcast+1)
-	if b.words == 2 {
-		VSHUFPS(U8(0x88), sum(1), sum(0), x)
-		VSHUFPS(U8(0xdd), sum(1), sum(0), y)
-		VADDPS(x, y, sum(0))
-		return sum(0)
-	}
-	for k := 0; k < 4; k += 2 {
-		VUNPCKLPS(sum(k+1), sum(k), x)
-		VUNPCKHPS(sum(k+1), sum(k), y)
-		VADDPS(x, y, sum(k))
-	}
-	VUNPCKLPD(sum(2), sum(0), x)
-	VUNPCKHPD(sum(2), sum(0), y)
-	VADDPS(x, y, sum(0))
-	return sum(0)
+	sum := b.t.V(b.sum(key, v))
+	next, x, y := b.t.V(b.sum(key+1, v)), b.t.V(fewBroadcast), b.t.V(fewBroadcast+1)
+	VSHUFPS(U8(0x88), next, sum, x)
+	VSHUFPS(U8(0xdd), next, sum, y)
+	VADDPS(x, y, sum)
+	return sum
 }
 
-// fewValues keeps the sums of up to 8 rows and two vectors of columns in registers
+// fewValues keeps the sums of 8 rows and two vectors of columns in registers
 // over a block of keys, and in o from block to block. Memory is fetched in its own
 // order meanwhile, whatever the order of the columns.
 func fewValues(n number) {
@@ -254,7 +232,7 @@ func fewValues(n number) {
 	if n != f32 {
 		c.size, c.keys = 2, 64
 	}
-	dispatch([]int{16, 8, 4}, func(rows int) {
+	dispatch(fewRows, func(rows int) {
 		c.few, c.rows, c.label = fewOf(rows), rows, fmt.Sprintf("values%d", rows)
 		arg("stride", stride)
 		LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, stride3)
@@ -347,11 +325,11 @@ const (
 	fewWeight = 18
 )
 
-// sum goes over the keys with the columns at R12 and AX, for up to 8 rows at a time.
+// sum goes over the keys with the columns at R12 and AX, for 8 rows at a time.
 func (c columns) sum(masked bool) {
 	for first := 0; first < c.rows; first += 8 {
 		label := fmt.Sprintf("%ssum%d%v", c.label, first, masked)
-		r := group{columns: c, first: first, rows: min(c.rows, 8), masked: masked}
+		r := group{columns: c, first: first, rows: 8, masked: masked}
 		if !masked {
 			r.fetch = width * c.size * r.rows / c.rows
 		}
@@ -359,20 +337,20 @@ func (c columns) sum(masked bool) {
 		MOVQ(R12, R13)
 		MOVQ(RCX, R14)
 		MOVQ(c.block, RDX)
-		SUBQ(U8(c.words), RDX)
+		SUBQ(U8(rowWords), RDX)
 		JLT(LabelRef(label + "rest"))
 		Label(label + "keys")
-		for key := range c.words {
+		for key := range rowWords {
 			r.key(key, r.fetch)
 		}
-		ADDQ(U32(c.words*r.fetch), R15)
-		advance(R13, c.words)
+		ADDQ(U32(rowWords*r.fetch), R15)
+		advance(R13, rowWords)
 		ADDQ(U32(64*c.vectors), R14)
-		SUBQ(U8(c.words), RDX)
+		SUBQ(U8(rowWords), RDX)
 		JGE(LabelRef(label + "keys"))
 		Label(label + "rest")
-		for key := range c.words - 1 { // of those that share the last vectors of weights
-			CMPQ(RDX, I8(int8(key+1-c.words)))
+		for key := range rowWords - 1 { // of those that share the last vectors of weights
+			CMPQ(RDX, I8(int8(key+1-rowWords)))
 			JLT(LabelRef(label + "summed"))
 			r.key(key, 0)
 		}
@@ -457,7 +435,7 @@ func (r group) key(key, fetch int) {
 	}
 	for i := range r.rows {
 		w := r.t.V(fewWeight + i%8)
-		VBROADCASTSS(Mem{Base: R14, Disp: r.place(key, r.first+i)}, w)
+		VBROADCASTSS(Mem{Base: R14, Disp: place(key, r.first+i)}, w)
 		for x := range columnMasks {
 			VFMADD231PS(r.t.V(fewValue+x), w, r.t.V(2*i+x))
 		}

@@ -98,11 +98,11 @@ var (
 		"VDPBF16PS from 0, pairs ascending.",
 	}
 	fewScoresDoc = []string{
-		"the scores of few rows, lanes of them: 4, 8 or 16. For every n keys s has",
-		"vectors of the rows' n scores, n = 4 of 4 rows and 2 of more; the last key takes the",
-		"place of those after it. q[x/n][i][n] holds the words x of row i: floats, or",
+		"the scores of few rows, lanes of them: 8 or 16. For every two keys s has",
+		"vectors of the rows' two scores; the last key takes the",
+		"place of one after it. q[x/2][i][2] holds the words x of row i: floats, or",
 		"pairs of bfloat16. top, of the same lanes, is raised to the greatest of the scores; a",
-		"NaN does not raise it. stride is in bytes; n divides the words of a row. Memory is",
+		"NaN does not raise it. stride is in bytes; a row has an even number of words. Memory is",
 		"fetched ahead bytes after what is in work.",
 	}
 	fewValuesDoc = []string{

@@ -134,11 +134,12 @@ func (w walker) fetch(r reg.GPVirtual, offset int) {
 const longRow = 256
 
 func dots(t tier, e element) {
-	text("dots"+e.name, t, fmt.Sprintf("func(s *float32, ldS int, top, q *float32, d, r int, k *%s, stride, keys, ahead int)", e.goType),
+	text("dots"+e.name, t, fmt.Sprintf("func(s *float32, ldS int, top, q *float32, d, r int, k *%s, stride, keys, ahead int) float32", e.goType),
 		"s[i*ldS+j] = the sum over x < d of q[i*d+x]*k[j][x], in float32, for keys keys",
 		"and r query rows, 1 to 4; top[i] is raised to the greatest of its scores, and a NaN",
-		"does not raise it. The order of a sum depends on d alone. stride is in bytes. Memory is",
-		"fetched ahead bytes after what is in work.")
+		"does not raise it. The order of a sum depends on d alone. Returned is a bound on the sum of",
+		"squares of a key, that of the greatest of neighbours, place by place: +Inf if any element is",
+		"NaN or infinite. stride is in bytes. Memory is fetched ahead bytes after what is in work.")
 	r := load("r")
 	var names []string
 	for n := 2; n <= 4; n++ {
@@ -183,6 +184,7 @@ func dotRows(t tier, e element, rows, group int) {
 	w.advance = func(bytes int) { build.ADDQ(operand.I32(bytes), q) }
 	s, left := load("s"), load("keys")
 	run := t.constant(0xff800000)
+	norm := newBound(t)
 
 	block, fold := label("block"), label("fold")
 	build.Label(block)
@@ -190,15 +192,18 @@ func dotRows(t tier, e element, rows, group int) {
 	for i := range rows * per {
 		sums[i] = t.zero()
 	}
+	norm.begin()
 	for g := 0; g < per; g += group {
 		if g > 0 {
 			build.CMPQ(left, operand.U8(g))
 			build.JLE(ref(fold))
 		}
 		build.MOVQ(param("q"), q)
+		squares := norm.keys(group)
 		w.group(func(x step) {
 			if group == 1 { // nothing to share but the key: operands in memory fill fewer slots
 				k := x.row(0)
+				build.VFMADD231PS(k, k, squares[0])
 				for i := range rows {
 					build.VFMADD231PS(x.operand(qRow(i)), k, sums[i*per+g])
 				}
@@ -207,6 +212,7 @@ func dotRows(t tier, e element, rows, group int) {
 			var ks []reg.VecVirtual
 			for j := range group {
 				ks = append(ks, x.row(j))
+				build.VFMADD231PS(ks[j], ks[j], squares[j])
 			}
 			for i := range rows {
 				qi := x.beside(qRow(i))
@@ -215,14 +221,68 @@ func dotRows(t tier, e element, rows, group int) {
 				}
 			}
 		})
+		norm.add(squares)
 	}
 	build.Label(fold)
+	norm.end()
 	storeDots(t, rows, per, t.fold(sums), run, s, left)
 	build.ADDQ(operand.U8(per*4), s)
 	build.SUBQ(operand.U8(per), left)
 	build.JG(ref(block))
 	raiseTop(t, rows, per, run)
-	ret()
+	retFloat(norm.result())
+}
+
+// bound bounds the sums of squares of keys: those of a block are less than the sum over
+// lanes of the greatest that a lane has of any. That costs a product for each vector, and
+// little for each key.
+type bound struct {
+	tier
+	most, run reg.VecVirtual // by lane, of a block; of all
+}
+
+func newBound(t tier) *bound { return &bound{tier: t, most: t.vec(), run: t.zero()} }
+
+func (b *bound) begin() { build.VXORPS(b.most, b.most, b.most) }
+
+// keys returns empty sums of squares for keys side by side: one for them together where
+// registers are few.
+func (b *bound) keys(n int) (squares []reg.VecVirtual) {
+	for i := range n {
+		if i > 0 && !b.wide() {
+			squares = append(squares, squares[0])
+		} else {
+			squares = append(squares, b.zero())
+		}
+	}
+	return squares
+}
+
+// add adds keys to a block. As integers a NaN is above infinity, and infinity above the
+// others, for none is negative.
+func (b *bound) add(squares []reg.VecVirtual) {
+	for i, x := range squares {
+		if i == 0 || x != squares[0] {
+			build.VPMAXUD(x, b.most, b.most)
+		}
+	}
+}
+
+// end ends a block. The sign of a NaN may be either; above all others it is with both.
+func (b *bound) end() {
+	sum := b.across(b.most, build.VADDPS)
+	build.VPMAXUD(sum, b.run.AsX(), b.run.AsX())
+}
+
+// result is +Inf for NaN.
+func (b *bound) result() reg.VecVirtual {
+	top, inf := build.GP32(), build.GP32()
+	build.VMOVD(b.run.AsX(), top)
+	build.MOVL(operand.U32(infBits), inf)
+	build.CMPL(top, inf)
+	build.CMOVLHI(inf, top)
+	build.VMOVD(top, b.run.AsX())
+	return b.run.AsX().(reg.VecVirtual)
 }
 
 // rowOf addresses row i of up to 4, given the bytes of one and of three.

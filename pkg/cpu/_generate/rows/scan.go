@@ -53,7 +53,11 @@ func (t tier) across(v reg.VecVirtual, op func(...operand.Op)) reg.VecVirtual {
 		op(y, v.AsY(), v.AsY())
 	}
 	x := build.XMM()
-	build.VEXTRACTF128(operand.U8(1), v.AsY(), x)
+	if t.wide() { // any register
+		build.VEXTRACTF32X4(operand.U8(1), v.AsY(), x)
+	} else {
+		build.VEXTRACTF128(operand.U8(1), v.AsY(), x)
+	}
 	op(x, v.AsX(), x)
 	for _, order := range []uint8{0x4e, 0xb1} {
 		y := build.XMM()
