@@ -256,7 +256,7 @@ type fewWay struct {
 
 	foreseen bool // what memory holds next need not be asked for
 
-	lanes    int // of the vectors for words keys
+	lanes    int // of the vectors for two keys
 	row, key [tileLanes]uint8
 }
 
