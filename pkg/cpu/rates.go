@@ -99,8 +99,7 @@ func (s speed) rates(g attention.Geometry) attention.Rates {
 		// 2 (D + Dv) FLOP a row for (D + Dv) elements.
 		flops, tasks = s.few*2*float64(rows)/float64(g.DType.Size()), partsOf(g)
 		if more := rows - s.fewRows; s.fewRows > 0 && more > 0 {
-			// Half of their time is hidden behind what all wait for.
-			flops = 1 / (1/flops + float64(more)/float64(rows)/s.flops/2)
+			flops = 1 / (1/flops + float64(more)/float64(rows)/s.flops)
 		}
 		flops = min(flops, s.flops)
 		last = rows * min(g.KeyRows, partOf(g))
