@@ -107,8 +107,8 @@ __device__ __forceinline__ void applyKeys(const Shared& sm, Sums& z, const doubl
 }
 
 // makeRoom raises the reference of a row where its sums would come close to the largest
-// float: those of V near it have room for some thousand keys only. x are the sums relative
-// to r.f1; their factor is returned.
+// float: those of V near it have room for some thousand keys only. It returns the factor for
+// what is to be added.
 template <bool Two>
 __device__ __forceinline__ double makeRoom(const Pool* pool, uint8_t* head, const Sums& z, double unit, int row, bool was, Rebase& r) {
     constexpr double kFull = 0x1p120, kMore = 64;

@@ -73,8 +73,7 @@ type fewScratch struct {
 type fewWindow struct {
 	k, v       []byte
 	norm, peak [fewKeys / keyTile]float32
-
-	keysMeasured, valuesMeasured bool
+	measured   bool // of norm
 }
 
 func partBytes(g attention.Geometry) int {
@@ -111,7 +110,7 @@ func fewKeysOf(g attention.Geometry) int {
 
 // look finds the rows of keys [k0,k1) of a head. The part that they belong to has more, or not.
 func (f *fewWindow) look(g attention.Geometry, s *kvSlot, head, k0, k1 int, more bool) (kv keys, err error) {
-	f.keysMeasured, f.valuesMeasured = false, false
+	f.measured = false
 	kv = keys{first: k0, n: k1, norm: f.norm[:], peak: f.peak[:]}
 	if kv.k, kv.kAhead, err = sideBySide(s.kRows[head].Slice(k0, k1), f.k, more); err != nil {
 		return kv, err
@@ -123,22 +122,21 @@ func (f *fewWindow) look(g attention.Geometry, s *kvSlot, head, k0, k1 int, more
 // measureKeys measures K of each tile of a window, once, and returns the largest |k|^2.
 func (f *fewWindow) measureKeys(d *Device, kv keys) (largest float32) {
 	for i, j := 0, kv.first; d.row != nil && j < kv.n; i, j = i+1, j+keyTile {
-		if !f.keysMeasured {
+		if !f.measured {
 			f.norm[i] = d.norm(kv.kFrom(j, d.geo.D*d.geo.DType.Size()), min(keyTile, kv.n-j), d.geo.D)
 		}
 		largest = max(largest, f.norm[i])
 	}
-	f.keysMeasured = true
+	f.measured = true
 	return largest
 }
 
 // measure measures K and V.
 func (f *fewWindow) measure(d *Device, kv keys) {
 	f.measureKeys(d, kv)
-	for i, j := 0, kv.first; d.row != nil && j < kv.n && !f.valuesMeasured; i, j = i+1, j+keyTile {
+	for i, j := 0, kv.first; d.row != nil && j < kv.n; i, j = i+1, j+keyTile {
 		f.peak[i] = d.peak(kv.vFrom(j, d.geo.Dv*d.geo.DType.Size()), min(keyTile, kv.n-j), d.geo.Dv)
 	}
-	f.valuesMeasured = true
 }
 
 // sideBySide is the bytes of rows: where they are, or else copied to room. If there are
@@ -342,11 +340,13 @@ func (d *Device) applyFew(sc *scratch, t *tile, p partial, w *fewWay, kv keys, k
 	case w.kind == blocks:
 		done = d.applyBlocks(sc, t, p, w, kv, k0, k1-k0)
 	}
-	if !done || !d.sumsDo(sc, t, p, kv, k0, k1) {
-		copy(p.m, m[:])
-		copy(p.l, l[:])
+	if !done || !d.sumsDo(sc, t.rows) {
 		sc.few.window.measure(d, kv)
-		return false
+		if !done || d.path(t.norm, kv, k0, k1) != narrow {
+			copy(p.m, m[:])
+			copy(p.l, l[:])
+			return false
+		}
 	}
 	sc.ran[few]++
 	for i := range t.rows {
@@ -355,16 +355,12 @@ func (d *Device) applyFew(sc *scratch, t *tile, p partial, w *fewWay, kv keys, k
 	return true
 }
 
-// sumsDo says whether float32 will do for V, given the products. A sum is not finite if an
-// element is not, or if it has overflowed; and where all elements are too small no sum is
-// larger than this.
-func (d *Device) sumsDo(sc *scratch, t *tile, p partial, kv keys, k0, k1 int) bool {
-	sum := d.row.peakF32(&sc.few.o[0], 4*p.dv, t.rows, p.dv)
-	if sum <= math.MaxFloat32 && sum >= smallestPeak*fewKeys {
-		return true
-	}
-	sc.few.window.measure(d, kv)
-	return d.path(t.norm, kv, k0, k1) == narrow
+// sumsDo says whether float32 has done for V without doubt, given the products. A sum is not
+// finite if an element is not, or if it has overflowed; and where all elements are too small
+// no sum is larger than this.
+func (d *Device) sumsDo(sc *scratch, rows int) bool {
+	sum := d.row.peakF32(&sc.few.o[0], 4*d.geo.Dv, rows, d.geo.Dv)
+	return sum <= math.MaxFloat32 && sum >= smallestPeak*fewKeys
 }
 
 // applyFeatures leaves the products with V in o, and the factors for what the state

@@ -50,12 +50,12 @@ func testFewRows(t *testing.T) {
 }
 
 // Scores that float32 is too coarse for, where |q||k| is within its bound, are
-// computed in float64.
+// computed in float64, but for rows so few that their sums are short.
 func TestFewSteepScores(t *testing.T) {
 	if lane := newDevice(1).lane; lane == nil || lane.fewScores == nil {
 		t.Skip("no kernels for blocks of few rows")
 	}
-	for _, rows := range []int{5, 8, 16} {
+	for _, rows := range []int{1, 3, 4, 5, 8, 16} {
 		var ran [paths]int
 		s, rng := subject(&ran), rand.New(rand.NewPCG(23, 24))
 		p := devicetest.Problem(rows, 64)
@@ -64,7 +64,7 @@ func TestFewSteepScores(t *testing.T) {
 		near := func(_, _, _, i int) float64 { return float64(i%2*2-1) + 0.1*rng.NormFloat64() } // one direction
 		x.Q, x.K = devicetest.Fill(p, 1, p.Nq, p.D, near), devicetest.Fill(p, 1, p.Nk, p.D, near)
 		s.Check(t, fmt.Sprintf("%d rows", rows), devicetest.Compare(t, x, s.Compute(t, x, devicetest.Way{}), rows), attention.F32)
-		if ran[few] > 0 || ran[wide] == 0 {
+		if short := rows <= leastRows; (ran[few] > 0) != short || (ran[wide] > 0) == short {
 			t.Errorf("%d rows: %d tiles of keys by the kernels for few, %d wide", rows, ran[few], ran[wide])
 		}
 	}

@@ -288,7 +288,7 @@ func TestGather(t *testing.T) {
 }
 
 // Rows in the page cache are copied from the mapping; what isn't there any more is an error.
-func TestCopyRows(t *testing.T) {
+func TestGatherRows(t *testing.T) {
 	const n = 100_000
 	data := make([]byte, n)
 	for i := range data {
@@ -318,7 +318,7 @@ func TestCopyRows(t *testing.T) {
 				t.Fatalf("%d bytes at %d: written, and not in the page cache", size, lo)
 			}
 			got := make([]byte, size+1)
-			if err := copyRows(got[:size], r); err != nil {
+			if err := gatherRows(got[:size], r); err != nil {
 				t.Fatal(err)
 			}
 			if !bytes.Equal(got[:size], data[lo:lo+size]) || got[size] != 0 {

@@ -125,7 +125,7 @@ func gather(list []piece, buffer []byte, lo, hi int64) error {
 			if from == to {
 				continue
 			}
-			if err := copyRows(buffer[p.at+int64(from*row):p.at+int64(to*row)], p.rows.Slice(from, to)); err != nil {
+			if err := gatherRows(buffer[p.at+int64(from*row):p.at+int64(to*row)], p.rows.Slice(from, to)); err != nil {
 				return err
 			}
 		}
@@ -133,10 +133,10 @@ func gather(list []piece, buffer []byte, lo, hi int64) error {
 	})
 }
 
-// copyRows copies rows, side by side. Those in the page cache come from the mapping:
+// gatherRows copies rows, side by side. Those in the page cache come from the mapping:
 // reading them copies page after page, and a processor that reads several at once waits
 // less for memory.
-func copyRows(dst []byte, r attention.Rows) error {
+func gatherRows(dst []byte, r attention.Rows) error {
 	if r.Contiguous() && r.Mapping != nil && cached(r) {
 		copyPages(dst, r.Data)
 		return nil

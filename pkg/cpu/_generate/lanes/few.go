@@ -21,12 +21,15 @@ const rowWords = 2
 // fewRows are the rows that there are kernels for.
 var fewRows = []int{16, 8}
 
-func fewOf(rows int) few { return few{vectors: rows / 8} }
+// groupRows are the rows of a vector, and those of which sums of V are in registers.
+const groupRows = 8
+
+func fewOf(rows int) few { return few{vectors: rows / groupRows} }
 
 // place is where the weight of a row lies, in bytes, and of one of the keys that share
 // vectors with it: where the sums over neighbouring lanes leave them.
 func place(key, row int) int {
-	v, row := row/8, row%8
+	v, row := row/groupRows, row%groupRows
 	return 64*v + 4*(row/2*4+2*key+row%2)
 }
 
@@ -325,13 +328,13 @@ const (
 	fewWeight = 18
 )
 
-// sum goes over the keys with the columns at R12 and AX, for 8 rows at a time.
+// sum goes over the keys with the columns at R12 and AX, for a group of rows at a time.
 func (c columns) sum(masked bool) {
-	for first := 0; first < c.rows; first += 8 {
+	for first := 0; first < c.rows; first += groupRows {
 		label := fmt.Sprintf("%ssum%d%v", c.label, first, masked)
-		r := group{columns: c, first: first, rows: 8, masked: masked}
+		r := group{columns: c, first: first, masked: masked}
 		if !masked {
-			r.fetch = width * c.size * r.rows / c.rows
+			r.fetch = width * c.size * groupRows / c.rows
 		}
 		r.resume(label)
 		MOVQ(R12, R13)
@@ -368,14 +371,14 @@ func (c columns) sum(masked bool) {
 // group is the rows and the columns of which the sums are in registers.
 type group struct {
 	columns
-	first, rows int
-	masked      bool
-	fetch       int // bytes for each key
+	first  int
+	masked bool
+	fetch  int // bytes for each key
 }
 
 // resume reads back the sums of the blocks before, if there are any.
 func (r group) resume(label string) {
-	for i := range 2 * r.rows {
+	for i := range 2 * groupRows {
 		r.t.Zero(i)
 	}
 	CMPQ(r.done, U8(0))
@@ -396,11 +399,11 @@ func (r group) each(f func(sum, mask Physical, at Mem)) {
 	if r.first > 0 {
 		LEAQ(Mem{Base: RDI, Index: rowOfO, Scale: 8}, RDI)
 	}
-	for i := range r.rows {
+	for i := range groupRows {
 		for x, mask := range columnMasks {
 			f(r.t.V(2*i+x), mask, Mem{Base: RDI, Disp: 64 * x})
 		}
-		if i+1 < r.rows {
+		if i+1 < groupRows {
 			ADDQ(rowOfO, RDI)
 		}
 	}
@@ -433,7 +436,7 @@ func (r group) key(key, fetch int) {
 			PREFETCHT1(Mem{Base: R15, Disp: at})
 		}
 	}
-	for i := range r.rows {
+	for i := range groupRows {
 		w := r.t.V(fewWeight + i%8)
 		VBROADCASTSS(Mem{Base: R14, Disp: place(key, r.first+i)}, w)
 		for x := range columnMasks {

@@ -212,7 +212,7 @@ func dotRows(t tier, e element, rows, group int) {
 			var ks []reg.VecVirtual
 			for j := range group {
 				ks = append(ks, x.row(j))
-				build.VFMADD231PS(ks[j], ks[j], squares[j])
+				build.VFMADD231PS(ks[j], ks[j], squares[j%len(squares)])
 			}
 			for i := range rows {
 				qi := x.beside(qRow(i))
@@ -230,7 +230,7 @@ func dotRows(t tier, e element, rows, group int) {
 	build.SUBQ(operand.U8(per), left)
 	build.JG(ref(block))
 	raiseTop(t, rows, per, run)
-	retFloat(norm.result())
+	retFloat(infForNaN(norm.run))
 }
 
 // bound bounds the sums of squares of keys: those of a block are less than the sum over
@@ -241,19 +241,18 @@ type bound struct {
 	most, run reg.VecVirtual // by lane, of a block; of all
 }
 
-func newBound(t tier) *bound { return &bound{tier: t, most: t.vec(), run: t.zero()} }
+func newBound(t tier) *bound { return &bound{tier: t, run: t.zero()} }
 
-func (b *bound) begin() { build.VXORPS(b.most, b.most, b.most) }
+func (b *bound) begin() { b.most = b.zero() }
 
-// keys returns empty sums of squares for keys side by side: one for them together where
+// keys returns empty sums of squares for n keys side by side: one for them together where
 // registers are few.
 func (b *bound) keys(n int) (squares []reg.VecVirtual) {
-	for i := range n {
-		if i > 0 && !b.wide() {
-			squares = append(squares, squares[0])
-		} else {
-			squares = append(squares, b.zero())
-		}
+	if !b.wide() {
+		n = 1
+	}
+	for range n {
+		squares = append(squares, b.zero())
 	}
 	return squares
 }
@@ -261,10 +260,8 @@ func (b *bound) keys(n int) (squares []reg.VecVirtual) {
 // add adds keys to a block. As integers a NaN is above infinity, and infinity above the
 // others, for none is negative.
 func (b *bound) add(squares []reg.VecVirtual) {
-	for i, x := range squares {
-		if i == 0 || x != squares[0] {
-			build.VPMAXUD(x, b.most, b.most)
-		}
+	for _, x := range squares {
+		build.VPMAXUD(x, b.most, b.most)
 	}
 }
 
@@ -272,17 +269,6 @@ func (b *bound) add(squares []reg.VecVirtual) {
 func (b *bound) end() {
 	sum := b.across(b.most, build.VADDPS)
 	build.VPMAXUD(sum, b.run.AsX(), b.run.AsX())
-}
-
-// result is +Inf for NaN.
-func (b *bound) result() reg.VecVirtual {
-	top, inf := build.GP32(), build.GP32()
-	build.VMOVD(b.run.AsX(), top)
-	build.MOVL(operand.U32(infBits), inf)
-	build.CMPL(top, inf)
-	build.CMOVLHI(inf, top)
-	build.VMOVD(top, b.run.AsX())
-	return b.run.AsX().(reg.VecVirtual)
 }
 
 // rowOf addresses row i of up to 4, given the bytes of one and of three.

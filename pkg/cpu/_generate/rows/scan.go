@@ -89,14 +89,19 @@ func peak(t tier, e element) {
 	})
 	build.SUBQ(operand.U8(1), left)
 	build.JG(ref(block))
-	top, inf := build.GP32(), build.GP32()
-	build.VMOVD(t.across(run, build.VPMAXUD), top)
+	retFloat(infForNaN(t.across(run, build.VPMAXUD)))
+}
+
+// infForNaN is the first lane of v, none of whose bits is a sign but of a NaN, which
+// becomes +Inf.
+func infForNaN(v reg.VecVirtual) reg.VecVirtual {
+	top, inf, result := build.GP32(), build.GP32(), build.XMM()
+	build.VMOVD(v.AsX(), top)
 	build.MOVL(operand.U32(infBits), inf)
 	build.CMPL(top, inf)
 	build.CMOVLHI(inf, top)
-	result := build.XMM()
 	build.VMOVD(top, result)
-	retFloat(result)
+	return result
 }
 
 func widen(t tier, e element) {
