@@ -17,12 +17,15 @@ namespace {
 // Rows: of a warp, in units of 16; with 32, reading K and V from shared memory takes
 // half as long as the products, with 16 as long. Keys: of a tile. Planes: of Q, K
 // and V. WeightPlanes: of the weights. Window: tiles before the sums are added to
-// the state in memory; 0 means at the end alone. Stages: tiles in shared memory.
+// the state in memory. Stages: tiles in shared memory.
+//
+// The tensor cores cut off what a sum can't hold: as in the kernel for Hopper, Half
+// leaves them the sums of a window, and the others those of one tile.
 template <int D, int Rows, int Keys, int Planes_, int WeightPlanes_, int Window, int Stages>
 struct Config {
     static constexpr int DK = D, DV = D, M = Rows, BN = Keys;
     static constexpr int planes = Planes_, weightPlanes = WeightPlanes_, window = Window, stages = Stages;
-    static constexpr bool two = weightPlanes == 2;
+    static constexpr bool two = weightPlanes == 2, master = two;
     static constexpr int warps = 4, threads = 32 * warps, BM = 16 * M * warps;
     static constexpr bool keepQ = DK * planes * M <= 128;  // whether a warp keeps its rows of Q in registers
 
@@ -161,7 +164,7 @@ struct Query {
 // scoresOf adds Q K^T of one plane of each to S.
 template <class C>
 __device__ __forceinline__ void scoresOf(float (&S)[C::M][C::BN / 2], const Query<C>& q, int planeQ, uint32_t k, int planeK) {
-#pragma unroll(C::DK > 128 ? 4 : C::DK / 16)  // all 16 steps at once make the compiler spill
+#pragma unroll(C::DK > 128 && C::master ? 4 : C::DK / 16)  // all 16 steps at once make the compiler spill if there is a master
     for (int i = 0; i < C::DK / 16; i++) {
         uint32_t a[C::M][4];
         q.load(a, planeQ, i);
@@ -200,35 +203,42 @@ struct Weights {
     uint32_t hi[C::M][C::BN / 4], low[C::M][C::two ? C::BN / 4 : 1];
 };
 
-// valuesOf adds P V to O, for 16 keys and the columns from 16 f on.
-template <class C>
-__device__ __forceinline__ void valuesOf(float (&O)[C::M][8], const Weights<C>& P, uint32_t v, int keys, int f) {
+// valuesOf adds P V to O, at sums from at on, for 16 keys and the columns from 16 f on.
+template <class C, int N>
+__device__ __forceinline__ void valuesOf(float (&O)[C::M][N], int at, const Weights<C>& P, uint32_t v, int keys, int f) {
     uint32_t b[4];
     loadTransposed(b, feature(v, f) + keys * 2 * C::groupBytes);
 #pragma unroll
     for (int m = 0; m < C::M; m++) {
         if constexpr (C::two) {
-            product(O[m], P.low[m] + 4 * keys, b[0], b[1]);
-            product(O[m] + 4, P.low[m] + 4 * keys, b[2], b[3]);
+            product(O[m] + at, P.low[m] + 4 * keys, b[0], b[1]);
+            product(O[m] + at + 4, P.low[m] + 4 * keys, b[2], b[3]);
         }
-        product(O[m], P.hi[m] + 4 * keys, b[0], b[1]);
-        product(O[m] + 4, P.hi[m] + 4 * keys, b[2], b[3]);
+        product(O[m] + at, P.hi[m] + 4 * keys, b[0], b[1]);
+        product(O[m] + at + 4, P.hi[m] + 4 * keys, b[2], b[3]);
     }
     if constexpr (C::planes == 2) {
         loadTransposed(b, feature(v, f) + C::lowBytes + keys * 2 * C::groupBytes);
 #pragma unroll
         for (int m = 0; m < C::M; m++) {
-            product(O[m], P.hi[m] + 4 * keys, b[0], b[1]);
-            product(O[m] + 4, P.hi[m] + 4 * keys, b[2], b[3]);
+            product(O[m] + at, P.hi[m] + 4 * keys, b[0], b[1]);
+            product(O[m] + at + 4, P.hi[m] + 4 * keys, b[2], b[3]);
         }
     }
 }
 
-// values is O += P V of a tile, which is in the given unit. The tensor cores cut off
-// what a sum can't hold, so they sum the products of one tile alone, and float32
-// arithmetic, which rounds to nearest, adds that up.
+// values is O += P V of a tile. Without a master O is in the unit of the tile. With one
+// the tensor cores sum the products of the tile alone, and float32 arithmetic, which
+// rounds to nearest, adds that up.
 template <class C>
 __device__ __forceinline__ void values(float (&O)[C::M][C::DV / 2], const Weights<C>& P, uint32_t v, float unit) {
+    if constexpr (!C::master) {
+#pragma unroll
+        for (int i = 0; i < C::BN / 16; i++)
+#pragma unroll
+            for (int f = 0; f < C::DV / 16; f++) valuesOf<C>(O, 8 * f, P, v, i, f);
+        return;
+    }
     constexpr int width = 2 / C::M;  // of 16 columns: so many sums are independent, and fit into registers
 #pragma unroll
     for (int first = 0; first < C::DV / 16; first += width) {
@@ -236,7 +246,7 @@ __device__ __forceinline__ void values(float (&O)[C::M][C::DV / 2], const Weight
 #pragma unroll
         for (int i = 0; i < C::BN / 16; i++)
 #pragma unroll
-            for (int f = 0; f < width; f++) valuesOf<C>(sum[f], P, v, i, first + f);
+            for (int f = 0; f < width; f++) valuesOf<C>(sum[f], 0, P, v, i, first + f);
 #pragma unroll
         for (int f = 0; f < width; f++)
 #pragma unroll
@@ -251,6 +261,7 @@ template <class C>
 struct Sums {
     Softmax z[C::M];
     float O[C::M][C::DV / 2];
+    float unit;       // of O
     int row, column;  // the first of the thread's rows of the tile of Q, the first of its columns
 
     // clear forgets the sums, but not the references.
@@ -262,11 +273,21 @@ struct Sums {
             for (int i = 0; i < C::DV / 2; i++) O[m][i] = 0.f;
         }
     }
-    __device__ __forceinline__ bool anyRisky(float bound) const {
-        bool any = false;
+    // rare says whether a tile is more than a sum: scores may be steep, or O is in
+    // another unit.
+    __device__ __forceinline__ bool rare(const Note& note) const {
+        bool any = note.flags == kMasked || (!C::master && note.unit != unit);
 #pragma unroll
-        for (int m = 0; m < C::M; m++) any |= risky(z[m], bound);
+        for (int m = 0; m < C::M; m++) any |= risky(z[m], note.bound);
         return any;
+    }
+    // convert brings O to the unit of a tile.
+    __device__ __forceinline__ void convert(float to) {
+        if (C::master) return;
+        const float change = unit / to;  // powers of two
+#pragma unroll
+        for (int m = 0; m < C::M; m++) scaleRows(O[m], change, change);
+        unit = to;
     }
 };
 
@@ -307,11 +328,12 @@ __device__ __forceinline__ void addTile(Sums<C>& sums, const Query<C>& q, const 
     const uint32_t k = sharedAddress(sm.k[t % C::stages]) + featuresFirst(C::groupBytes);
     const uint32_t v = sharedAddress(sm.v[t % C::stages]) + groupsFirst(C::groupBytes);
     Weights<C> P;
-    if (__any_sync(~0u, forWide | (note.flags == kMasked) | sums.anyRisky(note.bound))) {
+    if (__any_sync(~0u, forWide || sums.rare(note))) {
         if (forWide) {
             afterKeys();
             return;
         }
+        sums.convert(note.unit);
         weighTile<C, true>(P, sums, q, k, note);
     } else {
         weighTile<C, false>(P, sums, q, k, note);
@@ -333,13 +355,14 @@ __device__ __forceinline__ void attendTiles(const Pool* pool, Batch* batch, Curs
 
     Query<C> q;
     Sums<C> sums;
+    sums.unit = 1.f;
     sums.row = 16 * C::M * warp + lane / 4, sums.column = 2 * (lane & 3);
 #pragma unroll
     for (int m = 0; m < C::M; m++) sums.z[m].b0 = sums.z[m].b1 = kNothing;
 #pragma unroll 1
     for (int t = 0; t < tiles;) {
         const bool first = t == 0;
-        const int end = C::window ? min(tiles, t + C::window) : tiles;
+        const int end = min(tiles, t + C::window);
         sums.clear();
 #pragma unroll 1
         for (; t < end; t++) {
@@ -369,8 +392,7 @@ __device__ __forceinline__ void attendTiles(const Pool* pool, Batch* batch, Curs
         const State<C::two> state(sm.item.target(pool, batch), pool, sm.item.block);
 #pragma unroll
         for (int m = 0; m < C::M; m++)
-            addRows(state, sm.item.row0 + sums.row + 16 * m, sm.item.block * C::DV + sums.column, sums.O[m], 1.f, sums.z[m], first && batch->splits > 1);
-        if (!C::window) break;  // for the compiler: there is no other
+            addRows(state, sm.item.row0 + sums.row + 16 * m, sm.item.block * C::DV + sums.column, sums.O[m], sums.unit, sums.z[m], first && batch->splits > 1);
     }
 }
 
@@ -396,11 +418,11 @@ __device__ __forceinline__ void attend(const Pool* pool, Batch* batch) {
 }  // namespace
 
 // Two blocks with one stage each fit on a multiprocessor of an A100 at D = 128, where
-// two stages would leave room for one. A window is 32,768 keys.
+// two stages would leave room for one. A window is 20,480 keys of Half, and 32,768.
 //                      D rows keys planes weights window stages
-using Half64 = Config<64, 2, 64, 1, 1, 0, 2>;
-using Half128 = Config<128, 2, 64, 1, 1, 0, 1>;
-using Half256 = Config<256, 1, 64, 1, 1, 0, 1>;
+using Half64 = Config<64, 2, 64, 1, 1, 320, 2>;
+using Half128 = Config<128, 2, 64, 1, 1, 320, 1>;
+using Half256 = Config<256, 1, 64, 1, 1, 320, 1>;
 using Split64 = Config<64, 2, 64, 1, 2, 512, 2>;
 using Split128 = Config<128, 2, 64, 1, 2, 512, 1>;
 using Split256 = Config<256, 1, 64, 1, 2, 512, 1>;
