@@ -7,7 +7,7 @@ import "github.com/streamcqsa/streamcqsa/pkg/attention"
 // The rates of an H100 with 132 multiprocessors at 1.98 GHz, FLOP/s. They are those
 // of a kernel that runs long enough to be held back by power.
 var hopper = map[mode]map[int]float64{
-	half:   {64: 540e12, 128: 680e12, 256: 700e12},
+	half:   {64: 540e12, 128: 720e12, 256: 730e12},
 	split:  {64: 345e12, 128: 430e12, 256: 350e12},
 	triple: {64: 220e12, 128: 235e12, 256: 120e12},
 }
