@@ -304,7 +304,8 @@ __device__ __forceinline__ void attend(const Pool* pool, Batch* batch) {
 
 }  // namespace
 
-// Windows of Half are 20,480 keys: sums are off by at most 5e-5.
+// A window of Half is 20,480 keys: 1,280 products of depth 16, each of which loses at
+// most 7.5e-8 of a sum.
 //                      DK   DV  WG  keys planes weights window
 using Half64 = Config<64, 64, 3, 128, 1, 1, 160>;
 using Half128 = Config<128, 128, 3, 80, 1, 1, 256>;
