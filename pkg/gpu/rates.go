@@ -18,7 +18,7 @@ const (
 
 	linkRate   = 50e9 // from page-locked memory to the device, bytes/s
 	workerRate = 7e9  // of one thread of the host that copies
-	outRate    = 20e9
+	outRate    = 8e9
 	stateRate  = 2.5e9 // of states to a file and back
 	launchCost = 12e-6 // of a launch, seconds
 	loadCost   = 60e-6 // of a load beside its copies
