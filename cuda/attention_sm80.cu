@@ -261,11 +261,12 @@ template <class C>
 struct Sums {
     Softmax z[C::M];
     float O[C::M][C::DV / 2];
-    float unit;       // of O
+    float unit;       // of O without a master; 0 while it holds nothing
     int row, column;  // the first of the thread's rows of the tile of Q, the first of its columns
 
     // clear forgets the sums, but not the references.
     __device__ __forceinline__ void clear() {
+        unit = 0.f;
 #pragma unroll
         for (int m = 0; m < C::M; m++) {
             z[m].l0 = z[m].l1 = 0.f;
@@ -281,6 +282,9 @@ struct Sums {
         for (int m = 0; m < C::M; m++) any |= risky(z[m], note.bound);
         return any;
     }
+    // full says that O must be given to the state before a tile is added. to is the unit
+    // of the tile, 0 if the tile is raw.
+    __device__ __forceinline__ bool full(float to) const { return !C::master && unit != to && unit > 0.f && to > 0.f && far(unit, to); }
     // convert brings O to the unit of a tile.
     __device__ __forceinline__ void convert(float to) {
         if (C::master) return;
@@ -355,7 +359,6 @@ __device__ __forceinline__ void attendTiles(const Pool* pool, Batch* batch, Curs
 
     Query<C> q;
     Sums<C> sums;
-    sums.unit = 1.f;
     sums.row = 16 * C::M * warp + lane / 4, sums.column = 2 * (lane & 3);
 #pragma unroll
     for (int m = 0; m < C::M; m++) sums.z[m].b0 = sums.z[m].b1 = kNothing;
@@ -373,6 +376,7 @@ __device__ __forceinline__ void attendTiles(const Pool* pool, Batch* batch, Curs
             copiesWait();
             __syncthreads();
             const TileInfo info = sm.info[t % 2];
+            if (sums.full(info.unit)) break;  // and come back
             if (t == 0) q.start(sharedAddress(sm.q) + 2 * C::M * warp * C::groupBytes + groupsFirst(C::groupBytes));
             if (C::stages == 1) sm.copyValues(t, next);
             const bool more = t + 1 < tiles;
@@ -392,7 +396,7 @@ __device__ __forceinline__ void attendTiles(const Pool* pool, Batch* batch, Curs
         const State<C::two> state(sm.item.target(pool, batch), pool, sm.item.block);
 #pragma unroll
         for (int m = 0; m < C::M; m++)
-            addRows(state, sm.item.row0 + sums.row + 16 * m, sm.item.block * C::DV + sums.column, sums.O[m], sums.unit, sums.z[m], first && batch->splits > 1);
+            addRows(state, sm.item.row0 + sums.row + 16 * m, sm.item.block * C::DV + sums.column, sums.O[m], C::master ? 1.f : sums.unit, sums.z[m], first && batch->splits > 1);
     }
 }
 

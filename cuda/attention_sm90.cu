@@ -240,19 +240,21 @@ __device__ __forceinline__ bool consume(int wg, int row0, int block, const State
         if (lane == 0) sm.freeV[before].arrive();
         narrow(S, P, L);
         fold();
+        bool full = ++summed == C::window;
         if (__builtin_expect(look || over || note.z != unit, 0)) {
             if constexpr (C::master) {
                 scaleRows(M, f0, f1);
             } else {
-                const float change = unit / note.z;  // powers of two
+                full |= far(unit, note.z);
+                const float change = full ? 1.f : unit / note.z;  // powers of two
                 scaleRows(O, f0 * change, f1 * change);
             }
-            unit = note.z;
         }
-        if (++summed == C::window) {
+        if (full) {
             flush();
             summed = 0;
         }
+        unit = note.z;
     }
     const int before = (t - 1) % kStages;
     sm.haveV[before].wait((t - 1) / kStages & 1);

@@ -138,6 +138,13 @@ __device__ __forceinline__ void scaleRows(float (&O)[N], float f0, float f1) {
     for (int i = 0; i < N / 4; i++) O[4 * i] *= f0, O[4 * i + 1] *= f0, O[4 * i + 2] *= f1, O[4 * i + 3] *= f1;
 }
 
+// far says whether sums can't be brought from one unit to another: they might leave the
+// range of float32, or rows that a tile masks might lose theirs. Sums stay below 2^50.
+__device__ __forceinline__ bool far(float from, float to) {
+    const float change = from / to;
+    return !(change < 0x1p64f && change > 0x1p-64f);
+}
+
 // addRows adds the sums of a thread's two rows, row and row + 8, to a state; those
 // of a quad are columns of the same rows. x is in the given unit. Where the target
 // is fresh, what is there counts for nothing.

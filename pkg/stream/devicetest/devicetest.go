@@ -59,6 +59,7 @@ func Run(t *testing.T, subject Subject) {
 		{"SpecialValues", s.specialValues},
 		{"FarApart", s.farApart},
 		{"LargestValues", s.largestValues},
+		{"ValuesInStretches", s.valuesInStretches},
 		{"NaNDoesNotCrossTheCausalEdge", s.nanDoesNotCrossTheCausalEdge},
 		{"ScoresAllMinusInfinity", s.scoresAllMinusInfinity},
 		{"InfinityTimesVanishingWeight", s.infinityTimesVanishingWeight},

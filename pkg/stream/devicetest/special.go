@@ -154,6 +154,39 @@ func (s suite) largestValues(t *testing.T) {
 	}
 }
 
+// Keys come in stretches whose values are far from each other in size. What a row has
+// summed of one must survive those of the next, be they larger or smaller, and rows that
+// see none of the large ones keep their results. Stretches end where tiles do.
+func (s suite) valuesInStretches(t *testing.T) {
+	const stretch = 640 // a multiple of all tiles
+	rng := rand.New(rand.NewPCG(53, 54))
+	for _, x := range []struct {
+		d       int
+		in, out attention.DType
+	}{
+		{24, attention.BF16, attention.BF16}, {100, attention.BF16, attention.BF16}, {160, attention.BF16, attention.BF16},
+		{24, attention.BF16, attention.F32}, {100, attention.F32, attention.F32}, {160, attention.F32, attention.BF16},
+	} {
+		for _, sizes := range [][]float64{{0x1p-70, 1, 0x1p70}, {0x1p70, 1, 0x1p-70}} {
+			p := Problem(len(sizes)*stretch, x.d)
+			p.Causal, p.DType, p.OutDType = attention.TopLeft, x.in, x.out
+			x := Random(p, rng)
+			x.V = Fill(p, 1, p.Nk, p.Dv, func(_, _, i, _ int) float64 { return sizes[i/stretch] * rng.NormFloat64() })
+			r := s.Compute(t, x, Way{})
+			for i := range sizes {
+				rows := sample(stretch, 7)
+				for j := range rows {
+					rows[j] += i * stretch
+				}
+				want, lse := Exact(x, 0, 0, rows)
+				var e Errors
+				e.add(t, p, r, 0, 0, rows, want, lse)
+				s.Check(t, fmt.Sprintf("%+v, sizes %v, stretch %d", p, sizes, i), e, p.OutDType)
+			}
+		}
+	}
+}
+
 // Each key of a causal problem in turn is NaN: rows before it must not notice,
 // in the same block of rows, the same tile of keys, or the next chunk.
 func (s suite) nanDoesNotCrossTheCausalEdge(t *testing.T) {
