@@ -9,7 +9,7 @@ DEMO    := .cache/demo
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .PHONY: help build test test-short test-race test-long test-kill soak test-arm64 test-interop test-torch fuzz lint generate check-generated vet-ports demo bench notices clean \
-  cuda check-cuda remake-cuda build-cuda vet-cuda test-cuda test-cuda12 gpu-tests cuda-symbols
+  cuda check-cuda remake-cuda build-cuda vet-cuda test-cuda test-cuda12 test-emulated gpu-tests cuda-symbols
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,11 @@ test-cuda: ## the tests of the CUDA device; skipped without a driver, unless STR
 
 test-cuda12: ## build and test the driver layer with the headers of CUDA 12 (fetches them)
 	env=$$(bash cuda/toolkit.sh env12) && eval "$$env" && $(GO) test -count 1 -tags cuda ./pkg/gpu/...
+
+# What takes long there is left out; EMULATED=. leaves nothing out.
+EMULATED ?= Exact[TS]|Fast|Rows|Far|ValuesIn|NaN|Scores|Infinity|Footprint|Events|Stats|Float64|State|Fault
+test-emulated: ## conformance tests of the CUDA device without a GPU: the kernels run on the CPU (needs g++ 12, AVX2)
+	$(WITH_CUDA) bash cuda/emulate/test.sh .cache/emulated "$$(bash cuda/toolkit.sh include)" '$(EMULATED)'
 
 gpu-tests: ## the same tests as binaries, in .cache/gpu-tests, to copy to a machine with a GPU
 	$(WITH_CUDA) bash cuda/gpu-tests.sh .cache/gpu-tests

@@ -14,6 +14,12 @@ __device__ __forceinline__ void product(float* d, const uint32_t* a, uint32_t b0
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// multiplyAdd is C += A B in float64, 8x8 by 8x8x4: lane 4g+t has A[g][t], B[t][g], and
+// C[g][2t], C[g][2t+1].
+__device__ __forceinline__ void multiplyAdd(double (&c)[2], double a, double b) {
+    asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+d"(c[0]), "+d"(c[1]) : "d"(a), "d"(b));
+}
+
 // loadMatrices loads four matrices of 8 rows of 16 bytes; lane 8i+r gives the
 // address of row r of matrix i. Thread 4g+t gets elements 2t and 2t+1 of row g.
 __device__ __forceinline__ void loadMatrices(uint32_t (&r)[4], uint32_t address) {

@@ -4,6 +4,7 @@
 // other, or too far apart in size for float16 planes. Such tiles are rare, so this kernel
 // is simple: products of scores run on the tensor cores in float64, eight keys at a time.
 #include "item.cuh"
+#include "mma.cuh"
 #include "ptx.cuh"
 #include "state.cuh"
 
@@ -12,12 +13,6 @@ namespace {
 constexpr int kRows = 32, kKeys = 8, kThreads = 128;  // 8 rows a warp
 constexpr int kMostColumns = 256;
 constexpr double kRest = 1. / 1048576;  // of the third plane: see pack.cu
-
-// multiplyAdd is C += A B, 8x8 by 8x8x4: lane 4g+t has A[g][t], B[t][g], and C[g][2t],
-// C[g][2t+1].
-__device__ __forceinline__ void multiplyAdd(double (&c)[2], double a, double b) {
-    asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+d"(c[0]), "+d"(c[1]) : "d"(a), "d"(b));
-}
 
 // Packed is a packed tensor of one head.
 struct Packed {
