@@ -88,8 +88,8 @@ build-cuda: ## build bin/streamcqsa with the CUDA device (needs a C compiler; no
 vet-cuda: ## vet and staticcheck with the CUDA device
 	$(WITH_CUDA) $(GO) vet -tags cuda ./... && $(GO) run $(STATICCHECK) -tags cuda ./...
 
-test-cuda: ## the tests of the CUDA device; skipped without a driver, unless STREAMCQSA_TEST_GPU=1
-	$(WITH_CUDA) $(GO) test -count 1 -tags cuda $(CUDA_PACKAGES)
+test-cuda: ## the tests of the CUDA device; skipped without a driver, unless STREAMCQSA_TEST_GPU=1 (SHORT=-short: the quick ones)
+	$(WITH_CUDA) $(GO) test -count 1 $(SHORT) -tags cuda $(CUDA_PACKAGES)
 
 test-cuda12: ## build and test the driver layer with the headers of CUDA 12 (fetches them)
 	env=$$(bash cuda/toolkit.sh env12) && eval "$$env" && $(GO) test -count 1 -tags cuda ./pkg/gpu/...
