@@ -27,6 +27,8 @@ struct Config {
     static constexpr int planes = Planes_, weightPlanes = WeightPlanes_, window = Window, stages = Stages;
     static constexpr bool two = weightPlanes == 2, master = two;
     static constexpr int warps = 4, threads = 32 * warps, BM = 16 * M * warps;
+    static constexpr int blocks = 2;   // of a multiprocessor
+    static constexpr int slack = 128;  // bytes for aligning Shared
     static constexpr bool keepQ = DK * planes * M <= 128;  // whether a warp keeps its rows of Q in registers
 
     // Bytes of 8 rows, and of a tile, of Q, K and V alike.
@@ -403,8 +405,8 @@ __device__ __forceinline__ void attendTiles(const Pool* pool, Batch* batch, Curs
 template <class C>
 __device__ __forceinline__ void attend(const Pool* pool, Batch* batch) {
     extern __shared__ uint8_t dynamic[];
-    static_assert(sizeof(Shared<C>) + 128 <= kSharedBytes, "");
-    Shared<C>& sm = *(Shared<C>*)(dynamic + (-sharedAddress(dynamic) & 127));
+    static_assert(sizeof(Shared<C>) + C::slack <= kSharedBytes, "");
+    Shared<C>& sm = *(Shared<C>*)(dynamic + (-sharedAddress(dynamic) & (C::slack - 1)));
     const Item it(pool, batch, blockIdx.x, C::BM, pool->valueBlocks);
     if (it.row0 >= it.row1) return;
     if (threadIdx.x == 0) sm.item = it;
@@ -434,16 +436,4 @@ using Triple64 = Config<64, 2, 64, 2, 2, 512, 2>;
 using Triple128 = Config<128, 1, 64, 2, 2, 512, 1>;
 using Triple256 = Config<256, 1, 16, 2, 2, 2048, 1>;
 
-#define ATTEND(name, C)                                                                                                            \
-    extern "C" __global__ void __launch_bounds__(C::threads, 2) name(const Pool* pool, Batch* batch) { attend<C>(pool, batch); } \
-    extern "C" __device__ const KernelInfo name##_info = {C::BM, C::BN, C::DK, C::DV, C::planes, C::two, C::threads, sizeof(Shared<C>) + 128, kOffset};
-
-ATTEND(attend_half_64, Half64)
-ATTEND(attend_half_128, Half128)
-ATTEND(attend_half_256, Half256)
-ATTEND(attend_split_64, Split64)
-ATTEND(attend_split_128, Split128)
-ATTEND(attend_split_256, Split256)
-ATTEND(attend_triple_64, Triple64)
-ATTEND(attend_triple_128, Triple128)
-ATTEND(attend_triple_256, Triple256)
+#include "entries.cuh"

@@ -27,6 +27,8 @@ struct Config {
     static constexpr int planes = Planes_, weightPlanes = WeightPlanes_, window = Window_;
     static constexpr bool two = weightPlanes == 2, master = two;
     static constexpr int threads = 128 * (WG + 1);
+    static constexpr int blocks = 1;    // of a multiprocessor
+    static constexpr int slack = 1024;  // bytes for aligning Shared
     static constexpr int registers = WG == 2 ? 240 : 160, producerRegisters = WG == 2 ? 24 : 32;
 
     // Bytes between groups of 8 rows, and of a tile.
@@ -276,7 +278,7 @@ __device__ __forceinline__ bool consume(int wg, int row0, int block, const State
 template <class C>
 __device__ __forceinline__ void attend(const Pool* pool, Batch* batch) {
     extern __shared__ uint8_t dynamic[];
-    Shared<C>& sm = *(Shared<C>*)(dynamic + (-sharedAddress(dynamic) & 1023));
+    Shared<C>& sm = *(Shared<C>*)(dynamic + (-sharedAddress(dynamic) & (C::slack - 1)));
     const Item it(pool, batch, blockIdx.x, C::BM, pool->valueBlocks);
     if (it.row0 >= it.row1) return;
     if (threadIdx.x == 0) {
@@ -319,16 +321,4 @@ using Triple64 = Config<64, 64, 2, 128, 2, 2, 192>;
 using Triple128 = Config<128, 128, 2, 64, 2, 2, 192>;
 using Triple256 = Config<256, 128, 2, 32, 2, 2, 256>;
 
-#define ATTEND(name, C)                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(C::threads, 1) name(const Pool* pool, Batch* batch) { attend<C>(pool, batch); } \
-    extern "C" __device__ const KernelInfo name##_info = {C::BM, C::BN, C::DK, C::DV, C::planes, C::two, C::threads, sizeof(Shared<C>) + 1024, kOffset};
-
-ATTEND(attend_half_64, Half64)
-ATTEND(attend_half_128, Half128)
-ATTEND(attend_half_256, Half256)
-ATTEND(attend_split_64, Split64)
-ATTEND(attend_split_128, Split128)
-ATTEND(attend_split_256, Split256)
-ATTEND(attend_triple_64, Triple64)
-ATTEND(attend_triple_128, Triple128)
-ATTEND(attend_triple_256, Triple256)
+#include "entries.cuh"

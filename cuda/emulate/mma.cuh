@@ -17,27 +17,39 @@ inline float half(uint32_t pair, int i) {
     return i ? hi : lo;
 }
 
+// leftOperand unpacks what a thread has of A: 16 rows a warp.
+inline void leftOperand(float (*A)[16], int thread, const uint32_t* a) {
+    const int g = thread / 32 * 16 + thread % 32 / 4, t = thread % 4;
+    for (int part = 0; part < 4; part++)
+        for (int i = 0; i < 2; i++) A[g + part % 2 * 8][2 * t + part / 2 * 8 + i] = half(a[part], i);
+}
+
+// multiply is D = A B or D += A B, where threads have D as products leave it.
+template <int N, class Lanes>
+void multiply(Lanes lanes, int threads, const float (*A)[16], const float (&B)[N][16]) {
+    for (int thread = 0; thread < threads; thread++) {
+        const int row = thread / 32 * 16 + thread % 32 / 4, column = 2 * (thread % 4);
+        for (int i = 0; i < N / 2; i++) {
+            const float *a = A[row + i / 2 % 2 * 8], *b = B[i / 4 * 8 + column + i % 2];
+            double sum = lanes[thread]->accumulate ? lanes[thread]->d[i] : 0;
+            for (int k = 0; k < 16; k++) sum += (double)a[k] * b[k];
+            lanes[thread]->d[i] = cut(sum);
+        }
+    }
+}
+
 }  // namespace emulate
 
 inline void product(float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
-    struct { float* d; const uint32_t* a; uint32_t b[2]; } mine = {d, a, {b0, b1}};
+    struct { float* d; const uint32_t* a; uint32_t b[2]; int accumulate; } mine = {d, a, {b0, b1}, 1};
     emulate::together(mine, [](auto** lanes) {
         float A[16][16], B[8][16];
         for (int lane = 0; lane < 32; lane++) {
-            const int g = lane / 4, t = lane % 4;
-            for (int i = 0; i < 2; i++) {
-                for (int part = 0; part < 4; part++) A[g + part % 2 * 8][2 * t + part / 2 * 8 + i] = emulate::half(lanes[lane]->a[part], i);
-                for (int part = 0; part < 2; part++) B[g][2 * t + part * 8 + i] = emulate::half(lanes[lane]->b[part], i);
-            }
+            emulate::leftOperand(A, lane, lanes[lane]->a);
+            for (int part = 0; part < 2; part++)
+                for (int i = 0; i < 2; i++) B[lane / 4][2 * (lane % 4) + part * 8 + i] = emulate::half(lanes[lane]->b[part], i);
         }
-        for (int lane = 0; lane < 32; lane++) {
-            const int g = lane / 4, t = lane % 4;
-            for (int i = 0; i < 4; i++) {
-                double sum = lanes[lane]->d[i];
-                for (int k = 0; k < 16; k++) sum += (double)A[g + i / 2 * 8][k] * B[2 * t + i % 2][k];
-                lanes[lane]->d[i] = emulate::cut(sum);
-            }
-        }
+        emulate::multiply<8>(lanes, 32, A, B);
     });
 }
 

@@ -22,20 +22,6 @@ struct Matrix {
     }
 };
 
-// multiply is D = A B or D += A B, where threads have D as products leave it.
-template <int N, class Lanes>
-void multiply(Lanes lanes, const float (&A)[64][16], const float (&B)[N][16]) {
-    for (int thread = 0; thread < 128; thread++) {
-        const int row = thread / 32 * 16 + thread % 32 / 4, column = 2 * (thread % 4);
-        for (int i = 0; i < N / 2; i++) {
-            const float *a = A[row + i / 2 % 2 * 8], *b = B[i / 4 * 8 + column + i % 2];
-            double sum = lanes[thread]->accumulate ? lanes[thread]->d[i] : 0;
-            for (int k = 0; k < 16; k++) sum += (double)a[k] * b[k];
-            lanes[thread]->d[i] = cut(sum);
-        }
-    }
-}
-
 }  // namespace emulate
 
 template <int N>
@@ -49,7 +35,7 @@ struct ScoresProduct {
                 for (int row = 0; row < 64; row++) A[row][i] = q.along(row, i);
                 for (int row = 0; row < N; row++) B[row][i] = k.along(row, i);
             }
-            emulate::multiply<N>(lanes, A, B);
+            emulate::multiply<N>(lanes, 128, A, B);
         });
     }
 };
@@ -61,13 +47,10 @@ struct ValuesProduct {
         emulate::together(mine, *emulate::self->group, 128, [](auto** lanes) {
             const emulate::Matrix v(lanes[0]->b);
             float A[64][16], B[N][16];
-            for (int thread = 0; thread < 128; thread++)
-                for (int part = 0; part < 4; part++)
-                    for (int i = 0; i < 2; i++)
-                        A[thread / 32 * 16 + thread % 32 / 4 + part % 2 * 8][2 * (thread % 4) + part / 2 * 8 + i] = emulate::half(lanes[thread]->a[part], i);
+            for (int thread = 0; thread < 128; thread++) emulate::leftOperand(A, thread, lanes[thread]->a);
             for (int i = 0; i < 16; i++)
                 for (int row = 0; row < N; row++) B[row][i] = v.across(row, i);
-            emulate::multiply<N>(lanes, A, B);
+            emulate::multiply<N>(lanes, 128, A, B);
         });
     }
 };

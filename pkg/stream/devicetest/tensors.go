@@ -268,7 +268,12 @@ func sample(total, n int) []int {
 // rows that should be empty and are not.
 func Compare(t testing.TB, x Tensors, r Result, sampled int) (e Errors) {
 	t.Helper()
-	rows := sample(x.P.Nq, sampled)
+	return compareRows(t, x, r, sample(x.P.Nq, sampled))
+}
+
+// compareRows is Compare of these rows.
+func compareRows(t testing.TB, x Tensors, r Result, rows []int) (e Errors) {
+	t.Helper()
 	for b := range x.P.B {
 		for h := range x.P.Hq {
 			want, lse := Exact(x, b, h, rows)
