@@ -21,9 +21,9 @@ namespace {
 //
 // The tensor cores cut off what a sum can't hold: as in the kernel for Hopper, Half
 // leaves them the sums of a window, and the others those of one tile.
-template <int D, int Rows, int Keys, int Planes_, int WeightPlanes_, int Window, int Stages>
+template <int DK_, int DV_, int Rows, int Keys, int Planes_, int WeightPlanes_, int Window, int Stages>
 struct Config {
-    static constexpr int DK = D, DV = D, M = Rows, BN = Keys;
+    static constexpr int DK = DK_, DV = DV_, columns = DV, M = Rows, BN = Keys;
     static constexpr int planes = Planes_, weightPlanes = WeightPlanes_, window = Window, stages = Stages;
     static constexpr bool two = weightPlanes == 2, master = two;
     static constexpr int warps = 4, threads = 32 * warps, BM = 16 * M * warps;
@@ -31,10 +31,9 @@ struct Config {
     static constexpr int slack = 128;  // bytes for aligning Shared
     static constexpr bool keepQ = DK * planes * M <= 128;  // whether a warp keeps its rows of Q in registers
 
-    // Bytes of 8 rows, and of a tile, of Q, K and V alike.
-    static constexpr uint32_t lowBytes = D / kPanel * kPanelBytes;  // from hi to lo
-    static constexpr uint32_t groupBytes = planes * lowBytes;
-    static constexpr uint32_t bytesQ = BM / 8 * groupBytes, bytes = BN / 8 * groupBytes;
+    // Bytes of a plane of a panel, of Q and of K or V, and of a tile.
+    static constexpr uint32_t planeQ = BM * kRowBytes, plane = BN * kRowBytes;
+    static constexpr uint32_t bytesQ = DK / kPanel * planes * planeQ, bytesK = DK / kPanel * planes * plane, bytesV = DV / kPanel * planes * plane;
 };
 
 // Cursor is at one of the tiles of keys that an item's rows see, last keys of each
@@ -64,7 +63,7 @@ struct Cursor {
     __device__ __forceinline__ void next(const Pool* pool, const Batch* batch, const Item& it) {
         if (left > 1) {
             left--;
-            k -= C::bytes, v -= C::bytes, info--;
+            k -= C::bytesK, v -= C::bytesV, info--;
             shift += C::BN, keys += C::BN;
             return;
         }
@@ -78,8 +77,8 @@ struct Cursor {
     __device__ __forceinline__ void enter(const Pool* pool, const Item& it, const Ref& r, int n) {
         const uint8_t* head = (const uint8_t*)pool->kv + it.head / pool->group * pool->kvHead + (uint64_t)r.slot * pool->kvSlot;
         const uint64_t tile = n - 1;
-        k = head + pool->kvK + tile * C::bytes;
-        v = head + pool->kvV + it.block * pool->kvBlock + tile * C::bytes;
+        k = head + pool->kvK + tile * C::bytesK;
+        v = head + pool->kvV + tile * C::bytesV;
         info = (const TileInfo*)(head + pool->kvInfo) + tile;
         left = n;
         shift = it.row0 + r.offset - (n - 1) * C::BN, keys = r.keys - (n - 1) * C::BN;
@@ -102,34 +101,35 @@ constexpr int kSharedBytes = 99 << 10;  // what every architecture has for a blo
 template <class C>
 struct Shared {
     alignas(128) uint8_t q[C::bytesQ];
-    alignas(128) uint8_t k[C::stages][C::bytes];
-    alignas(128) uint8_t v[C::stages][C::bytes];
+    alignas(128) uint8_t k[C::stages][C::bytesK];
+    alignas(128) uint8_t v[C::stages][C::bytesV];
     TileInfo info[2];
     Item item;  // here, since registers are scarce
 
     // copyKeys and copyValues copy tile t.
     __device__ __forceinline__ void copyKeys(int t, const Cursor<C>& at) {
-        copyTile<C, C::bytes>(k[t % C::stages], at.k);
+        copyTile<C, C::bytesK>(k[t % C::stages], at.k);
         if (threadIdx.x == 0) copyPiece(sharedAddress(&info[t % 2]), at.info);
     }
-    __device__ __forceinline__ void copyValues(int t, const Cursor<C>& at) { copyTile<C, C::bytes>(v[t % C::stages], at.v); }
+    __device__ __forceinline__ void copyValues(int t, const Cursor<C>& at) { copyTile<C, C::bytesV>(v[t % C::stages], at.v); }
 };
 
 // rowOffset is where a lane finds the row that it loads of 16 rows and 16 features
 // of a tile. They are four matrices of 8 by 8: group says which 8 rows, piece which
-// 8 features. stride is bytes between groups.
-__device__ __forceinline__ uint32_t rowOffset(uint32_t stride, uint32_t group, uint32_t piece) {
+// 8 features.
+__device__ __forceinline__ uint32_t rowOffset(uint32_t group, uint32_t piece) {
     const uint32_t row = threadIdx.x & 7;
-    return group * stride + row * 128 + ((piece ^ row) << 4);
+    return group * kGroupBytes + row * kRowBytes + ((piece ^ row) << 4);
 }
 // An operand wants its four matrices in an order, and lane / 8 is the matrix. Those
 // of Q, and of V transposed, begin with both groups of the first 8 features; those
 // of K with all features of the first group.
-__device__ __forceinline__ uint32_t groupsFirst(uint32_t stride) { return rowOffset(stride, threadIdx.x >> 3 & 1, threadIdx.x >> 4 & 1); }
-__device__ __forceinline__ uint32_t featuresFirst(uint32_t stride) { return rowOffset(stride, threadIdx.x >> 4 & 1, threadIdx.x >> 3 & 1); }
+__device__ __forceinline__ uint32_t groupsFirst() { return rowOffset(threadIdx.x >> 3 & 1, threadIdx.x >> 4 & 1); }
+__device__ __forceinline__ uint32_t featuresFirst() { return rowOffset(threadIdx.x >> 4 & 1, threadIdx.x >> 3 & 1); }
 
-// feature moves an address from the first features of a tile to those from 16 i on.
-__device__ __forceinline__ uint32_t feature(uint32_t address, int i) { return (address ^ (i % 4 * 32)) + i / 4 * kPanelBytes; }
+// feature moves an address from the first features of a tile to those from 16 i on; panel
+// is the bytes of a panel.
+__device__ __forceinline__ uint32_t feature(uint32_t address, int i, uint32_t panel) { return (address ^ (i % 4 * 32)) + i / 4 * panel; }
 
 // Query is a warp's rows of Q: where they are in shared memory, and in registers
 // if they are kept there.
@@ -138,16 +138,20 @@ struct Query {
     uint32_t address;
     uint32_t kept[C::keepQ ? C::planes : 1][C::keepQ ? C::DK / 16 : 1][C::M][4];
 
-    __device__ __forceinline__ void start(uint32_t at) {
-        address = at;
+    __device__ __forceinline__ void start(uint32_t rows) {
+        address = rows;
         if constexpr (C::keepQ) {
 #pragma unroll
             for (int p = 0; p < C::planes; p++)
 #pragma unroll
                 for (int i = 0; i < C::DK / 16; i++)
 #pragma unroll
-                    for (int m = 0; m < C::M; m++) loadMatrices(kept[p][i][m], feature(address, i) + p * C::lowBytes + m * 2 * C::groupBytes);
+                    for (int m = 0; m < C::M; m++) loadMatrices(kept[p][i][m], at(m, p, i));
         }
+    }
+    // at is where 16 rows are.
+    __device__ __forceinline__ uint32_t at(int m, int plane, int i) const {
+        return feature(address, i, C::planes * C::planeQ) + plane * C::planeQ + m * 2 * kGroupBytes;
     }
     // load gives features 16 i on.
     __device__ __forceinline__ void load(uint32_t (&a)[C::M][4], int plane, int i) const {
@@ -157,11 +161,17 @@ struct Query {
 #pragma unroll
                 for (int j = 0; j < 4; j++) a[m][j] = kept[plane][i][m][j];
             } else {
-                loadMatrices(a[m], feature(address, i) + plane * C::lowBytes + m * 2 * C::groupBytes);
+                loadMatrices(a[m], at(m, plane, i));
             }
         }
     }
 };
+
+// keysAt is where the features from 16 i on of keys from 16 j on are, in a plane of a tile.
+template <class C>
+__device__ __forceinline__ uint32_t keysAt(uint32_t tile, int plane, int j, int i) {
+    return feature(tile, i, C::planes * C::plane) + plane * C::plane + j * 2 * kGroupBytes;
+}
 
 // scoresOf adds Q K^T of one plane of each to S.
 template <class C>
@@ -173,7 +183,7 @@ __device__ __forceinline__ void scoresOf(float (&S)[C::M][C::BN / 2], const Quer
 #pragma unroll
         for (int j = 0; j < C::BN / 16; j++) {
             uint32_t b[4];
-            loadMatrices(b, feature(k, i) + planeK * C::lowBytes + j * 2 * C::groupBytes);
+            loadMatrices(b, keysAt<C>(k, planeK, j, i));
 #pragma unroll
             for (int m = 0; m < C::M; m++) {
                 product(S[m] + 8 * j, a[m], b[0], b[1]);
@@ -209,7 +219,7 @@ struct Weights {
 template <class C, int N>
 __device__ __forceinline__ void valuesOf(float (&O)[C::M][N], int at, const Weights<C>& P, uint32_t v, int keys, int f) {
     uint32_t b[4];
-    loadTransposed(b, feature(v, f) + keys * 2 * C::groupBytes);
+    loadTransposed(b, keysAt<C>(v, 0, keys, f));
 #pragma unroll
     for (int m = 0; m < C::M; m++) {
         if constexpr (C::two) {
@@ -220,7 +230,7 @@ __device__ __forceinline__ void valuesOf(float (&O)[C::M][N], int at, const Weig
         product(O[m] + at + 4, P.hi[m] + 4 * keys, b[2], b[3]);
     }
     if constexpr (C::planes == 2) {
-        loadTransposed(b, feature(v, f) + C::lowBytes + keys * 2 * C::groupBytes);
+        loadTransposed(b, keysAt<C>(v, 1, keys, f));
 #pragma unroll
         for (int m = 0; m < C::M; m++) {
             product(O[m] + at, P.hi[m] + 4 * keys, b[0], b[1]);
@@ -331,8 +341,8 @@ __device__ __forceinline__ void weighTile(Weights<C>& P, Sums<C>& sums, const Qu
 // called when the warp has no more use for K.
 template <class C, class F>
 __device__ __forceinline__ void addTile(Sums<C>& sums, const Query<C>& q, const Shared<C>& sm, int t, const Note& note, bool forWide, F afterKeys) {
-    const uint32_t k = sharedAddress(sm.k[t % C::stages]) + featuresFirst(C::groupBytes);
-    const uint32_t v = sharedAddress(sm.v[t % C::stages]) + groupsFirst(C::groupBytes);
+    const uint32_t k = sharedAddress(sm.k[t % C::stages]) + featuresFirst();
+    const uint32_t v = sharedAddress(sm.v[t % C::stages]) + groupsFirst();
     Weights<C> P;
     if (__any_sync(~0u, forWide || sums.rare(note))) {
         if (forWide) {
@@ -379,7 +389,7 @@ __device__ __forceinline__ void attendTiles(const Pool* pool, Batch* batch, Curs
             __syncthreads();
             const TileInfo info = sm.info[t % 2];
             if (sums.full(info.unit)) break;  // and come back
-            if (t == 0) q.start(sharedAddress(sm.q) + 2 * C::M * warp * C::groupBytes + groupsFirst(C::groupBytes));
+            if (t == 0) q.start(sharedAddress(sm.q) + 2 * C::M * warp * kGroupBytes + groupsFirst());
             if (C::stages == 1) sm.copyValues(t, next);
             const bool more = t + 1 < tiles;
             if (more) {
@@ -395,10 +405,10 @@ __device__ __forceinline__ void attendTiles(const Pool* pool, Batch* batch, Curs
                 if (more) sm.copyKeys(t + 1, next);
             });
         }
-        const State<C::two> state(sm.item.target(pool, batch), pool, sm.item.block);
+        const State<C::two> state(sm.item.target(pool, batch), pool);
 #pragma unroll
         for (int m = 0; m < C::M; m++)
-            addRows(state, sm.item.row0 + sums.row + 16 * m, sm.item.block * C::DV + sums.column, sums.O[m], C::master ? 1.f : sums.unit, sums.z[m], first && batch->splits > 1);
+            addRows(state, sm.item.row0 + sums.row + 16 * m, sums.column, sums.O[m], C::master ? 1.f : sums.unit, sums.z[m], first && batch->splits > 1);
     }
 }
 
@@ -407,7 +417,7 @@ __device__ __forceinline__ void attend(const Pool* pool, Batch* batch) {
     extern __shared__ uint8_t dynamic[];
     static_assert(sizeof(Shared<C>) + C::slack <= kSharedBytes, "");
     Shared<C>& sm = *(Shared<C>*)(dynamic + (-sharedAddress(dynamic) & (C::slack - 1)));
-    const Item it(pool, batch, blockIdx.x, C::BM, pool->valueBlocks);
+    const Item it(pool, batch, blockIdx.x, C::BM);
     if (it.row0 >= it.row1) return;
     if (threadIdx.x == 0) sm.item = it;
     __syncthreads();
@@ -416,7 +426,7 @@ __device__ __forceinline__ void attend(const Pool* pool, Batch* batch) {
     if (tiles > 0) {
         attendTiles<C>(pool, batch, cursor, tiles, sm);
     } else if (batch->splits > 1) {  // this split has nothing to add
-        const State<C::two> state(it.target(pool, batch), pool, it.block);
+        const State<C::two> state(it.target(pool, batch), pool);
         for (int i = it.row0 + threadIdx.x; i < it.row1; i += blockDim.x) state.m[i] = kNoKey;
     }
 }
@@ -425,15 +435,18 @@ __device__ __forceinline__ void attend(const Pool* pool, Batch* batch) {
 
 // Two blocks with one stage each fit on a multiprocessor of an A100 at D = 128, where
 // two stages would leave room for one. A window is 20,480 keys of Half, and 32,768.
-//                      D rows keys planes weights window stages
-using Half64 = Config<64, 2, 64, 1, 1, 320, 2>;
-using Half128 = Config<128, 2, 64, 1, 1, 320, 1>;
-using Half256 = Config<256, 1, 64, 1, 1, 320, 1>;
-using Split64 = Config<64, 2, 64, 1, 2, 512, 2>;
-using Split128 = Config<128, 2, 64, 1, 2, 512, 1>;
-using Split256 = Config<256, 1, 64, 1, 2, 512, 1>;
-using Triple64 = Config<64, 2, 64, 2, 2, 512, 2>;
-using Triple128 = Config<128, 1, 64, 2, 2, 512, 1>;
-using Triple256 = Config<256, 1, 16, 2, 2, 2048, 1>;
+//                      DK   DV  rows keys planes weights window stages
+using Half64 = Config<64, 64, 2, 64, 1, 1, 320, 2>;
+using Half128 = Config<128, 128, 2, 64, 1, 1, 320, 1>;
+using Half192 = Config<192, 128, 2, 64, 1, 1, 320, 1>;
+using Half256 = Config<256, 256, 1, 64, 1, 1, 320, 1>;
+using Split64 = Config<64, 64, 2, 64, 1, 2, 512, 2>;
+using Split128 = Config<128, 128, 2, 64, 1, 2, 512, 1>;
+using Split192 = Config<192, 128, 2, 64, 1, 2, 512, 1>;
+using Split256 = Config<256, 256, 1, 64, 1, 2, 512, 1>;
+using Triple64 = Config<64, 64, 2, 64, 2, 2, 512, 2>;
+using Triple128 = Config<128, 128, 1, 64, 2, 2, 512, 1>;
+using Triple192 = Config<192, 128, 1, 32, 2, 2, 1024, 1>;
+using Triple256 = Config<256, 256, 1, 16, 2, 2, 2048, 1>;
 
 #include "entries.cuh"

@@ -19,7 +19,7 @@ __device__ __forceinline__ void finish(const Pool* pool, const FinishJob& job) {
     for (int row = blockIdx.x * warps + threadIdx.x / 32; row < job.rows; row += gridDim.x * warps) {
         const bool empty = row < job.empty;
         for (int i = 2 * lane; i < job.width; i += 64) {
-            const State<Two> s((uint8_t*)job.head, pool, 0);
+            const State<Two> s((uint8_t*)job.head, pool);
             double l = s.l[row];
             const float2 a = *(const float2*)(s.acc + (int64_t)row * s.dv + i);
             double2 sum = {a.x, a.y};
@@ -42,7 +42,7 @@ __device__ __forceinline__ void finish(const Pool* pool, const FinishJob& job) {
         }
         __syncwarp();
         if (job.lse && lane == 0) {
-            const State<Two> s((uint8_t*)job.head, pool, 0);
+            const State<Two> s((uint8_t*)job.head, pool);
             double l = s.l[row];
             if constexpr (Two) l += s.l[s.rows + row];
             ((float*)job.lse)[row] = empty ? -INFINITY : (float)((s.m[row] - pool->offset + log2(l)) * 0.69314718055994530942);
@@ -58,29 +58,26 @@ __device__ __forceinline__ void merge(const Pool* pool, const Batch* batch) {
     const int lane = threadIdx.x & 31, warps = blockDim.x / 32;
     const uint64_t head = blockIdx.y % batch->heads;
     for (int row = blockIdx.x * warps + threadIdx.x / 32; row < w.rows; row += gridDim.x * warps) {
-        for (int block = 0; block < pool->valueBlocks; block++) {
-            const State<Two> to((uint8_t*)pool->query + w.slot * pool->qSlot + head * pool->qHead, pool, block);
-            for (int split = 0; split < batch->splits; split++) {
-                const State<Two> from((uint8_t*)pool->partial + split * pool->pSplit + blockIdx.y * pool->pHead - pool->qAcc, pool, block);
-                const double m = from.m[row], old = to.m[row];
-                if (m == kNoKey) continue;
-                const Rebase r(old, m);
-                const int last = min(pool->dv, (block + 1) * pool->columns);
-                for (int i = block * pool->columns + 2 * lane; i < last; i += 64) {
-                    const float2 x[1] = {*(const float2*)(from.acc + (int64_t)row * from.dv + i)};
-                    to.addColumns(row, i, x, r.f1, r, old != kNoKey);
-                    if constexpr (Two) {
-                        const float2 y[1] = {*(const float2*)(from.low + (int64_t)row * from.dv + i)};
-                        to.addColumns(row, i, y, r.f1, Rebase(0.f, 0.f), true);
-                    }
+        const State<Two> to((uint8_t*)pool->query + w.slot * pool->qSlot + head * pool->qHead, pool);
+        for (int split = 0; split < batch->splits; split++) {
+            const State<Two> from((uint8_t*)pool->partial + split * pool->pSplit + blockIdx.y * pool->pHead - pool->qAcc, pool);
+            const double m = from.m[row], old = to.m[row];
+            if (m == kNoKey) continue;
+            const Rebase r(old, m);
+            for (int i = 2 * lane; i < pool->dv; i += 64) {
+                const float2 x[1] = {*(const float2*)(from.acc + (int64_t)row * from.dv + i)};
+                to.addColumns(row, i, x, r.f1, r, old != kNoKey);
+                if constexpr (Two) {
+                    const float2 y[1] = {*(const float2*)(from.low + (int64_t)row * from.dv + i)};
+                    to.addColumns(row, i, y, r.f1, Rebase(0.f, 0.f), true);
                 }
-                __syncwarp();
-                if (lane == 0) {
-                    to.addSum(row, from.l[row] * r.f1, r, old != kNoKey);
-                    if constexpr (Two) to.addSum(row, from.l[from.rows + row] * r.f1, Rebase(r.m, r.m), true);
-                }
-                __syncwarp();
             }
+            __syncwarp();
+            if (lane == 0) {
+                to.addSum(row, from.l[row] * r.f1, r, old != kNoKey);
+                if constexpr (Two) to.addSum(row, from.l[from.rows + row] * r.f1, Rebase(r.m, r.m), true);
+            }
+            __syncwarp();
         }
     }
 }
@@ -92,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(256) merge_two(const Pool* pool, co
 
 // empty makes the states of a query slot those of no key.
 extern "C" __global__ void empty_state(const Pool* pool, uint64_t slot, uint64_t heads) {
-    const int n = pool->rows * pool->valueBlocks;
+    const int n = pool->rows;
     for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < heads * n; i += (int64_t)gridDim.x * blockDim.x)
         ((double*)(pool->query + slot * pool->qSlot + i / n * pool->qHead + pool->qMax))[i % n] = kNoKey;
 }

@@ -2,10 +2,9 @@
 #pragma once
 #include "layout.cuh"
 
-// Item is one tile of query rows of one query head, and one block of columns of V.
+// Item is one tile of query rows of one query head.
 struct Item {
     int row0, row1;        // rows [row0,row1) of the query chunk
-    int block;             // of columns of V
     int index;             // of the query head, over all works
     int head;              // query head
     Work work;
@@ -14,8 +13,7 @@ struct Item {
     // Blocks of threads take heads first, so that those that share keys run side by
     // side, and the last rows before the first: under a causal mask they see the
     // most keys.
-    __device__ __forceinline__ Item(const Pool* pool, const Batch* batch, int x, int tileRows, int blocks) {
-        block = x % blocks, x /= blocks;
+    __device__ __forceinline__ Item(const Pool* pool, const Batch* batch, int x, int tileRows) {
         index = x % (batch->heads * batch->works), x /= batch->heads * batch->works;
         head = index % batch->heads;
         work = batch->work()[index / batch->heads];

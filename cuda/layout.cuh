@@ -3,12 +3,11 @@
 // Rows of Q, K and V are packed once, when they arrive, into the form in which
 // the tensor cores read them from shared memory:
 //
-//   [group of 8 rows][panel of 64 features][row of the group][128 bytes, swizzled]
+//   [tile of rows][panel of 64 features][plane][row of the tile][128 bytes, swizzled]
 //
-// The 16-byte piece p of row r of a group lies at p ^ r (the 128-byte swizzle of
-// wgmma, which makes ldmatrix free of bank conflicts too). Groups are outermost,
-// so that any multiple of 8 rows is one contiguous copy. A tensor in two planes,
-// x = hi + lo, has the panels of lo behind those of hi in every group. Rows and
+// The 16-byte piece p of row r lies at p ^ r % 8 (the 128-byte swizzle of wgmma,
+// which makes ldmatrix free of bank conflicts too). A tile is one contiguous copy, and so
+// are any panels of it. A tensor has one plane, or two: x = hi + lo. Rows and
 // features that do not exist are zero. Of float32 Q and K, two float16 planes hold 22
 // bits; the rest, times 2^20, is kept apart in a third, for scores in float64.
 //
@@ -21,13 +20,14 @@
 #pragma once
 #include <stdint.h>
 
-constexpr int kGroupRows = 8;
-constexpr int kPanel = 64;           // features of a panel
-constexpr int kPanelBytes = 1024;    // of one group
+constexpr int kPanel = 64;     // features of a panel
+constexpr int kRowBytes = 128;  // of a panel
+constexpr int kGroup = 8;      // rows after which the swizzle repeats
+constexpr int kGroupBytes = kGroup * kRowBytes;
 
-// pieceAt is where the piece of a column is, in a row of a group.
-__device__ __forceinline__ int pieceAt(int row, int column) {
-    return column / kPanel * kPanelBytes + row * 128 + (column / 8 % 8 ^ row) * 16;
+// pieceAt is where the piece of a column is, in a tile of so many rows and planes.
+__device__ __forceinline__ int pieceAt(int rows, int planes, int plane, int row, int column) {
+    return ((column / kPanel * planes + plane) * rows + row) * kRowBytes + (column / 8 % 8 ^ row % kGroup) * 16;
 }
 
 // TileInfo describes a tile of K and the tile of V beside it, or a tile of Q.
@@ -43,7 +43,7 @@ constexpr float kRaw = 0.f;
 // Pool says where slots lie. Offsets and strides are bytes.
 struct Pool {
     uint64_t kv, query, partial;                 // addresses
-    uint64_t kvSlot, kvHead, kvK, kvV, kvBlock, kvInfo, kvRest;   // strides of slots and heads; K, V, a block of V, infos, the rest of K in a head
+    uint64_t kvSlot, kvHead, kvK, kvV, kvInfo, kvRest;   // strides of slots and heads; K, V, infos, the rest of K in a head
     uint64_t qSlot, qHead, qInfo, qRest, qAcc, qLow, qMax, qSum;  // strides; infos, the rest of Q, accumulator, its low half, maxima, sums in a head
     uint64_t pSplit, pHead;                      // strides of partial states: of a split, of a query head
     double exactC;                               // |scale| log2(e)
@@ -53,9 +53,8 @@ struct Pool {
     int32_t dv;                                  // columns of the accumulator: Dv rounded up to 8
     int32_t rows;                                // rows of a query head, rounded up to a tile
     int32_t group;                               // query heads that share a KV head
-    int32_t valueBlocks, columns;                // blocks of columns of V, each computed by itself, and columns of one
     int32_t tileRows, tileKeys;                  // of a tile
-    int32_t features, planes;                    // of Q and K as packed; of Q, K and V
+    int32_t features, columns, planes;           // of Q and K, and of V, as packed; of all three
     int32_t type;                                // of inputs: 0 float32, 1 float16, 2 bfloat16
 };
 
@@ -84,21 +83,21 @@ struct Batch {
 // PackJob is rows of one tensor and head, from staging to a slot.
 struct PackJob {
     uint64_t src, stride;            // address of the first row, bytes between rows
-    uint64_t dst, block, info;       // address of the tiles, bytes between blocks of columns, address of the TileInfos
+    uint64_t dst, info;              // addresses of the tiles and of the TileInfos
     uint64_t rest;                   // address of what two planes leave of float32 elements; 0: not kept
     int32_t rows, width;             // rows that exist, elements of each
     int32_t type;                    // 0 float32, 1 float16, 2 bfloat16
-    int32_t tileRows, panels, planes, blocks;  // of a tile: rows, panels of all blocks together
+    int32_t tileRows, panels, planes;  // of a tile
     int32_t step;                    // exponents are multiples of it
     int32_t values;                  // whether this is V
     float sign;                      // +1 or -1
     float least;                     // of V: the largest element of any column, beside that of the tile, which planes do for
 };
 
-// KernelInfo is what the host must know of an attention kernel: rows of a tile of
-// Q, keys of a tile, features of Q and K, columns of a block of V, planes, whether
-// sums have a low half, threads of a block, its dynamic shared memory in bytes,
-// and the exponent that weights carry.
+// KernelInfo is what the host must know of an attention kernel: rows of a tile of Q,
+// keys of a tile, features of Q and K, columns of V, planes, whether sums have a low
+// half, threads of a block, its dynamic shared memory in bytes, and the exponent that
+// weights carry.
 struct KernelInfo {
     int32_t rows, keys, features, columns, planes, two, threads, shared;
     float offset;

@@ -58,10 +58,24 @@ __device__ __forceinline__ int exponentFor(float peak, int step) {
 
 constexpr float kRest = 1048576.f;  // factor of the third plane
 
-// store writes eight elements to a group of a tile: one plane, or two, and the rest
-// to a group of its own if there is a place for it.
-__device__ __forceinline__ void store(uint8_t* group, uint8_t* rest, int r, int column, int panels, int planes, const float (&x)[8], float f) {
-    const int at = pieceAt(r, column);
+// Pieces is where eight elements go in a tile: to one plane, or two, and the rest to a
+// tile of its own if there is a place for it.
+struct Pieces {
+    uint4 *hi, *low, *rest;  // null where there is none
+
+    __device__ __forceinline__ Pieces(const PackJob& job, int tile, int row, int column) {
+        auto at = [&](uint64_t tiles, int planes, int plane) {
+            uint8_t* to = (uint8_t*)tiles + (int64_t)tile * job.tileRows * planes * job.panels * kRowBytes;
+            return (uint4*)(to + pieceAt(job.tileRows, planes, plane, row, column));
+        };
+        hi = at(job.dst, job.planes, 0);
+        low = job.planes == 2 ? at(job.dst, 2, 1) : nullptr;
+        rest = job.rest ? at(job.rest, 1, 0) : nullptr;
+    }
+};
+
+// store writes eight elements.
+__device__ __forceinline__ void store(const Pieces& to, const float (&x)[8], float f) {
     uint32_t hi[4], low[4], third[4];
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -73,14 +87,13 @@ __device__ __forceinline__ void store(uint8_t* group, uint8_t* rest, int r, int 
         unpackHalves(low[j], la, lb);
         third[j] = packHalves(isfinite(ha) ? (a - ha - la) * kRest : 0.f, isfinite(hb) ? (b - hb - lb) * kRest : 0.f);
     }
-    *(uint4*)(group + at) = make_uint4(hi[0], hi[1], hi[2], hi[3]);
-    if (planes == 2) *(uint4*)(group + panels * kPanelBytes + at) = make_uint4(low[0], low[1], low[2], low[3]);
-    if (rest) *(uint4*)(rest + at) = make_uint4(third[0], third[1], third[2], third[3]);
+    *to.hi = make_uint4(hi[0], hi[1], hi[2], hi[3]);
+    if (to.low) *to.low = make_uint4(low[0], low[1], low[2], low[3]);
+    if (to.rest) *to.rest = make_uint4(third[0], third[1], third[2], third[3]);
 }
 
 // storeRaw writes eight elements of a raw tile.
-__device__ __forceinline__ void storeRaw(uint8_t* group, int r, int column, int panels, int planes, int type, const float (&x)[8]) {
-    const int at = pieceAt(r, column);
+__device__ __forceinline__ void storeRaw(const Pieces& to, int type, const float (&x)[8]) {
     uint32_t high[4], low[4];
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -88,8 +101,8 @@ __device__ __forceinline__ void storeRaw(uint8_t* group, int r, int column, int 
         high[j] = type == 1 ? packHalves(x[2 * j], x[2 * j + 1]) : a >> 16 | (b & 0xffff0000);
         low[j] = type == 0 ? (a & 0xffff) | b << 16 : 0;
     }
-    *(uint4*)(group + at) = make_uint4(high[0], high[1], high[2], high[3]);
-    if (planes == 2) *(uint4*)(group + panels * kPanelBytes + at) = make_uint4(low[0], low[1], low[2], low[3]);
+    *to.hi = make_uint4(high[0], high[1], high[2], high[3]);
+    if (to.low) *to.low = make_uint4(low[0], low[1], low[2], low[3]);
 }
 
 // Size is what is known of a tile.
@@ -174,21 +187,18 @@ extern "C" __global__ void __launch_bounds__(kWidth) pack(const PackJob* jobs) {
         }
     }
     const float f = ldexpf(job.sign, e);
-    const int width = job.panels * kPanel, panels = job.panels / job.blocks, groupBytes = job.planes * panels * kPanelBytes;
-    uint8_t* out = (uint8_t*)job.dst + (int64_t)tile * (job.tileRows / kGroupRows) * groupBytes;
+    const int width = job.panels * kPanel;
     for (int i = threadIdx.x; i < job.tileRows * width / 8; i += blockDim.x) {
-        const int row = i / (width / 8), column = i % (width / 8) * 8, block = column / (panels * kPanel);
+        const int row = i / (width / 8), column = i % (width / 8) * 8;
         float x[8] = {};
         if (row < n && column < job.width) eight(src + row * job.stride, column, job.width, job.type, aligned, x);
-        uint8_t* group = out + block * job.block + row / kGroupRows * groupBytes;
-        const int inBlock = column % (panels * kPanel);
-        if (asIs) {
-#pragma unroll
-            for (int j = 0; j < 8; j++) x[j] *= job.sign;
-            storeRaw(group, row % kGroupRows, inBlock, panels, job.planes, job.type, x);
+        const Pieces to(job, tile, row, column);
+        if (!asIs) {
+            store(to, x, f);
             continue;
         }
-        uint8_t* rest = job.rest ? (uint8_t*)job.rest + ((int64_t)tile * job.tileRows + row) / kGroupRows * (panels * kPanelBytes) : nullptr;
-        store(group, rest, row % kGroupRows, inBlock, panels, job.planes, x, f);
+#pragma unroll
+        for (int j = 0; j < 8; j++) x[j] *= job.sign;
+        storeRaw(to, job.type, x);
     }
 }

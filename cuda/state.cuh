@@ -39,9 +39,9 @@ struct State {
     double* m;
     int dv, rows;  // columns of acc; rows between l and its low half
 
-    __device__ __forceinline__ State(uint8_t* head, const Pool* p, int block)
-        : acc((float*)(head + p->qAcc)), low((float*)(head + p->qLow)), l((float*)(head + p->qSum) + block * p->rows * (Two ? 2 : 1)),
-          m((double*)(head + p->qMax) + block * p->rows), dv(p->dv), rows(p->rows) {}
+    __device__ __forceinline__ State(uint8_t* head, const Pool* p)
+        : acc((float*)(head + p->qAcc)), low((float*)(head + p->qLow)), l((float*)(head + p->qSum)),
+          m((double*)(head + p->qMax)), dv(p->dv), rows(p->rows) {}
 
     // addColumns adds f * x to columns first, first + 1, first + 8, first + 9, ... of a
     // row, as far as it goes: two of every 8, as fragments of products lie in a

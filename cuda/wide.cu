@@ -14,29 +14,35 @@ constexpr int kRows = 32, kKeys = 8, kThreads = 128;  // 8 rows a warp
 constexpr int kMostColumns = 256;
 constexpr double kRest = 1. / 1048576;  // of the third plane: see pack.cu
 
-// Packed is a packed tensor of one head.
-struct Packed {
-    const uint8_t *tiles, *rest;
-    int panels, planes, type;
+// Tile is one of Q, K or V.
+struct Tile {
+    const uint8_t *tile, *rest;
+    int rows, planes, type;
+    float scale;
 
-    // at is element (row, column) of the tensor, in a tile of that scale.
-    __device__ __forceinline__ double at(int64_t row, int column, float scale) const {
-        const int64_t group = row / kGroupRows;
-        const int offset = pieceAt(row % kGroupRows, column) + column % 8 * 2;
-        const uint8_t* g = tiles + group * planes * panels * kPanelBytes + offset;
+    // A tile of so many rows and columns, of tensors that begin at tensor and, unless it
+    // is null, at rests.
+    __device__ __forceinline__ Tile(const Pool* pool, const uint8_t* tensor, const uint8_t* rests, int64_t index, int rows, int columns, float scale)
+        : tile(tensor + index * rows * columns / kPanel * kRowBytes * pool->planes),
+          rest(rests ? rests + index * rows * columns / kPanel * kRowBytes : nullptr), rows(rows), planes(pool->planes), type(pool->type), scale(scale) {}
+
+    __device__ __forceinline__ double at(int row, int column) const {
+        auto bits = [&](const uint8_t* from, int planes, int plane) {
+            return *(const uint16_t*)(from + pieceAt(rows, planes, plane, row, column) + column % 8 * 2);
+        };
+        const uint16_t high = bits(tile, planes, 0);
         if (scale == kRaw) {  // its bits, in one plane or two
-            if (type == 1) return element(g);
-            const uint32_t high = *(const uint16_t*)g, low = type == 0 ? *(const uint16_t*)(g + panels * kPanelBytes) : 0;
-            return __uint_as_float(high << 16 | low);
+            if (type == 1) return valueOf(high);
+            return __uint_as_float((uint32_t)high << 16 | (type == 0 ? bits(tile, planes, 1) : 0));
         }
-        double x = element(g);
-        if (planes == 2) x += element(g + panels * kPanelBytes);
-        if (rest) x += element(rest + group * panels * kPanelBytes + offset) * kRest;
+        double x = valueOf(high);
+        if (planes == 2) x += valueOf(bits(tile, planes, 1));
+        if (rest) x += valueOf(bits(rest, 1, 0)) * kRest;
         return x * scale;
     }
-    __device__ __forceinline__ double element(const uint8_t* p) const {
+    __device__ __forceinline__ double valueOf(uint16_t bits) const {
         float lo, hi;
-        unpackHalves(*(const uint16_t*)p, lo, hi);
+        unpackHalves(bits, lo, hi);
         return lo;
     }
 };
@@ -108,7 +114,7 @@ template <bool Two>
 __device__ __forceinline__ double makeRoom(const Pool* pool, uint8_t* head, const Sums& z, double unit, int row, bool was, Rebase& r) {
     constexpr double kFull = 0x1p120, kMore = 64;
     const int t = threadIdx.x & 3;
-    const State<Two> to(head, pool, 0);
+    const State<Two> to(head, pool);
     double most = 0;
 #pragma unroll
     for (int n = 0; n < kMostColumns / 8; n++) {
@@ -127,7 +133,7 @@ __device__ __forceinline__ double makeRoom(const Pool* pool, uint8_t* head, cons
     return f;
 }
 
-// add adds a warp's sums to the state of its rows, for all blocks of columns.
+// add adds a warp's sums to the state of its rows.
 template <bool Two>
 __device__ __forceinline__ void add(const Pool* pool, uint8_t* head, const Sums& z, int row) {
     const int t = threadIdx.x & 3;
@@ -140,28 +146,26 @@ __device__ __forceinline__ void add(const Pool* pool, uint8_t* head, const Sums&
     // a NaN among their values.
     constexpr double kLowest = -1.7976931348623157e308;
     const double m = z.m != -INFINITY ? z.m : isnan(l) ? 0 : z.seen > 0 ? kLowest : kNoKey;
-    const double old = State<Two>(head, pool, 0).m[row];  // as in all blocks
+    const double old = State<Two>(head, pool).m[row];
     const bool was = old != kNoKey;
     Rebase r(old, m);
     const double f = makeRoom<Two>(pool, head, z, unit, row, was, r);
     l *= f;
-    for (int block = 0; block < pool->valueBlocks; block++) {
-        const State<Two> to(head, pool, block);
+    const State<Two> to(head, pool);
 #pragma unroll
-        for (int n = 0; n < kMostColumns / 8; n++) {
-            if (8 * n / pool->columns != block || 8 * n >= pool->dv) continue;
-            const double x = z.acc[n][0] * unit * f, y = z.acc[n][1] * unit * f;
-            const float2 hi[1] = {{(float)x, (float)y}}, low[1] = {{(float)(x - hi[0].x), (float)(y - hi[0].y)}};
-            to.addColumns(row, 8 * n + 2 * t, hi, r.f1, r, was);
-            if (Two && isfinite(hi[0].x) && isfinite(hi[0].y)) to.addColumns(row, 8 * n + 2 * t, low, r.f1, Rebase(0, 0), true);
-        }
-        __syncwarp();
-        if (t == 0) {
-            to.addSum(row, (float)l * r.f1, r, was);
-            if (Two && isfinite(l)) to.addSum(row, (float)(l - (float)l) * r.f1, Rebase(r.m, r.m), true);
-        }
-        __syncwarp();
+    for (int n = 0; n < kMostColumns / 8; n++) {
+        if (8 * n >= pool->dv) continue;
+        const double x = z.acc[n][0] * unit * f, y = z.acc[n][1] * unit * f;
+        const float2 hi[1] = {{(float)x, (float)y}}, low[1] = {{(float)(x - hi[0].x), (float)(y - hi[0].y)}};
+        to.addColumns(row, 8 * n + 2 * t, hi, r.f1, r, was);
+        if (Two && isfinite(hi[0].x) && isfinite(hi[0].y)) to.addColumns(row, 8 * n + 2 * t, low, r.f1, Rebase(0, 0), true);
     }
+    __syncwarp();
+    if (t == 0) {
+        to.addSum(row, (float)l * r.f1, r, was);
+        if (Two && isfinite(l)) to.addSum(row, (float)(l - (float)l) * r.f1, Rebase(r.m, r.m), true);
+    }
+    __syncwarp();
 }
 
 // count adds the pairs of a warp's rows, if a row is one, to the warp's count.
@@ -187,10 +191,11 @@ struct Block {
     // begin brings the rows of Q.
     __device__ __forceinline__ void begin() {
         begun = true;
-        const Packed query = {it.query, pool->qRest ? it.query + pool->qRest : nullptr, pool->features / kPanel, pool->planes, pool->type};
+        const int first = row0 % pool->tileRows;
+        const Tile query(pool, it.query, pool->qRest ? it.query + pool->qRest : nullptr, row0 / pool->tileRows, pool->tileRows, pool->features, q.scale);
         for (int e = threadIdx.x; e < kRows * pool->features; e += kThreads) {
             const int r = e / pool->features, d = e % pool->features;
-            sm.q[r * sm.strideQ + d] = query.at(row0 + r, d, q.scale);
+            sm.q[r * sm.strideQ + d] = query.at(first + r, d);
         }
         z.m = -INFINITY, z.l = 0, z.seen = 0;
 #pragma unroll
@@ -200,18 +205,18 @@ struct Block {
     // apply applies one tile of a ref.
     __device__ __forceinline__ void apply(const Ref& ref, const uint8_t* head, int tile, const TileInfo& info) {
         const int last = min(pool->tileKeys, ref.keys - tile * pool->tileKeys), warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-        const Packed keys = {head + pool->kvK, pool->kvRest ? head + pool->kvRest : nullptr, pool->features / kPanel, pool->planes, pool->type};
+        const Tile keys(pool, head + pool->kvK, pool->kvRest ? head + pool->kvRest : nullptr, tile, pool->tileKeys, pool->features, info.scale);
+        const Tile values(pool, head + pool->kvV, nullptr, tile, pool->tileKeys, pool->columns, info.unit);
         for (int k0 = 0; k0 < last; k0 += kKeys) {
             const int64_t key = (int64_t)tile * pool->tileKeys + k0;
             __syncthreads();
             for (int e = threadIdx.x; e < kKeys * pool->features; e += kThreads) {
                 const int r = e / pool->features, d = e % pool->features;
-                sm.k[r * sm.strideQ + d] = keys.at(key + r, d, info.scale);
+                sm.k[r * sm.strideQ + d] = keys.at(k0 + r, d);
             }
             for (int e = threadIdx.x; e < kKeys * columns; e += kThreads) {
-                const int r = e / columns, d = e % columns, block = d / pool->columns;
-                const Packed values = {head + pool->kvV + block * pool->kvBlock, nullptr, pool->columns / kPanel, pool->planes, pool->type};
-                sm.v[r * sm.strideV + d] = values.at(key + r, d % pool->columns, info.unit);
+                const int r = e / columns, d = e % columns;
+                sm.v[r * sm.strideV + d] = values.at(k0 + r, d);
             }
             __syncthreads();
             const int row = row0 + warp * 8 + lane / 4;
@@ -251,7 +256,7 @@ __device__ __forceinline__ void attend(const Pool* pool, const Batch* batch) {
     const int parts = pool->tileRows / kRows, items = pool->rows / pool->tileRows * batch->heads * batch->works;
     const int columns = (pool->dv + 7) / 8 * 8;
     for (int x = blockIdx.x; x < items * parts; x += gridDim.x) {
-        const Item it(pool, batch, x / parts, pool->tileRows, 1);
+        const Item it(pool, batch, x / parts, pool->tileRows);
         const int row0 = it.row0 + x % parts * kRows;
         if (row0 >= it.row1) continue;
         __syncthreads();  // the last item's rows of Q are no longer needed

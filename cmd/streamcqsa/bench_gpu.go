@@ -18,6 +18,7 @@ type gpuBench struct {
 	Heads  int     `json:"heads"`
 	Tokens int     `json:"tokens"`
 	D      int     `json:"d"`
+	Dv     int     `json:"dv"`
 	Causal bool    `json:"causal"`
 	Burst  float64 `json:"burst_flops"`     // median of single launches
 	Steady float64 `json:"sustained_flops"` // launches one after another, for the time asked for
@@ -48,10 +49,10 @@ func runBenchGPU(w io.Writer, o *benchOptions) (err error) {
 	for _, x := range []struct{ in, out attention.DType }{
 		{attention.BF16, attention.BF16}, {attention.BF16, attention.F32}, {attention.F16, attention.F16}, {attention.F32, attention.F32},
 	} {
-		for _, d := range []int{64, 128, 256} {
+		for _, d := range [][2]int{{64, 64}, {128, 128}, {192, 128}, {256, 256}} { // D and Dv
 			for _, causal := range []attention.Causal{attention.NonCausal, attention.TopLeft} {
-				p := attention.Problem{B: 1, Hq: max(1, benchTokens/tokens), Nq: tokens, Nk: tokens, D: d, Dv: d, DType: x.in, OutDType: x.out,
-					Layout: attention.BHND, Scale: attention.DefaultScale(d), Causal: causal}
+				p := attention.Problem{B: 1, Hq: max(1, benchTokens/tokens), Nq: tokens, Nk: tokens, D: d[0], Dv: d[1], DType: x.in, OutDType: x.out,
+					Layout: attention.BHND, Scale: attention.DefaultScale(d[0]), Causal: causal}
 				p.Hkv = p.Hq
 				row, err := benchSlots(dev, p, time.Duration(o.seconds*float64(time.Second)))
 				if err != nil {
@@ -70,7 +71,7 @@ func runBenchGPU(w io.Writer, o *benchOptions) (err error) {
 		if r.Causal {
 			causal = ", causal"
 		}
-		if _, err := fmt.Fprintf(w, "%-18s %6.0f %6.0f  %s to %s, N = %d, H = %d, D = %d%s\n", r.Kernel, r.Burst/1e12, r.Steady/1e12, r.DType, r.Out, r.Tokens, r.Heads, r.D, causal); err != nil {
+		if _, err := fmt.Fprintf(w, "%-18s %6.0f %6.0f  %s to %s, N = %d, H = %d, D = %d, Dv = %d%s\n", r.Kernel, r.Burst/1e12, r.Steady/1e12, r.DType, r.Out, r.Tokens, r.Heads, r.D, r.Dv, causal); err != nil {
 			return err
 		}
 	}
@@ -81,12 +82,12 @@ func runBenchGPU(w io.Writer, o *benchOptions) (err error) {
 func benchSlots(dev gpuDevice, p attention.Problem, t time.Duration) (row gpuBench, err error) {
 	g := attention.Geometry{D: p.D, Dv: p.Dv, DType: p.DType, OutDType: p.OutDType, Scale: p.Scale, KVHeads: p.Hkv, Group: 1,
 		QueryRows: p.Nq, KeyRows: p.Nk, QuerySlots: 1, KVSlots: 1}
-	row = gpuBench{Kernel: dev.Kernel(g), DType: p.DType.String(), Out: p.OutDType.String(), Heads: p.Hq, Tokens: p.Nq, D: p.D, Causal: p.Causal != attention.NonCausal}
+	row = gpuBench{Kernel: dev.Kernel(g), DType: p.DType.String(), Out: p.OutDType.String(), Heads: p.Hq, Tokens: p.Nq, D: p.D, Dv: p.Dv, Causal: p.Causal != attention.NonCausal}
 	if err := dev.Reserve(g); err != nil {
 		return row, err
 	}
 	defer func() { err = errors.Join(err, dev.Release()) }()
-	q, k, v := benchHeads(p, 1), benchHeads(p, 2), benchHeads(p, 3)
+	q, k, v := benchHeads(p, p.D, 1), benchHeads(p, p.D, 2), benchHeads(p, p.Dv, 3)
 	loaded := []attention.Event{dev.LoadKV(0, k, v), dev.LoadQuery(0, q, nil)}
 	work := []attention.Work{{Query: 0, Refs: []attention.KVRef{{Slot: 0, Kind: attention.Full}}}}
 	if row.Causal {
@@ -125,10 +126,10 @@ func benchSlots(dev gpuDevice, p attention.Problem, t time.Duration) (row gpuBen
 	return row, nil
 }
 
-// benchHeads are the heads of a tensor of normal values.
-func benchHeads(p attention.Problem, seed uint64) []attention.Rows {
+// benchHeads are the heads of a tensor of d normal values a row.
+func benchHeads(p attention.Problem, d int, seed uint64) []attention.Rows {
 	rng := rand.New(rand.NewPCG(seed, 0))
-	width := p.D * p.DType.Size()
+	width := d * p.DType.Size()
 	sample := make([]byte, 1<<20)
 	for i := 0; i < len(sample); i += p.DType.Size() {
 		p.DType.Put(sample[i:], rng.NormFloat64())
@@ -139,7 +140,7 @@ func benchHeads(p attention.Problem, seed uint64) []attention.Rows {
 		for at := 0; at < len(data); { // stretches of the sample, from anywhere
 			at += copy(data[at:], sample[rng.IntN(len(sample)/width)*width:])
 		}
-		list[h] = attention.Rows{Data: data, Stride: width, N: p.Nq, Width: p.D, DType: p.DType}
+		list[h] = attention.Rows{Data: data, Stride: width, N: p.Nq, Width: d, DType: p.DType}
 	}
 	return list
 }

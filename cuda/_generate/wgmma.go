@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	scores = []int{32, 64, 80, 128} // keys of a tile
+	scores = []int{48, 64, 80, 128} // keys of a tile
 	values = []int{64, 128, 256}    // columns of V
 )
 

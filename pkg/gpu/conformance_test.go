@@ -79,8 +79,8 @@ func TestStructs(t *testing.T) {
 		name      string
 		got, want uintptr
 	}{
-		{"Pool", unsafe.Sizeof(pool{}), 224}, {"Batch", unsafe.Sizeof(batchHead{}), 32}, {"Work", unsafe.Sizeof(work{}), 16},
-		{"Ref", unsafe.Sizeof(ref{}), 16}, {"PackJob", unsafe.Sizeof(packJob{}), 96}, {"FinishJob", unsafe.Sizeof(finishJob{}), 40},
+		{"Pool", unsafe.Sizeof(pool{}), 208}, {"Batch", unsafe.Sizeof(batchHead{}), 32}, {"Work", unsafe.Sizeof(work{}), 16},
+		{"Ref", unsafe.Sizeof(ref{}), 16}, {"PackJob", unsafe.Sizeof(packJob{}), 80}, {"FinishJob", unsafe.Sizeof(finishJob{}), 40},
 		{"KernelInfo", unsafe.Sizeof(kernelInfo{}), 36},
 	} {
 		if x.got != x.want {

@@ -89,9 +89,9 @@ func (d *Device) load(target string) error {
 		return err
 	}
 	for _, mode := range modes {
-		for _, bucket := range buckets {
-			name := kernelName(mode, bucket)
-			k, err := d.attention(m, name, bucket)
+		for _, s := range shapes {
+			name := kernelName(mode, s)
+			k, err := d.attention(m, name, s)
 			if err != nil {
 				return err
 			}
@@ -134,7 +134,7 @@ func (d *Device) module(unit string) (driver.Module, error) {
 }
 
 // attention finds an attention kernel and reads what it says of itself.
-func (d *Device) attention(m driver.Module, name string, bucket int) (k attendKernel, err error) {
+func (d *Device) attention(m driver.Module, name string, s shape) (k attendKernel, err error) {
 	if k.Kernel, err = m.Kernel(name); err != nil {
 		return k, err
 	}
@@ -150,7 +150,7 @@ func (d *Device) attention(m driver.Module, name string, bucket int) (k attendKe
 		return k, err
 	}
 	k.kernelInfo = info[0]
-	if err := k.check(name, bucket); err != nil {
+	if err := k.check(name, s); err != nil {
 		return k, err
 	}
 	if int(k.Shared) > d.info.Shared {
@@ -177,7 +177,10 @@ func (d *Device) Name() string { return fmt.Sprintf("cuda:%d", d.info.Ordinal) }
 func (d *Device) Info() Info { return d.info }
 
 // Kernel is the name of the attention kernel for a geometry.
-func (d *Device) Kernel(g attention.Geometry) string { return kernelName(modeOf(g), bucketOf(g)) }
+func (d *Device) Kernel(g attention.Geometry) string {
+	s, _ := shapeOf(g)
+	return kernelName(modeOf(g), s)
+}
 
 // Signature names the kernel and the GPU, to whose number of multiprocessors the split
 // of keys adapts.
@@ -235,7 +238,7 @@ func (d *Device) Expected(g attention.Geometry) attention.Rates {
 // Reserve takes all memory, on the device and for transfers on the host, and starts
 // the queues. The error is a NoMemoryError where others took what was to be had.
 func (d *Device) Reserve(g attention.Geometry) error {
-	if bucketOf(g) == 0 {
+	if _, ok := shapeOf(g); !ok {
 		return fmt.Errorf("%s has no kernel for D=%d and Dv=%d", d.Name(), g.D, g.Dv)
 	}
 	d.book(func(s *attention.Stats) { *s = attention.Stats{} })

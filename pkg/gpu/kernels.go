@@ -11,9 +11,11 @@ import (
 // maxFeatures is the largest D and Dv that kernels take.
 const maxFeatures = 256
 
-// buckets are the head dimensions that there are kernels for. Others are padded
-// with zeros up to the next.
-var buckets = []int{64, 128, maxFeatures}
+// shape is what a kernel is for: D, and Dv, up to these. Smaller ones are padded with
+// zeros.
+type shape struct{ d, dv int }
+
+var shapes = []shape{{64, 64}, {128, 128}, {192, 128}, {maxFeatures, maxFeatures}}
 
 // mode is how a kernel computes; docs/gpu.md has what each is good for.
 type mode string
@@ -39,18 +41,18 @@ func modeOf(g attention.Geometry) mode {
 	return split
 }
 
-// bucketOf is the head dimension of the kernel for a geometry; 0 if there is none.
-func bucketOf(g attention.Geometry) int {
-	for _, b := range buckets {
-		if max(g.D, g.Dv) <= b {
-			return b
+// shapeOf is the shape of the kernel for a geometry, and false if there is none.
+func shapeOf(g attention.Geometry) (shape, bool) {
+	for _, s := range shapes {
+		if g.D <= s.d && g.Dv <= s.dv {
+			return s, true
 		}
 	}
-	return 0
+	return shape{}, false
 }
 
-// kernelName is the name of the attention kernel of a mode and head dimension.
-func kernelName(m mode, bucket int) string { return fmt.Sprintf("attend_%s_%d", m, bucket) }
+// kernelName is the name of the attention kernel of a mode and shape.
+func kernelName(m mode, s shape) string { return fmt.Sprintf("attend_%s_%d", m, s.d) }
 
 // kernelInfo is struct KernelInfo of cuda/layout.cuh: what the host must know of an
 // attention kernel. It is read from the compiled code, beside the kernel.
@@ -58,7 +60,7 @@ type kernelInfo struct {
 	Rows     int32   // of a tile of Q
 	Keys     int32   // of a tile of K and V
 	Features int32   // of Q and K, padded
-	Columns  int32   // of a block of V
+	Columns  int32   // of V, padded
 	Planes   int32   // of Q, K and V: 2 are hi + lo
 	Two      int32   // whether sums have a low half
 	Threads  int32   // of a block
@@ -67,9 +69,9 @@ type kernelInfo struct {
 }
 
 // check refuses numbers that the host's arithmetic was not made for.
-func (k kernelInfo) check(name string, bucket int) error {
-	ok := k.Rows > 0 && k.Rows%8 == 0 && k.Keys > 0 && k.Keys%8 == 0 && int(k.Features) == bucket &&
-		k.Columns > 0 && k.Columns%64 == 0 && bucket%int(k.Columns) == 0 && (k.Planes == 1 || k.Planes == 2) &&
+func (k kernelInfo) check(name string, s shape) error {
+	ok := k.Rows > 0 && k.Rows%8 == 0 && k.Keys > 0 && k.Keys%8 == 0 && int(k.Features) == s.d &&
+		int(k.Columns) == s.dv && (k.Planes == 1 || k.Planes == 2) &&
 		(k.Two == 0 || k.Two == 1) && k.Threads > 0 && k.Shared > 0 && k.Offset >= 0 && k.Offset == float32(int32(k.Offset))
 	if !ok {
 		return fmt.Errorf("kernel %s describes itself as %+v, which the device can't be", name, k)

@@ -34,13 +34,13 @@ const (
 // pool is struct Pool.
 type pool struct {
 	KV, Query, Partial                                 uint64
-	KVSlot, KVHead, KVK, KVV, KVBlock, KVInfo, KVRest  uint64
+	KVSlot, KVHead, KVK, KVV, KVInfo, KVRest           uint64
 	QSlot, QHead, QInfo, QRest, QAcc, QLow, QMax, QSum uint64
 	PSplit, PHead                                      uint64
 	ExactC                                             float64
 	C, Offset, Steep                                   float32
-	Columns8, Rows, Group, ValueBlocks, BlockColumns   int32
-	TileRows, TileKeys, Features, Planes, Type         int32
+	Columns8, Rows, Group, TileRows, TileKeys          int32
+	Features, Columns, Planes, Type                    int32
 }
 
 // batchHead is struct Batch, work struct Work, and ref struct Ref.
@@ -58,14 +58,14 @@ type (
 // packJob is struct PackJob, and finishJob struct FinishJob.
 type (
 	packJob struct {
-		Src, Stride            uint64
-		Dst, Block, Info, Rest uint64
-		Rows, Width            int32
-		Type                   int32
-		TileRows, Panels       int32
-		Planes, Blocks         int32
-		Step, Values           int32
-		Sign, Least            float32
+		Src, Stride      uint64
+		Dst, Info, Rest  uint64
+		Rows, Width      int32
+		Type             int32
+		TileRows, Panels int32
+		Planes           int32
+		Step, Values     int32
+		Sign, Least      float32
 	}
 	finishJob struct {
 		Head, Out, LSE uint64
@@ -93,8 +93,7 @@ type layout struct {
 	sms    int
 
 	queryTiles, keyTiles    int   // of the longest chunk, in one head
-	tileQ, tileK, tileV     int64 // bytes of a tile; of V, in one block
-	blocks                  int   // of columns of V
+	tileQ, tileK, tileV     int64 // bytes of a tile
 	pool                    pool  // with addresses from 0
 	staging                 int64 // bytes of one buffer
 	buffers                 int   // of staging
@@ -116,13 +115,12 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 	l.tileQ = int64(k.Rows) * int64(k.Features) * 2 * planes
 	l.tileK = int64(k.Keys) * int64(k.Features) * 2 * planes
 	l.tileV = int64(k.Keys) * int64(k.Columns) * 2 * planes
-	l.blocks = ceilDiv(g.Dv, int(k.Columns))
 	l.layKV()
 	l.layQuery(two)
 
 	p := &l.pool
-	p.Group, p.ValueBlocks, p.BlockColumns = int32(g.Group), int32(l.blocks), k.Columns
-	p.TileRows, p.TileKeys, p.Features, p.Planes, p.Offset, p.Steep = k.Rows, k.Keys, k.Features, k.Planes, k.Offset, steepFor(g)
+	p.Group, p.TileRows, p.TileKeys, p.Features, p.Columns = int32(g.Group), k.Rows, k.Keys, k.Features, k.Columns
+	p.Planes, p.Offset, p.Steep = k.Planes, k.Offset, steepFor(g)
 	p.Type = typeCode(g.DType)
 	// A factor of zero would make NaN of the scores that the mask hides.
 	p.ExactC = math.Abs(g.Scale) * math.Log2E
@@ -154,13 +152,12 @@ func newLayout(g attention.Geometry, k kernelInfo, sms int) *layout {
 // poolBytes is what a Pool takes.
 const poolBytes = int64((unsafe.Sizeof(pool{}) + alignment - 1) / alignment * alignment)
 
-// layKV lays out a head of a KV slot: tiles of K, blocks of tiles of V, what is known
-// of each tile, and what two planes leave of K.
+// layKV lays out a head of a KV slot: tiles of K and of V, what is known of each
+// tile, and what two planes leave of K.
 func (l *layout) layKV() {
 	p := &l.pool
 	p.KVV = p.KVK + uint64(attention.Product(l.keyTiles, int(l.tileK)))
-	p.KVBlock = uint64(attention.Product(l.keyTiles, int(l.tileV)))
-	p.KVInfo = p.KVV + uint64(l.blocks)*p.KVBlock
+	p.KVInfo = p.KVV + uint64(attention.Product(l.keyTiles, int(l.tileV)))
 	end := int64(p.KVInfo) + attention.Product(l.keyTiles, tileInfoBytes)
 	if l.kernel.Planes == 2 {
 		p.KVRest = uint64(align(end))
@@ -178,7 +175,6 @@ func (l *layout) layQuery(two int64) {
 	rows := int64(l.queryTiles) * int64(l.kernel.Rows)
 	p.Rows, p.Columns8 = int32(min(rows, 1<<31-1)), int32((l.geo.Dv+7)/8*8)
 	sums := attention.Product(int(rows), int(p.Columns8), 4)
-	sumsOfWeights := attention.Product(int(rows), l.blocks, 4)
 	p.QInfo = uint64(attention.Product(l.queryTiles, int(l.tileQ)))
 	p.QAcc = uint64(align(int64(p.QInfo) + attention.Product(l.queryTiles, tileInfoBytes)))
 	if l.kernel.Planes == 2 {
@@ -187,8 +183,8 @@ func (l *layout) layQuery(two int64) {
 	}
 	p.QLow = p.QAcc + uint64(sums)
 	p.QMax = p.QLow + uint64(two*sums)
-	p.QSum = p.QMax + uint64(attention.Product(int(rows), l.blocks, maximumBytes))
-	p.QHead = uint64(align(int64(p.QSum) + (1+two)*sumsOfWeights))
+	p.QSum = p.QMax + uint64(rows*maximumBytes)
+	p.QHead = uint64(align(int64(p.QSum) + (1+two)*rows*4))
 	p.QSlot = uint64(attention.Product(l.geo.QueryHeads(), int(p.QHead)))
 	p.PHead = p.QHead - p.QAcc
 }
@@ -215,7 +211,7 @@ func (l *layout) finishBytes() int64 {
 }
 
 // units is the number of blocks of threads that one query chunk makes.
-func (l *layout) units(heads int) int { return int(attention.Product(l.queryTiles, heads, l.blocks)) }
+func (l *layout) units(heads int) int { return int(attention.Product(l.queryTiles, heads)) }
 
 // splits is the number of parts into which a launch for so many query heads cuts its
 // keys, so that no multiprocessor idles. It follows from the geometry and the device, so
@@ -236,7 +232,7 @@ const leastTiles = 8
 // head sums, their low halves, maxima and denominators, rows side by side.
 func (l *layout) stateBytes(rows, heads int) int64 {
 	two := 1 + int(l.kernel.Two)
-	return attention.Product(heads, rows, (int(l.pool.Columns8)+l.blocks)*two*4+l.blocks*maximumBytes)
+	return attention.Product(heads, rows, (int(l.pool.Columns8)+1)*two*4+maximumBytes)
 }
 
 // segment is a piece of device memory, relative to a query slot.
@@ -250,19 +246,16 @@ func (l *layout) stateSegments(rows, heads int) []segment {
 	var list []segment
 	p, two := &l.pool, 1+int(l.kernel.Two)
 	sums := int64(rows) * int64(p.Columns8) * 4
-	column := func(at uint64, n, size int) {
-		for i := range n { // of the longest chunk's rows each
-			list = append(list, segment{at + uint64(i)*uint64(p.Rows)*uint64(size), int64(rows) * int64(size)})
-		}
-	}
 	for h := range heads {
 		head := uint64(h) * p.QHead
 		list = append(list, segment{head + p.QAcc, sums})
 		if l.kernel.Two != 0 {
 			list = append(list, segment{head + p.QLow, sums})
 		}
-		column(head+p.QMax, l.blocks, maximumBytes)
-		column(head+p.QSum, l.blocks*two, 4)
+		list = append(list, segment{head + p.QMax, int64(rows) * maximumBytes})
+		for i := range two {
+			list = append(list, segment{head + p.QSum + uint64(i)*uint64(p.Rows)*4, int64(rows) * 4})
+		}
 	}
 	return list
 }

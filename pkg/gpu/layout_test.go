@@ -19,8 +19,8 @@ import (
 
 // kernels of some numbers: those of real ones are in the compiled code.
 var (
-	oneBlock  = kernelInfo{Rows: 128, Keys: 112, Features: 128, Columns: 128, Planes: 1, Threads: 384, Shared: 1000, Offset: 10}
-	twoBlocks = kernelInfo{Rows: 128, Keys: 32, Features: 256, Columns: 128, Planes: 2, Two: 1, Threads: 384, Shared: 1000, Offset: 10}
+	onePlane  = kernelInfo{Rows: 128, Keys: 112, Features: 128, Columns: 128, Planes: 1, Threads: 384, Shared: 1000, Offset: 10}
+	twoPlanes = kernelInfo{Rows: 128, Keys: 32, Features: 256, Columns: 256, Planes: 2, Two: 1, Threads: 384, Shared: 1000, Offset: 10}
 )
 
 func geometry(d, dv int, t attention.DType) attention.Geometry {
@@ -43,9 +43,11 @@ func TestModes(t *testing.T) {
 			t.Errorf("%v to %v, fast %v: %s, want %s", c.in, c.out, c.fast, got, c.want)
 		}
 	}
-	for _, c := range []struct{ d, dv, want int }{{1, 1, 64}, {64, 65, 128}, {128, 16, 128}, {129, 1, 256}, {256, 256, 256}, {257, 1, 0}} {
-		if got := bucketOf(attention.Geometry{D: c.d, Dv: c.dv}); got != c.want {
-			t.Errorf("D=%d, Dv=%d: bucket %d, want %d", c.d, c.dv, got, c.want)
+	for _, c := range []struct{ d, dv, want int }{
+		{1, 1, 64}, {64, 65, 128}, {128, 16, 128}, {129, 1, 192}, {192, 128, 192}, {192, 129, 256}, {193, 1, 256}, {1, 256, 256}, {256, 256, 256}, {257, 1, 0}, {1, 257, 0},
+	} {
+		if got, ok := shapeOf(attention.Geometry{D: c.d, Dv: c.dv}); got.d != c.want || ok != (c.want != 0) {
+			t.Errorf("D=%d, Dv=%d: the kernel for D up to %d (%v), want %d", c.d, c.dv, got.d, ok, c.want)
 		}
 	}
 }
@@ -53,7 +55,7 @@ func TestModes(t *testing.T) {
 // Parts of a head follow each other without overlap, and tiles lie where bulk copies
 // can read them.
 func TestLayout(t *testing.T) {
-	for _, k := range []kernelInfo{oneBlock, twoBlocks} {
+	for _, k := range []kernelInfo{onePlane, twoPlanes} {
 		for _, dv := range []int{1, 100, int(k.Features)} {
 			l := newLayout(geometry(100, dv, attention.F32), k, 132)
 			p := l.pool
@@ -73,14 +75,14 @@ func TestLayout(t *testing.T) {
 			}{
 				{"K", p.KVK, 0},
 				{"V", p.KVV, p.KVK + uint64(l.keyTiles)*uint64(l.tileK)},
-				{"infos of keys", p.KVInfo, p.KVV + uint64(l.blocks)*uint64(l.keyTiles)*uint64(l.tileV)},
+				{"infos of keys", p.KVInfo, p.KVV + uint64(l.keyTiles)*uint64(l.tileV)},
 				{"next KV head", p.KVHead, rest},
 				{"infos of queries", p.QInfo, uint64(l.queryTiles) * uint64(l.tileQ)},
 				{"sums", p.QAcc, queryRest},
 				{"low halves", p.QLow, p.QAcc + rows*uint64(p.Columns8)*4},
 				{"maxima", p.QMax, p.QLow + two*rows*uint64(p.Columns8)*4},
-				{"denominators", p.QSum, p.QMax + rows*uint64(l.blocks)*8},
-				{"next query head", p.QHead, p.QSum + (1+two)*rows*uint64(l.blocks)*4},
+				{"denominators", p.QSum, p.QMax + rows*8},
+				{"next query head", p.QHead, p.QSum + (1+two)*rows*4},
 			} {
 				if x.at < x.least || x.at > x.least+alignment || x.at%16 != 0 {
 					t.Errorf("%+v, Dv=%d: %s at %d, want just behind %d", k, dv, x.what, x.at, x.least)
@@ -95,7 +97,7 @@ func TestLayout(t *testing.T) {
 
 // A state's segments are disjoint parts of the slot and add up to its size.
 func TestStateSegments(t *testing.T) {
-	for _, k := range []kernelInfo{oneBlock, twoBlocks} {
+	for _, k := range []kernelInfo{onePlane, twoPlanes} {
 		l := newLayout(geometry(200, int(k.Features), attention.F32), k, 132)
 		for _, rows := range []int{1, 255, 300} {
 			var total int64
@@ -120,7 +122,7 @@ func TestSplits(t *testing.T) {
 		g := geometry(128, 128, attention.BF16)
 		g.QueryRows, g.KeyRows, g.QuerySlots = rows, 100000, 5
 		for g.Works = 1; g.Works <= g.QuerySlots; g.Works++ {
-			l := newLayout(g, oneBlock, 132)
+			l := newLayout(g, onePlane, 132)
 			for heads := g.Group; heads <= g.QueryHeads(); heads += g.Group {
 				units := l.units(heads) * g.Works
 				n := l.splits(heads)
@@ -147,30 +149,30 @@ func TestHugeFootprints(t *testing.T) {
 	} {
 		x := g
 		f(&x)
-		if n := newLayout(x, oneBlock, 132).footprint().Total(); n < 1<<45 {
+		if n := newLayout(x, onePlane, 132).footprint().Total(); n < 1<<45 {
 			t.Errorf("%+v takes %d bytes", x, n)
 		}
 	}
 }
 
 func TestFootprintIsGranular(t *testing.T) {
-	f := newLayout(geometry(128, 128, attention.BF16), oneBlock, 132).footprint()
+	f := newLayout(geometry(128, 128, attention.BF16), onePlane, 132).footprint()
 	if f.Total()%granule != 0 {
 		t.Errorf("%d bytes", f.Total())
 	}
 }
 
 func TestCheckKernel(t *testing.T) {
-	if err := oneBlock.check("x", 128); err != nil {
+	if err := onePlane.check("x", shape{128, 128}); err != nil {
 		t.Error(err)
 	}
 	for _, f := range []func(*kernelInfo){
 		func(k *kernelInfo) { k.Rows = 0 }, func(k *kernelInfo) { k.Keys = 100 }, func(k *kernelInfo) { k.Features = 64 },
 		func(k *kernelInfo) { k.Columns = 96 }, func(k *kernelInfo) { k.Planes = 3 }, func(k *kernelInfo) { k.Offset = 0.5 },
 	} {
-		k := oneBlock
+		k := onePlane
 		f(&k)
-		if k.check("x", 128) == nil {
+		if k.check("x", shape{128, 128}) == nil {
 			t.Errorf("%+v passes", k)
 		}
 	}
@@ -381,12 +383,12 @@ func TestRates(t *testing.T) {
 	info := Info{Major: 9, SMs: 132, Clock: 1980e6}
 	g := attention.Geometry{D: 128, Dv: 128, DType: attention.BF16, OutDType: attention.BF16, Scale: 1, KVHeads: 1, Group: 1,
 		QueryRows: 132 * 128, KeyRows: 112 * 100, QuerySlots: 2, KVSlots: 2}
-	full := rates(info, newLayout(g, oneBlock, 132), linkRate)
+	full := rates(info, newLayout(g, onePlane, 132), linkRate)
 	if math.Abs(full.FLOPS/720e12-1) > 1e-9 || math.Abs(full.Filled(1)-1/1.1) > 1e-9 || math.Abs(full.Filled(3)-3/3.1) > 1e-9 {
 		t.Errorf("%+v", full)
 	}
 	g.D, g.Dv, g.QueryRows = 96, 96, 133*128
-	part := rates(info, newLayout(g, oneBlock, 132), linkRate)
+	part := rates(info, newLayout(g, onePlane, 132), linkRate)
 	if math.Abs(part.FLOPS/(720e12*0.75)-1) > 1e-9 || math.Abs(part.Filled(1)-133./132/2.1) > 1e-9 {
 		t.Errorf("%+v, filled %v", part, part.Filled(1))
 	}

@@ -279,7 +279,7 @@ func (s *session) begin(o *load) error {
 		if o.state != nil {
 			return nil
 		}
-		n := s.l.blocks * int(s.pool.Rows) * o.heads
+		n := int(s.pool.Rows) * o.heads
 		return s.d.units.empty.Launch(s.packing, driver.Dim{X: min(ceilDiv(n, 256), 1024)}, driver.Dim{X: 256}, 0,
 			driver.ArgPtr(s.poolAt), driver.ArgInt(o.slot), driver.ArgInt(o.heads))
 	}
@@ -329,7 +329,7 @@ func (s *session) packJobsOf(p *parcel, buffer uint64) (jobs []packJob, tiles in
 			j := packJob{
 				Src: buffer + uint64(x.at) + uint64(i*width*g.DType.Size()), Stride: uint64(x.rows.RowBytes()),
 				Rows: int32(x.rows.N), Width: int32(width), Type: typeCode(g.DType),
-				TileRows: int32(rows), Panels: k.Features / panelFeatures, Planes: k.Planes, Blocks: 1, Step: 1, Sign: 1,
+				TileRows: int32(rows), Panels: k.Features / panelFeatures, Planes: k.Planes, Step: 1, Sign: 1,
 			}
 			tile := uint64(x.tile)
 			switch head := x.span.head + i; {
@@ -344,8 +344,8 @@ func (s *session) packJobsOf(p *parcel, buffer uint64) (jobs []packJob, tiles in
 				}
 			case x.span.value:
 				at := s.kvHead(o.slot, head)
-				j.Dst, j.Block, j.Info = at+s.pool.KVV+tile*uint64(s.l.tileV), s.pool.KVBlock, at+s.pool.KVInfo+tile*tileInfoBytes
-				j.Panels, j.Blocks = int32(s.l.blocks)*k.Columns/panelFeatures, int32(s.l.blocks)
+				j.Dst, j.Info = at+s.pool.KVV+tile*uint64(s.l.tileV), at+s.pool.KVInfo+tile*tileInfoBytes
+				j.Panels = s.pool.Columns / panelFeatures
 				j.Values, j.Step, j.Least = 1, valueStep, leastColumn(g)
 			default:
 				at := s.kvHead(o.slot, head)

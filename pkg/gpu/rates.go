@@ -4,12 +4,13 @@ package gpu
 
 import "github.com/streamcqsa/streamcqsa/pkg/attention"
 
-// The rates of an H100 with 132 multiprocessors at 1.98 GHz, FLOP/s. They are those
-// of a kernel that runs long enough to be held back by power.
+// The rates of an H100 with 132 multiprocessors at 1.98 GHz, FLOP/s, by the D of the
+// kernel's shape. They are those of a kernel that runs long enough to be held back by
+// power.
 var hopper = map[mode]map[int]float64{
-	half:   {64: 540e12, 128: 720e12, 256: 730e12},
-	split:  {64: 345e12, 128: 430e12, 256: 350e12},
-	triple: {64: 220e12, 128: 235e12, 256: 120e12},
+	half:   {64: 540e12, 128: 720e12, 192: 725e12, 256: 720e12},
+	split:  {64: 345e12, 128: 430e12, 192: 485e12, 256: 425e12},
+	triple: {64: 220e12, 128: 230e12, 192: 228e12, 256: 214e12},
 }
 
 const (
@@ -29,13 +30,13 @@ const (
 // rates are those of a geometry on a device.
 func rates(info Info, l *layout, in float64) attention.Rates {
 	g := l.geo
-	bucket := bucketOf(g)
-	flops := hopper[modeOf(g)][bucket] * float64(info.SMs) * float64(info.Clock) / hopperClocks
+	s, _ := shapeOf(g)
+	flops := hopper[modeOf(g)][s.d] * float64(info.SMs) * float64(info.Clock) / hopperClocks
 	if info.Major != 9 {
 		flops *= ampereShare
 	}
 	// Features that are only there to fill a tile cost as much as others.
-	flops *= float64(g.D+g.Dv) / float64(bucket+l.blocks*int(l.kernel.Columns))
+	flops *= float64(g.D+g.Dv) / float64(s.d+int(l.pool.Columns))
 	flops *= float64(g.QueryRows) / float64(l.queryTiles*int(l.kernel.Rows)) * float64(g.KeyRows) / float64(l.keyTiles*int(l.kernel.Keys))
 	load := float64(attention.Product(g.KVHeads, g.KeyRows, g.D+g.Dv, g.DType.Size()))
 	in *= load / (load + in*loadCost)

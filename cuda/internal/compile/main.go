@@ -129,9 +129,15 @@ func (c *compiler) image(name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s.cu: nvcc: %w\n%s", name, err, out)
 	}
+	if serialized.Match(out) {
+		return nil, fmt.Errorf("%s.cu: the compiler waits after every wgmma:\n%s", name, out)
+	}
 	os.Stdout.Write(out)
 	return os.ReadFile(result)
 }
+
+// serialized finds the remark about kernels that are correct, but slow.
+var serialized = regexp.MustCompile(`wgmma\S* instructions are serialized`)
 
 // write writes the manifest, and removes what it doesn't list.
 func (c *compiler) write(m unit.Manifest) error {

@@ -116,11 +116,11 @@ func (s suite) exact(t *testing.T) {
 // Every input type meets every output type and every head dimension.
 func (s suite) exactTypesAndDimensions(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 12))
-	for _, d := range []int{1, 8, 32, 64, 80, 96, 128, 192, 256} {
+	for _, dims := range [][2]int{{1, 1}, {8, 8}, {32, 32}, {64, 64}, {80, 80}, {96, 96}, {128, 128}, {192, 128}, {192, 192}, {256, 96}, {256, 256}} {
 		for _, in := range dtypes {
 			for _, out := range dtypes {
-				p := Problem(37, d)
-				p.Nk, p.DType, p.OutDType, p.Causal = 150, in, out, attention.BottomRight
+				p := Problem(37, dims[0])
+				p.Dv, p.Nk, p.DType, p.OutDType, p.Causal = dims[1], 150, in, out, attention.BottomRight
 				x := Random(p, rng)
 				s.Check(t, fmt.Sprintf("%+v", p), Compare(t, x, s.Compute(t, x, Way{KeyChunk: 100}), 37), out)
 			}
