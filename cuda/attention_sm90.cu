@@ -17,11 +17,11 @@ constexpr int kNotes = 2 * kScan;  // kScan are written at once, while a few bef
 // float16 results of 16-bit inputs. Triple: float32 inputs.
 //
 // DV: columns of V whose products with the weights are computed at once. Parts: how
-// many times DV all columns are. Planes: of Q, K and V. WeightPlanes: of the weights. Window: tiles
-// before the sums are added to the state in memory. The tensor cores cut off what a sum
-// can't hold: Half, whose results are rounded to 8 bits, leaves them the sums of a
-// window; the others, of one tile, and a master in registers adds those up, rounded
-// to nearest.
+// many times DV all columns are. Planes: of Q, K and V. WeightPlanes: of the weights.
+// Window: tiles before the sums are added to the state in memory. The tensor cores cut
+// off what a sum can't hold: Half, whose results are rounded to 8 bits, leaves them the
+// sums of a window; the others, of one tile, and a master in registers adds those up,
+// rounded to nearest.
 template <int DK_, int DV_, int Parts, int Warpgroups, int Keys, int Planes_, int WeightPlanes_, int Window_>
 struct Config {
     static constexpr int DK = DK_, DV = DV_, parts = Parts, columns = DV * parts, WG = Warpgroups, BN = Keys, BM = 64 * WG;

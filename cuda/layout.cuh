@@ -20,9 +20,9 @@
 #pragma once
 #include <stdint.h>
 
-constexpr int kPanel = 64;     // features of a panel
+constexpr int kPanel = 64;      // features of a panel
 constexpr int kRowBytes = 128;  // of a panel
-constexpr int kGroup = 8;      // rows after which the swizzle repeats
+constexpr int kGroup = 8;       // rows after which the swizzle repeats
 constexpr int kGroupBytes = kGroup * kRowBytes;
 
 // pieceAt is where the piece of a column is, in a tile of so many rows and planes.

@@ -345,7 +345,7 @@ func (s *session) packJobsOf(p *parcel, buffer uint64) (jobs []packJob, tiles in
 			case x.span.value:
 				at := s.kvHead(o.slot, head)
 				j.Dst, j.Info = at+s.pool.KVV+tile*uint64(s.l.tileV), at+s.pool.KVInfo+tile*tileInfoBytes
-				j.Panels = s.pool.Columns / panelFeatures
+				j.Panels = k.Columns / panelFeatures
 				j.Values, j.Step, j.Least = 1, valueStep, leastColumn(g)
 			default:
 				at := s.kvHead(o.slot, head)

@@ -36,7 +36,7 @@ func rates(info Info, l *layout, in float64) attention.Rates {
 		flops *= ampereShare
 	}
 	// Features that are only there to fill a tile cost as much as others.
-	flops *= float64(g.D+g.Dv) / float64(s.d+int(l.pool.Columns))
+	flops *= float64(g.D+g.Dv) / float64(s.d+s.dv)
 	flops *= float64(g.QueryRows) / float64(l.queryTiles*int(l.kernel.Rows)) * float64(g.KeyRows) / float64(l.keyTiles*int(l.kernel.Keys))
 	load := float64(attention.Product(g.KVHeads, g.KeyRows, g.D+g.Dv, g.DType.Size()))
 	in *= load / (load + in*loadCost)
